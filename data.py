@@ -1,0 +1,360 @@
+"""Source trees to documents, documents to batches.
+
+The default corpus is what every machine already has: the Python standard library without its tests,
+and for sizes from `small` on the packages installed beside it. `--source DIR` takes your own code.
+Files are read safely, exact duplicates dropped, whole top-level modules held out for validation,
+and what resembles a held-out document is kept out of training. The tokenizer is trained here too,
+on training documents only.
+
+A batch row is made on the fly and is a pure function of (seed, step, row): the state of the loader
+is the step, and the batch at a step is the same on one device and on eight.
+
+This file knows nothing of models and optimizers (model.py, pretrain.py) nor of the FIM format
+(fim.py).
+
+    python data.py                                 # out/data and out/tokenizer, about 10 s
+    python data.py --source ~/my/code --out mine   # from your own code
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import sysconfig
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fim import FIM_RATE, fim_document, fim_ids, normalize
+from tokenizer import ENDOFTEXT, InputError, Tokenizer, read_json, run, whole_folder, write_json
+
+LANGUAGES = {               # by extension; what is not here is not read
+    ".py": "python", ".pyi": "python", ".c": "c", ".h": "c", ".cc": "c++", ".cpp": "c++",
+    ".cxx": "c++", ".hpp": "c++", ".hh": "c++", ".cu": "cuda", ".cs": "c#", ".css": "css",
+    ".dart": "dart", ".ex": "elixir", ".exs": "elixir", ".erl": "erlang", ".go": "go",
+    ".hs": "haskell", ".html": "html", ".java": "java", ".jl": "julia", ".js": "javascript",
+    ".jsx": "javascript", ".mjs": "javascript", ".kt": "kotlin", ".lua": "lua", ".md": "markdown",
+    ".ml": "ocaml", ".php": "php", ".pl": "perl", ".proto": "protocol-buffer", ".r": "r",
+    ".rb": "ruby", ".rs": "rust", ".rst": "restructuredtext", ".scala": "scala", ".sh": "shell",
+    ".sql": "sql", ".swift": "swift", ".tex": "tex", ".ts": "typescript", ".tsx": "typescript",
+    ".zig": "zig"}
+SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages", "build", "dist"}
+STDLIB_SKIPPED = {"test", "tests", "idle_test", "encodings", "pydoc_data", "lib-dynload"}
+LARGEST_FILE = 1_000_000    # bytes
+HELD_OUT_SHARE = 0.05       # of the corpus' bytes, in whole top-level modules
+NEAR = 0.5                  # Jaccard similarity from which a document counts as a copy
+SHORTEST_FIM = 16           # tokens; smaller pieces are not worth cutting in three
+TOKENIZER_TEXT = 100_000_000    # characters that a tokenizer is trained on, at most
+
+# ------------------------------------------------------------------------------------------------
+# Source trees -> documents
+
+
+def read_document(path, root, repo, dropped):
+    """One file as a document, or None with the reason counted in dropped."""
+    if path.is_symlink():
+        reason = "link"
+    elif path.stat().st_size > LARGEST_FILE:
+        reason = "over 1 MB"
+    else:
+        try:
+            text = normalize(path.read_bytes().decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            text, reason = "", "not UTF-8"
+        else:
+            reason = "binary" if "\0" in text else "empty"
+        if text.strip() and "\0" not in text:
+            return {"text": text, "path": path.relative_to(root).as_posix(), "repo": repo,
+                    "language": LANGUAGES[path.suffix.lower()]}
+    dropped[reason] += 1
+
+
+def documents(source, dropped=None):
+    """Yield the documents of a source, in the order of their paths.
+
+    source: "stdlib", "packages" (installed beside it; each is a repository of its own) or a folder.
+    Links are not followed. dropped: a Counter for the files left out, by reason.
+    """
+    dropped = Counter() if dropped is None else dropped
+    paths, skipped = sysconfig.get_paths(), set(SKIPPED_FOLDERS)
+    if source == "stdlib":
+        root, skipped = Path(paths["stdlib"]), skipped | STDLIB_SKIPPED
+    else:
+        root = Path(paths["purelib"] if source == "packages" else source).resolve()
+    if not root.is_dir():
+        raise InputError(f"--source {source}: no such folder")
+    suffixes = {".py"} if source == "stdlib" else set(LANGUAGES)
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders
+                               if name not in skipped and not name.startswith("."))
+        for name in sorted(files):
+            path = Path(folder, name)
+            if path.suffix.lower() in suffixes:
+                module = path.relative_to(root).parts[0]
+                repo = {"stdlib": "cpython", "packages": module}.get(source, root.name)
+                document = read_document(path, root, repo, dropped)
+                if document:
+                    yield {**document, "source": str(source)}
+
+
+def drop_duplicates(corpus, dropped):
+    """Keep of equal texts the one whose (source, path) comes first."""
+    kept = {}
+    for document in sorted(corpus, key=lambda document: (document["source"], document["path"])):
+        kept.setdefault(hashlib.sha256(document["text"].encode()).digest(), document)
+    dropped["exact duplicate"] += len(corpus) - len(kept)
+    return list(kept.values())
+
+
+# ------------------------------------------------------------------------------------------------
+# Training and validation
+
+
+def split(corpus):
+    """Hold out whole top-level modules, in the order of the hash of their names -> (train, held).
+
+    With `packages` the held-out modules are those of the standard library alone, so that every size
+    is measured on the same text. A corpus of one module is split by file.
+    """
+    candidates = [d for d in corpus if d["source"] == "stdlib"] or corpus
+    by_module = len({document["path"].split("/")[0] for document in candidates}) > 1
+
+    def module(document):
+        return document["source"], document["path"].split("/")[0] if by_module else document["path"]
+
+    size = Counter()
+    for document in candidates:
+        size[module(document)] += len(document["text"])
+    room, held = HELD_OUT_SHARE * sum(size.values()), set()
+    for name in sorted(size, key=lambda name: hashlib.sha256(repr(name).encode()).digest()):
+        if size[name] <= room:
+            held.add(name)
+            room -= size[name]
+    if not held:
+        held = {min(size, key=size.get)} if len(size) > 1 else set()
+    train = [document for document in corpus if module(document) not in held]
+    validation = [document for document in candidates if module(document) in held]
+    if not train or not validation:
+        raise InputError(f"{len(corpus)} documents are too few to train on some and hold out others; "
+                         "give a folder with more code")
+    return train, validation
+
+
+def shingles(text):
+    """Hashes of all runs of five words: the set that near-duplicates share."""
+    words = np.array([hash_word(word) for word in re.findall(r"\w+", text)], dtype=np.uint64)
+    runs = words[:-4] if len(words) > 4 else words[:0]
+    for i in range(1, 5):
+        runs = runs * np.uint64(0x9E3779B97F4A7C15) ^ words[i:len(words) - 4 + i]
+    return np.unique(runs)
+
+
+WORD_HASHES = {}
+
+
+def hash_word(word):
+    if word not in WORD_HASHES:
+        digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
+        WORD_HASHES[word] = int.from_bytes(digest, "little")
+    return WORD_HASHES[word]
+
+
+def drop_near_copies(train, validation, dropped):
+    """Leave out training documents that a held-out one resembles: Jaccard of shingles over NEAR."""
+    held = [shingles(document["text"]) for document in validation]
+    owners = np.concatenate([np.full(len(own), i) for i, own in enumerate(held)])
+    values = np.concatenate(held)
+    order = values.argsort(kind="stable")
+    values, owners = values[order], owners[order]
+
+    def near(document):
+        own = shingles(document["text"])
+        left, right = np.searchsorted(values, own), np.searchsorted(values, own, side="right")
+        found = np.concatenate([owners[a:b] for a, b in zip(left, right) if a < b] or [owners[:0]])
+        shared = np.bincount(found, minlength=len(held))
+        union = np.array([len(other) for other in held]) + len(own) - shared
+        return bool(len(own)) and (shared / np.maximum(union, 1)).max() >= NEAR
+
+    kept = [document for document in train if not near(document)]
+    dropped["like a held-out document"] += len(train) - len(kept)
+    return kept
+
+
+def prepare(out, sources, vocab_size, fresh=False):
+    """Make out/data and, for a vocab_size, out/tokenizer unless they are there -> what was dropped.
+
+    InputError if the folders there were made from other sources or for another vocabulary.
+    """
+    folder, sources = Path(out) / "data", [str(source) for source in sources]
+    if fresh or not folder.exists():
+        dropped = Counter()
+        corpus = [document for source in sources for document in documents(source, dropped)]
+        if not corpus:
+            raise InputError(f"--source {' '.join(sources)}: no source code found there")
+        train, validation = split(drop_duplicates(corpus, dropped))
+        train = drop_near_copies(train, validation, dropped)
+        with whole_folder(folder) as new:
+            for name, part in (("train", train), ("validation", validation)):
+                lines = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in part)
+                (new / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+            write_json(new / "about.json", {
+                "sources": sources, "dropped": dict(dropped),
+                "train": {"documents": len(train), "bytes": text_bytes(train)},
+                "validation": {"documents": len(validation), "bytes": text_bytes(validation)}})
+    about = read_json(folder / "about.json")
+    if about["sources"] != sources:
+        raise InputError(f"{folder} was made from {' '.join(about['sources'])}, not from "
+                         f"{' '.join(sources)}; give another --out, or --fresh to make it anew")
+    if vocab_size:
+        folder = Path(out) / "tokenizer"
+        if fresh or not folder.exists():
+            texts, left = [], TOKENIZER_TEXT
+            for document in load_documents(out, "train"):
+                texts.append(document["text"][:left])
+                left -= len(texts[-1])
+            tokenizer = Tokenizer.train(texts, vocab_size)
+            with whole_folder(folder) as new:
+                tokenizer.save(new)
+                write_json(new / "about.json", {"vocab_size": vocab_size})
+        made_for = read_json(folder / "about.json")["vocab_size"]
+        if made_for != vocab_size:
+            raise InputError(f"{folder} was made for {made_for} ids, not {vocab_size}; "
+                             "give another --out, or --fresh to make it anew")
+    return about
+
+
+def text_bytes(corpus):
+    return sum(len(document["text"].encode()) for document in corpus)
+
+
+def load_documents(out, part):
+    """The documents of out/data: part is "train" or "validation"."""
+    with open(Path(out) / "data" / f"{part}.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+# ------------------------------------------------------------------------------------------------
+# Documents -> batches
+
+
+def generator(seed, purpose, index):
+    """Randomness that depends on nothing but its three names."""
+    return np.random.default_rng([seed, *purpose.encode(), index])
+
+
+class Batches:
+    """batches(step) -> the step's rows for one rank, as a list of device batches (dicts of tensors).
+
+    All documents stand one after another, each preceded by <|endoftext|>, in one long stream of
+    ids. An epoch cuts the stream into slices of T + 1 ids that overlap by one, and visits them in
+    a random order. A slice is a row: its pieces of documents are turned into FIM or not, each by
+    itself. An <|endoftext|> is the last target of the document before it and the first input of
+    the one after it, so no prediction crosses documents.
+    """
+
+    def __init__(self, corpus, tokenizer, seq_len, batch_rows, device_batch=None, seed=0,
+                 fim_rate=FIM_RATE, rank=0, world=1):
+        if batch_rows % world:
+            raise InputError(f"{batch_rows} rows a step cannot be shared evenly by {world} processes; "
+                             "change --batch-tokens")
+        self.tokenizer, self.T, self.seed, self.fim_rate = tokenizer, seq_len, seed, fim_rate
+        self.batch_rows, self.rank, self.world = batch_rows, rank, world
+        self.device_batch = device_batch or batch_rows
+        self.end = tokenizer.special[ENDOFTEXT]
+        pieces = [np.array([self.end, *ids], dtype=np.uint32)
+                  for ids in tokenizer.encode_batch([document["text"] for document in corpus])]
+        self.stream = np.concatenate([*pieces, pieces[0][:1]])
+        if len(self.stream) < 2 * seq_len + 2:
+            raise InputError(f"{len(self.stream):,} tokens are too few for rows of {seq_len}; "
+                             "give more code or a smaller --seq-len")
+        self.rows_per_epoch = (len(self.stream) - 1) // seq_len - 1     # one to spare: the offset
+
+    def slice(self, index):
+        """Row `index` of the endless run, before FIM: ids (T + 1,)."""
+        epoch, place = divmod(index, self.rows_per_epoch)
+        if epoch != getattr(self, "epoch", None):
+            rng = generator(self.seed, "order", epoch)
+            self.offset = int(rng.integers(self.T))
+            self.epoch, self.order = epoch, rng.permutation(self.rows_per_epoch)
+        start = self.offset + int(self.order[place]) * self.T
+        return self.stream[start:start + self.T + 1].astype(np.int64)
+
+    def fim_piece(self, ids, room, rng):
+        """A piece of a document as FIM ids, at most `room` of them, its end cut off to fit."""
+        for spare in range(3, len(ids) + 1):
+            data = self.tokenizer.decode_bytes(ids[:max(0, room - spare)].tolist())
+            prefix, middle, suffix = fim_document(data.decode("utf-8", errors="ignore"), rng)
+            new = fim_ids(self.tokenizer, prefix, suffix, middle)
+            if len(new) <= room:
+                return new
+
+    def row(self, index):
+        """Row `index`: inputs, targets and document_starts, each (T,).
+
+        A FIM piece needs a few ids more than the text it holds, so it loses the end of its text;
+        ids still missing to a full row are <|endoftext|> without a target.
+        """
+        ids = self.slice(index)
+        cuts = [0, *np.flatnonzero(ids[1:self.T] == self.end) + 1, self.T + 1]
+        rng = generator(self.seed, "fim", index)
+        out, targets, starts = [], [], []
+        for left, right in zip(cuts, cuts[1:]):
+            piece, last = ids[left:right], right == self.T + 1
+            head = int(piece[0] == self.end)                # the <|endoftext|> that opens a document
+            room = len(piece) - head - last                 # the row's last id closes the piece
+            inside, start, closing = piece[head:head + room].tolist(), len(out), int(piece[-1])
+            missing = 0
+            if room >= SHORTEST_FIM and rng.random() < self.fim_rate:
+                inside = self.fim_piece(np.array(inside), room, rng)
+                missing, closing = room - len(inside), self.end
+            new = [*piece[:head].tolist(), *inside]
+            out += new + [self.end] * missing
+            targets += [*new[1:], closing if last else self.end] + [-100] * missing
+            starts += [start] * (len(new) + missing)
+        return np.array(out), np.array(targets), np.array(starts)
+
+    def __call__(self, step):
+        share = self.batch_rows // self.world
+        first = step * self.batch_rows + self.rank * share
+        rows = [self.row(first + j) for j in range(share)]
+        return [self.device_rows(rows[j:j + self.device_batch])
+                for j in range(0, share, self.device_batch)]
+
+    def device_rows(self, rows):
+        inputs, targets, starts = (torch.from_numpy(np.stack(column)) for column in zip(*rows))
+        return {"input_ids": inputs, "targets": targets, "count": int((targets != -100).sum()),
+                "document_starts": starts if starts.any() else None}
+
+
+def source_flag(parser):
+    parser.add_argument("--source", action="append", metavar="DIR",
+                        help="folder of source code, repeatable (default: the Python standard "
+                        "library, from --size small on also the installed packages)")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Gather source code, hold some out, train a tokenizer.")
+    source_flag(parser)
+    parser.add_argument("--out", default="out", help="root folder of the stages (default: %(default)s)")
+    parser.add_argument("--vocab-size", type=int, default=4096,
+                        help="ids of the tokenizer, control tokens included (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="make both anew")
+    args = parser.parse_args()
+    about = prepare(args.out, args.source or ["stdlib"], args.vocab_size, args.fresh)
+    report(args.out, about)
+
+
+def report(out, about):
+    """Print what out/data holds."""
+    for part in ("train", "validation"):
+        print(f"{out}/data/{part}.jsonl: {about[part]['documents']:,} documents, "
+              f"{about[part]['bytes']:,} bytes")
+    reasons = ", ".join(f"{n} {reason}" for reason, n in about["dropped"].items() if n) or "nothing"
+    print(f"left out: {reasons}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,529 @@
+"""The Qwen2.5-Coder decoder: ids to logits, logits to ids, and checkpoint folders.
+
+A Llama-like transformer: token embedding, then blocks of grouped-query attention (biases on
+q, k, v only) and SwiGLU, each behind an RMSNorm and added to the residual stream; rotary
+positions; the head is the embedding again in sizes up to 3B (report, table 1; facts that table 1
+gets wrong are taken from the published config.json files). All names are those of the published
+checkpoints, so loading and saving need no key map.
+
+    B batch rows   T tokens in a row   D hidden_size   H query heads   K key-value heads
+    d head_dim     V vocabulary rows   heads always stay in the third place: (B, T, H, d)
+
+This file knows ids only, not text (tokenizer.py), and nothing about training (pretrain.py).
+It is imported, not run: `python fim.py FILE` and `python evaluate.py` use a trained model.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from kernels import (attention_mask, attention_reference, linear_cross_entropy,
+                     linear_log_probabilities)
+from tokenizer import InputError, hub_folder, read_json, write_json
+
+SHARD_BYTES = 5e9       # a larger model is saved in several files with an index
+PLAIN_ATTENTION_ROWS = 512      # bf16 rows on a CPU for which the plain formula beats SDPA, measured
+
+# ------------------------------------------------------------------------------------------------
+# Configurations
+
+
+@dataclasses.dataclass
+class Config:
+    """The fields of a published config.json that change what the model computes."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int = 151936            # rows of the embedding; more than there are tokens
+    tie_word_embeddings: bool = True
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    rope_scaling: dict = None           # {"type": "yarn", "factor", "original_max_position_..."}
+    max_position_embeddings: int = 32768
+    initializer_range: float = 0.02
+    eos_token_id: int = 151643
+
+    @property
+    def head_dim(self):
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_json(cls, path):
+        """Read a config.json; InputError says what makes it something else than Qwen2."""
+        data = read_json(path)
+        if not isinstance(data, dict) or data.get("model_type") != "qwen2":
+            found = data.get("model_type") if isinstance(data, dict) else type(data).__name__
+            raise InputError(f"{path}: model_type is {found!r}, expected 'qwen2'")
+        rope = data.get("rope_parameters") or {}            # where transformers 5 keeps them
+        data = {"rope_theta": rope.get("rope_theta"), **data}
+        if data.get("rope_scaling") is None and rope.get("rope_type", "default") != "default":
+            data["rope_scaling"] = rope
+        names = {field.name for field in dataclasses.fields(cls)}
+        given = {name: value for name, value in data.items() if name in names and value is not None}
+        if isinstance(given.get("eos_token_id"), list):
+            given["eos_token_id"] = given["eos_token_id"][0]
+        try:
+            config = cls(**given)
+        except TypeError as error:
+            raise InputError(f"{path}: {str(error).split('__init__() ')[-1]}") from None
+        config.check(path, data)
+        return config
+
+    def check(self, path, data):
+        kind = (self.rope_scaling or {"type": "yarn"})
+        kind = kind.get("rope_type", kind.get("type"))
+        rules = [
+            (self.hidden_size % self.num_attention_heads == 0, "hidden_size is not a multiple of "
+             "num_attention_heads"),
+            (self.num_attention_heads % self.num_key_value_heads == 0, "num_attention_heads is not "
+             "a multiple of num_key_value_heads"),
+            (data.get("hidden_act", "silu") == "silu", "hidden_act is not silu"),
+            (not data.get("use_sliding_window"), "use_sliding_window is not supported"),
+            (data.get("head_dim") in (None, self.head_dim), "head_dim is not hidden_size / heads"),
+            (kind == "yarn", f"rope_scaling of type {kind!r} is not supported, only 'yarn'")]
+        for fits, problem in rules:
+            if not fits:
+                raise InputError(f"{path}: {problem}")
+
+    def to_json(self, path, dtype):
+        """Write a config.json that transformers and vLLM read as Qwen2."""
+        write_json(path, {
+            "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
+            "attention_dropout": 0.0, "use_sliding_window": False, "use_cache": True,
+            "bos_token_id": self.eos_token_id, "torch_dtype": str(dtype).removeprefix("torch."),
+            **dataclasses.asdict(self)})
+
+
+def _published(hidden_size, layers, heads, kv_heads, intermediate_size, **other):
+    return Config(hidden_size, layers, heads, kv_heads, intermediate_size, **other)
+
+
+UNTIED = dict(vocab_size=152064, tie_word_embeddings=False)
+CONFIGS = {
+    "tiny": Config(256, 4, 4, 2, 704, vocab_size=4096, rope_theta=1e4,
+                   max_position_embeddings=256),
+    "small": Config(512, 10, 8, 2, 1536, vocab_size=16384, rope_theta=1e4,
+                    max_position_embeddings=1024),
+    "0.5B": _published(896, 24, 14, 2, 4864),
+    "1.5B": _published(1536, 28, 12, 2, 8960),
+    "3B": _published(2048, 36, 16, 2, 11008),
+    "7B": _published(3584, 28, 28, 4, 18944, **UNTIED),
+    "14B": _published(5120, 48, 40, 8, 13824, **UNTIED, rms_norm_eps=1e-5),
+    "32B": _published(5120, 64, 40, 8, 27648, **UNTIED, rms_norm_eps=1e-5),
+}
+
+# ------------------------------------------------------------------------------------------------
+# Positions
+
+
+def rotary_frequencies(config):
+    """How far each pair of channels turns per position, and a factor on cos and sin: (d/2,), float.
+
+    Plain RoPE: theta^(-2i/d). YaRN (arXiv 2309.00071) keeps the fast pairs, slows the slow ones
+    down by `factor`, blends those between, and scales the logits by (0.1 ln(factor) + 1)^2.
+    """
+    d, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
+    frequencies = theta ** (-torch.arange(0, d, 2, dtype=torch.float32, device="cpu") / d)
+    if scaling is None:
+        return frequencies, 1.0
+    length = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+    factor = scaling["factor"]
+
+    def channel(turns):     # the pair that makes so many turns within the original length
+        return d * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(channel(scaling.get("beta_fast", 32))), 0)
+    high = min(math.ceil(channel(scaling.get("beta_slow", 1))), d - 1)
+    slow = ((torch.arange(d // 2, device="cpu") - low) / max(high - low, 1e-3)).clamp(0, 1)
+    scale = scaling.get("attention_factor") or 0.1 * math.log(factor) + 1
+    return frequencies / factor * slow + frequencies * (1 - slow), scale
+
+
+def rotate(x, cos, sin):
+    """Turn channel i against channel i + d/2: x (B, T, H, d), cos and sin (B, T, 1, d/2)."""
+    first, second = x.chunk(2, dim=-1)                                  # (B, T, H, d/2) each
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def attention(q, k, v, document_starts=None, mask=None):
+    """Causal grouped-query attention inside documents: (B, T, H, d), (B, S, K, d) -> (B, T, H, d).
+
+    The T queries are the last of S positions. document_starts (B, T): row index at which each
+    token's document starts; None: one document a row. mask: attention_mask() of them, made once
+    for all layers. Runs on PyTorch's SDPA, but on the plain formula where that is faster.
+    """
+    T, S = q.shape[1], k.shape[1]
+    plain = (q.device.type, q.dtype) == ("cpu", torch.bfloat16) and T <= PLAIN_ATTENTION_ROWS
+    if mask is None and (plain or document_starts is not None or 1 < T < S):
+        starts = torch.zeros(1, T) if document_starts is None else document_starts
+        mask = attention_mask(starts, S, q.dtype)
+    if plain:
+        return attention_reference(q, k, v, mask)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))                    # SDPA: (B, H, T, d)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
+                                         enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2)                                          # (B, T, H, d)
+
+
+# ------------------------------------------------------------------------------------------------
+# The decoder
+
+
+class Linear(nn.Linear):
+    """A linear layer that computes in its input's dtype, whatever its weights are stored in."""
+
+    def forward(self, x):
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the division in fp32: (..., D) -> (..., D)."""
+
+    def __init__(self, size, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        x32 = x.float()
+        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight.to(x.dtype) * x32.to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        D, d = config.hidden_size, config.head_dim
+        H, K = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = d
+        self.q_proj = Linear(D, H * d)
+        self.k_proj = Linear(D, K * d)
+        self.v_proj = Linear(D, K * d)
+        self.o_proj = Linear(H * d, D, bias=False)
+
+    def forward(self, x, positions, cache=None, layer=None):
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)                # (B, T, H, d)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)                # (B, T, K, d)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)
+        cos, sin, document_starts, mask = positions
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)                            # (B, all so far, K, d)
+        return self.o_proj(attention(q, k, v, document_starts, mask).flatten(2))    # (B, T, D)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)), (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config):
+        super().__init__()
+        D, size = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(D, size, bias=False)
+        self.up_proj = Linear(D, size, bias=False)
+        self.down_proj = Linear(size, D, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x, positions, cache=None, layer=None):
+        x = x + self.self_attn(self.input_layernorm(x), positions, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and the last norm: ids (B, T) -> hidden (B, T, D)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        frequencies, self.rotary_scale = rotary_frequencies(config)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def positions(self, input_ids, document_starts, past, dtype):
+        """What depends on positions alone, made once for all layers: cos, sin, starts, mask."""
+        T = input_ids.shape[1]
+        index = torch.arange(past, past + T, device=input_ids.device)[None]         # (1, T)
+        if document_starts is not None:
+            index = index - document_starts                                         # (B, T)
+        angles = index[:, :, None, None] * self.frequencies                         # (B, T, 1, d/2)
+        cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
+        mask = None if document_starts is None else attention_mask(document_starts, past + T, dtype)
+        return cos.to(dtype), sin.to(dtype), document_starts, mask
+
+    def forward(self, input_ids, document_starts=None, cache=None, dtype=None):
+        x = self.embed_tokens(input_ids)                                            # (B, T, D)
+        x = x.to(dtype or x.dtype)
+        past = cache.length if cache is not None else 0
+        positions = self.positions(input_ids, document_starts, past, x.dtype)
+        for layer, block in enumerate(self.layers):
+            x = block(x, positions, cache, layer)
+        if cache is not None:
+            cache.length += input_ids.shape[1]
+        return self.norm(x)
+
+
+class CausalLM(nn.Module):
+    """The decoder and its head. compute_dtype: activations' dtype, if not that of the weights."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.compute_dtype = None
+        self.model = Decoder(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def head(self):
+        tied = self.config.tie_word_embeddings
+        return self.model.embed_tokens.weight if tied else self.lm_head.weight      # (V, D)
+
+    def forward(self, input_ids, document_starts=None, targets=None, reduce="sum", cache=None,
+                last=False):
+        """ids (B, T) -> logits (B, T, V), or (B, 1, V) with last=True.
+
+        With targets (B, T), -100 = no loss: their loss summed, in nats; with reduce="none" the
+        log-probability of each target (B, T). Then the logits are never all there at once.
+        """
+        hidden = self.model(input_ids, document_starts, cache, self.compute_dtype)  # (B, T, D)
+        if targets is None:
+            hidden = hidden[:, -1:] if last else hidden
+            return F.linear(hidden, self.head.to(hidden.dtype))                     # (B, T, V)
+        loss = linear_cross_entropy if reduce == "sum" else linear_log_probabilities
+        out = loss(hidden.flatten(0, 1), self.head, targets.flatten())
+        return out if reduce == "sum" else out.view(targets.shape)
+
+
+def init_weights(model, seed):
+    """Normal weights with the published deviation, zero biases; same seed, same weights anywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, model.config.initializer_range, generator=generator)
+            elif name.endswith("bias"):
+                parameter.zero_()
+
+
+def parameter_count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# ------------------------------------------------------------------------------------------------
+# Generation
+
+
+class KVCache:
+    """Keys (rotated) and values of what the model has read: per layer (B, capacity, K, d)."""
+
+    def __init__(self, model, B, capacity):
+        config, weight = model.config, model.head
+        shape = (B, capacity, config.num_key_value_heads, config.head_dim)
+        make = dict(dtype=model.compute_dtype or weight.dtype, device=weight.device)
+        self.k = [torch.empty(shape, **make) for _ in range(config.num_hidden_layers)]
+        self.v = [torch.empty(shape, **make) for _ in range(config.num_hidden_layers)]
+        self.length = 0
+
+    def append(self, layer, k, v):
+        end = self.length + k.shape[1]
+        self.k[layer][:, self.length:end] = k
+        self.v[layer][:, self.length:end] = v
+        return self.k[layer][:, :end], self.v[layer][:, :end]
+
+
+def sample(logits, temperature, top_k, top_p, chance):
+    """Choose one id per row: logits (B, V), chance (B, 1) in [0, 1) -> (B,). Temperature 0: the best.
+
+    top_k: only the k best (0: all). top_p: only the fewest best that reach this probability.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    values, ids = logits.sort(-1, descending=True, stable=True)
+    if top_k:
+        values[:, top_k:] = float("-inf")
+    probabilities = (values / temperature).softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= top_p, 0)
+    reached = probabilities.cumsum(-1)
+    place = (reached <= chance * reached[:, -1:]).sum(-1, keepdim=True)
+    return ids.gather(1, place.clamp(max=logits.shape[1] - 1))[:, 0]
+
+
+def penalize(logits, seen, penalty):
+    """Make ids that were seen (B, V) less likely: positive logits / penalty, negative * penalty."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+@torch.no_grad()
+def generate(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0,
+             repetition_penalty=1.0, stop_ids=(), stop=None, vocab_size=None, seed=0,
+             on_token=None):
+    """Continue each prompt (a list of ids) -> the new ids of each, without the stop id.
+
+    stop(new_ids) -> bool ends a row early. vocab_size: rows from there on have no token and are
+    never chosen. on_token(row, id) sees each id as it comes. Shorter prompts are padded on the
+    left, as if another document stood before them, so a batch gives what each prompt gives alone.
+    """
+    if not prompts or not all(prompts):
+        raise InputError("generate: an empty prompt; give at least one id")
+    device, B, longest = model.head.device, len(prompts), max(map(len, prompts))
+    pad = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)[:, None]
+    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    index = torch.arange(longest, device=device)[None]
+    starts = torch.where(index < pad, index, pad) if pad.any() else None            # (B, T)
+    cache = KVCache(model, B, longest + max_new_tokens)
+    generators = [torch.Generator().manual_seed(seed + row) for row in range(B)]
+    seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=device)
+    for row, prompt in enumerate(prompts):
+        seen[row, list(prompt)] = True
+    new, running = [[] for _ in prompts], set(range(B))
+    for _ in range(max_new_tokens):
+        logits = model(ids, starts, cache=cache, last=True)[:, -1].float()          # (B, V)
+        if vocab_size:
+            logits[:, vocab_size:] = float("-inf")
+        if repetition_penalty != 1:
+            logits = penalize(logits, seen, repetition_penalty)
+        chance = 0 if temperature == 0 else torch.stack(
+            [torch.rand(1, generator=generator) for generator in generators]).to(device)
+        chosen = sample(logits, temperature, top_k, top_p, chance)                  # (B,)
+        for row, token in enumerate(chosen.tolist()):
+            if row not in running:
+                continue
+            if token in stop_ids:
+                running.discard(row)
+                continue
+            new[row].append(token)
+            if on_token:
+                on_token(row, token)
+            if stop and stop(new[row]):
+                running.discard(row)
+        if not running:
+            break
+        ids, starts = chosen[:, None], pad if starts is not None else None          # (B, 1)
+        seen.scatter_(1, ids, True)
+    return new
+
+
+@torch.no_grad()
+def generate_naive(model, prompt, max_new_tokens, stop_ids=()):
+    """Greedy generation by reading everything again for each token: the twin of generate()."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + max_new_tokens:
+        token = int(model(torch.tensor([ids], device=model.head.device))[0, -1].argmax())
+        if token in stop_ids:
+            break
+        ids.append(token)
+    return ids[len(prompt):]
+
+
+# ------------------------------------------------------------------------------------------------
+# Checkpoint folders
+
+
+def default_device():
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def weight_files(folder):
+    """The safetensors files of a checkpoint folder."""
+    index = folder / "model.safetensors.index.json"
+    files = [folder / "model.safetensors"]
+    if index.exists():
+        try:
+            files = [folder / file for file in sorted(set(read_json(index)["weight_map"].values()))]
+        except (KeyError, TypeError, AttributeError):
+            raise InputError(f"{index}: has no weight_map") from None
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{file}: no such file; the folder holds no whole checkpoint")
+    return files
+
+
+def load_model(folder_or_hub_name, device=None, dtype=None):
+    """Read a published or own checkpoint: every tensor must fit by name and shape.
+
+    The files are memory-mapped; dtype None keeps theirs. A stored lm_head.weight is ignored when
+    the configuration ties it to the embedding. InputError names file and tensor.
+    """
+    folder = hub_folder(folder_or_hub_name)
+    config = Config.from_json(folder / "config.json")
+    with torch.device("meta"):
+        model = CausalLM(config)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    device, state = device or default_device(), {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():
+                    if name == "lm_head.weight" and config.tie_word_embeddings:
+                        continue
+                    shape = tuple(tensors.get_slice(name).get_shape())
+                    if shape != shapes.get(name):
+                        raise InputError(f"{file}: {name} has shape {shape}, config.json asks for "
+                                         f"{shapes.get(name, 'no such tensor')}")
+                    state[name] = tensors.get_tensor(name).to(device, dtype)
+        except SafetensorError as error:
+            raise InputError(f"{file}: cut off or damaged ({error}); "
+                             "copy or download it again") from None
+    if missing := sorted(set(shapes) - set(state)):
+        raise InputError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
+    model.load_state_dict(state, assign=True)
+    return model.to(device).eval()
+
+
+def save_model(model, folder, state=None):
+    """Write config.json, generation_config.json and the weights, sharded above SHARD_BYTES.
+
+    state: the full weights by name, where the model itself holds only a part of them (FSDP).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous()
+             for name, tensor in (state or model.state_dict()).items()}
+    model.config.to_json(folder / "config.json", next(iter(state.values())).dtype)
+    write_json(folder / "generation_config.json", {
+        "bos_token_id": model.config.eos_token_id, "eos_token_id": model.config.eos_token_id,
+        "max_new_tokens": 2048})
+    shards, size = [{}], 0
+    for name, tensor in state.items():
+        if size and size + tensor.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    places = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        places.update(dict.fromkeys(shard, file))
+    total = sum(tensor.nbytes for tensor in state.values())
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n")

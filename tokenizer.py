@@ -1,0 +1,558 @@
+"""Text to ids and back: Qwen2.5's byte-level BPE, its 22 control tokens and ChatML.
+
+A token is a sequence of bytes. Training starts from the 256 single bytes and joins, again and
+again, the pair of neighbours that occurs most often; encoding replays those joins. Text is first
+cut into pre-tokens (a word with the blank before it, one digit, a run of signs, ...) and no token
+crosses a cut. After the base vocabulary stand the control tokens: end of text, ChatML, tool calls,
+fill-in-the-middle, repository layout (report, section 2.2 and table 2).
+
+This file knows text and ids only: no tensors, no infilling (fim.py), no batches (data.py).
+It opens with *Files*, the few things that every stage does with files and folders.
+
+    python tokenizer.py FILE                        # how FILE is cut into tokens, in colour
+    python tokenizer.py FILE --tokenizer FOLDER     # with another vocabulary; well under a second
+"""
+
+import argparse
+import codecs
+import contextlib
+import hashlib
+import heapq
+import json
+import os
+import re
+import shutil
+import sys
+import unicodedata
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import regex
+import requests
+import tiktoken
+from tqdm import tqdm
+
+# ------------------------------------------------------------------------------------------------
+# Files
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used. The message is the one line that is shown."""
+
+
+def run(main):
+    """Call a script's main(); what is wrong outside the code ends in one line and exit code 2."""
+    try:
+        main()
+    except (InputError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def read_json(path):
+    """The JSON value in a file; InputError names the file and the line that is broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; copy or download the file again") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); "
+                         "the file is cut off or damaged, copy or download it again") from None
+
+
+@contextlib.contextmanager
+def whole_folder(path):
+    """Write a folder whole or not at all: yields a folder beside path that becomes path at the end.
+
+    Everything in it is flushed to the disk before the rename. If the block fails, path is untouched.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f"{path.name}.writing")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        move_folder(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def move_folder(source, target):
+    """Flush a finished folder to the disk and rename it to target, in place of one that was there."""
+    for file in (*source.rglob("*"), source):
+        handle = os.open(file, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    old = target.with_name(f"{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(source, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def fetch(url, path, sha256=None, tries=3):
+    """Download url to path: an interrupted download goes on where it stopped, then it is checked.
+
+    Raises InputError if the server has no such file, or if size or SHA-256 do not fit.
+    """
+    path, part = Path(path), Path(f"{path}.part")
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(tries):
+        try:
+            have = part.stat().st_size if part.exists() else 0
+            headers = {"Range": f"bytes={have}-"} if have else {}
+            with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
+                if reply.status_code == 416:            # the part is already whole, or not ours
+                    part.unlink()
+                    continue
+                if reply.status_code >= 400:
+                    raise InputError(f"{url}: the server answers {reply.status_code}")
+                if reply.status_code != 206:            # no resuming here: from the start
+                    have = 0
+                size = have + int(reply.headers.get("Content-Length", 0))
+                bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=path.name)
+                with open(part, "ab" if have else "wb") as file, bar:
+                    for block in reply.iter_content(1 << 20):
+                        bar.update(file.write(block))
+            if part.stat().st_size >= size:
+                break
+        except requests.RequestException as error:
+            if attempt == tries - 1:
+                raise InputError(f"{url}: cannot be downloaded ({type(error).__name__})") from None
+    if size and part.stat().st_size != size:
+        raise InputError(f"{url}: {part.stat().st_size} bytes came instead of {size}; run it again")
+    if sha256 and hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
+        part.unlink()
+        raise InputError(f"{url}: what came is not the expected file (its SHA-256 differs)")
+    os.rename(part, path)
+    return path
+
+
+def hub_folder(name, weights=True):
+    """The local folder of a checkpoint: name itself if it is a folder, else fetched and cached.
+
+    name: a path, or a hub name such as Qwen/Qwen2.5-Coder-0.5B. weights=False leaves them out.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        raise InputError(f"{name}: no such folder (a hub name looks like Qwen/Qwen2.5-Coder-0.5B)")
+    cache = Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
+    folder = cache / str(name).replace("/", "--")
+    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+    def get(file):
+        return fetch(f"{host}/{name}/resolve/main/{file}", folder / file)
+
+    try:
+        get("config.json")
+    except InputError as error:
+        raise InputError(f"{name}: no such folder, nor can it be fetched: {error}") from None
+    get("tokenizer.json")
+    get("tokenizer_config.json")
+    with contextlib.suppress(InputError):               # old checkpoints have none
+        get("generation_config.json")
+    if weights:
+        try:
+            index = read_json(get("model.safetensors.index.json"))
+            files = sorted(set(index["weight_map"].values()))
+        except InputError:                              # small enough for one file
+            files = ["model.safetensors"]
+        for file in files:
+            get(file)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------
+# What Qwen2.5 fixes
+
+# One piece per match: a contraction, a word with at most one sign or blank before it, ONE digit
+# (GPT-4's pattern takes up to three), a run of signs, line ends, blanks. `\s+(?!\S)` leaves the
+# last blank of a run to the word that follows it.
+PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+           r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+LONGEST_BLANK = 100_000     # characters; tiktoken's pattern engine fails on runs ten times as long
+
+ENDOFTEXT = "<|endoftext|>"
+SPECIAL_TOKENS = [ENDOFTEXT, "<|im_start|>", "<|im_end|>"] + [
+    f"<|{name}|>" for name in (
+        "object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end",
+        "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")] + [
+    "<tool_call>", "</tool_call>"] + [
+    f"<|{name}|>" for name in (
+        "fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name", "file_sep")]
+HIDDEN_TOKENS = set(SPECIAL_TOKENS[:14])    # those that decode(skip_special=True) leaves out
+
+SYSTEM_PROMPT = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+TOOLS_BEFORE = ("\n\n# Tools\n\nYou may call one or more functions to assist with the user query."
+                "\n\nYou are provided with function signatures within <tools></tools> XML tags:"
+                "\n<tools>")
+TOOLS_AFTER = ("\n</tools>\n\nFor each function call, return a json object with function name and "
+               "arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
+               '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>')
+
+# render_chat() below, in the language that Hugging Face tokenizers carry with them
+CHAT_TEMPLATE = (
+    "{%- set first = messages[0] %}"
+    "{{- '<|im_start|>system\\n' }}"
+    "{{- first.content if first.role == 'system' else " + json.dumps(SYSTEM_PROMPT) + " }}"
+    "{%- if tools %}"
+    "{{- " + json.dumps(TOOLS_BEFORE) + " }}"
+    "{%- for tool in tools %}{{- '\\n' + tool | tojson }}{%- endfor %}"
+    "{{- " + json.dumps(TOOLS_AFTER) + " }}"
+    "{%- endif %}"
+    "{{- '<|im_end|>\\n' }}"
+    "{%- for message in messages %}"
+    "{%- if message.role == 'tool' %}"
+    "{%- if loop.first or loop.previtem.role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}"
+    "{{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}"
+    "{%- if loop.last or loop.nextitem.role != 'tool' %}{{- '<|im_end|>\\n' }}{%- endif %}"
+    "{%- elif message.role == 'assistant' and message.tool_calls %}"
+    "{{- '<|im_start|>assistant' }}"
+    "{%- if message.content %}{{- '\\n' + message.content }}{%- endif %}"
+    "{%- for call in message.tool_calls %}"
+    "{%- set call = call.function if call.function is defined else call %}"
+    "{{- '\\n<tool_call>\\n{\"name\": \"' + call.name + '\", \"arguments\": ' }}"
+    "{{- call.arguments | tojson }}{{- '}\\n</tool_call>' }}"
+    "{%- endfor %}"
+    "{{- '<|im_end|>\\n' }}"
+    "{%- elif message.role in ('user', 'assistant') or not loop.first %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
+
+
+def byte_alphabet():
+    """byte -> the visible character that stands for it in vocabulary files (GPT-2's table)."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {**{byte: chr(byte) for byte in visible},
+            **{byte: chr(256 + i) for i, byte in enumerate(hidden)}}
+
+
+TO_CHAR = byte_alphabet()                                   # its order is the order of ids 0..255
+TO_BYTE = {char: byte for byte, char in TO_CHAR.items()}
+
+
+def to_chars(token):
+    return "".join(TO_CHAR[byte] for byte in token)
+
+
+def to_bytes(chars):
+    return bytes(TO_BYTE[char] for char in chars)
+
+
+# ------------------------------------------------------------------------------------------------
+# Learning the vocabulary
+
+
+def learn_merges(words, count):
+    """Byte-pair encoding: the merges, most frequent first.
+
+    words: bytes -> number of occurrences. count: how many merges at most; pairs that occur only
+    once are not joined. Returns a list of (left, right) in bytes. Ties go to the pair with the
+    smaller ids. A merge touches only the words that hold its pair, never the whole text.
+    """
+    tokens = [bytes([byte]) for byte in TO_CHAR]
+    first_ids = {token: i for i, token in enumerate(tokens)}
+    words, occurrences = zip(*[([first_ids[bytes([b])] for b in word], n)
+                               for word, n in words.items()])
+    pair_count, pair_words = Counter(), defaultdict(set)
+    for w, word in enumerate(words):
+        for pair in zip(word, word[1:]):
+            pair_count[pair] += occurrences[w]
+            pair_words[pair].add(w)
+    heap = [(-n, pair) for pair, n in pair_count.items()]
+    heapq.heapify(heap)
+
+    merges = []
+    while heap and len(merges) < count:
+        n, pair = heapq.heappop(heap)
+        if -n != pair_count[pair]:                          # an old entry: its count has changed
+            continue
+        if -n < 2:
+            break
+        new = len(tokens)
+        merges.append((tokens[pair[0]], tokens[pair[1]]))
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        changed = set()
+        for w in pair_words.pop(pair):
+            word, joined, i = words[w], [], 0
+            while i < len(word):
+                if tuple(word[i:i + 2]) == pair:
+                    joined.append(new)
+                    i += 2
+                else:
+                    joined.append(word[i])
+                    i += 1
+            for old in zip(word, word[1:]):
+                pair_count[old] -= occurrences[w]
+                changed.add(old)
+            for now in zip(joined, joined[1:]):
+                pair_count[now] += occurrences[w]
+                pair_words[now].add(w)
+                changed.add(now)
+            word[:] = joined
+        for p in changed:
+            if pair_count[p] > 0 and p != pair:
+                heapq.heappush(heap, (-pair_count[p], p))
+    return merges
+
+
+# ------------------------------------------------------------------------------------------------
+# The tokenizer
+
+
+class Tokenizer:
+    """The merges (they fix the base vocabulary) and the control tokens after it.
+
+    special: name -> id. vocab_size: ids in use; a model may have more rows than that.
+    """
+
+    def __init__(self, merges, special=None):
+        self.merges = merges
+        self.tokens = [bytes([b]) for b in TO_CHAR] + [left + right for left, right in merges]
+        base = len(self.tokens)
+        self.special = special or {name: base + i for i, name in enumerate(SPECIAL_TOKENS)}
+        self.vocab_size = max(self.special.values()) + 1
+        self.encoding = tiktoken.Encoding(
+            "minicoder", pat_str=PATTERN, special_tokens=self.special,
+            mergeable_ranks={token: i for i, token in enumerate(self.tokens)})
+        self.hidden_ids = {i for name, i in self.special.items() if name in HIDDEN_TOKENS}
+
+    @classmethod
+    def train(cls, texts, vocab_size):
+        """Learn a vocabulary of vocab_size ids, the 22 control tokens included, from texts."""
+        smallest = len(TO_CHAR) + len(SPECIAL_TOKENS)
+        if vocab_size < smallest:
+            raise InputError(f"a vocabulary of {vocab_size} is too small: "
+                             f"256 bytes and {len(SPECIAL_TOKENS)} control tokens need {smallest}")
+        words = Counter()
+        for text in texts:
+            words.update(regex.findall(PATTERN, unicodedata.normalize("NFC", text)))
+        words = {word.encode("utf-8", "replace"): n for word, n in words.items()}
+        if not words:
+            raise InputError("no text to train a tokenizer on")
+        return cls(learn_merges(words, vocab_size - smallest))
+
+    @classmethod
+    def load(cls, folder_or_hub_name):
+        """Read tokenizer.json, or vocab.json with merges.txt, from a folder or a hub name."""
+        folder = hub_folder(folder_or_hub_name, weights=False)
+        path = folder / "tokenizer.json"
+        try:
+            if path.exists():
+                data = read_json(path)
+                vocabulary, merges = data["model"]["vocab"], data["model"]["merges"]
+                special = {token["content"]: token["id"] for token in data["added_tokens"]}
+            else:
+                path = folder / "merges.txt"
+                vocabulary = read_json(folder / "vocab.json")
+                lines = path.read_text(encoding="utf-8").split("\n")
+                merges = [line for line in lines[1:] if line]
+                special = {name: len(vocabulary) + i for i, name in enumerate(SPECIAL_TOKENS)}
+            pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
+            pairs = [(to_bytes(left), to_bytes(right)) for left, right in pairs]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path}: not a byte-level BPE tokenizer of Qwen's kind "
+                             f"({type(error).__name__}: {error})") from None
+        if missing := [name for name in SPECIAL_TOKENS if name not in special]:
+            raise InputError(f"{path}: lacks {len(missing)} of Qwen2.5's control tokens, "
+                             f"the first is {missing[0]}")
+        tokenizer = cls(pairs, special)
+        wrong = [i for i, token in enumerate(tokenizer.tokens)
+                 if vocabulary.get(to_chars(token)) != i]
+        if wrong:
+            raise InputError(f"{path}: vocabulary and merges do not fit together, "
+                             f"first at id {wrong[0]}; copy or download the folder again")
+        return tokenizer
+
+    def save(self, folder):
+        """Write tokenizer.json and tokenizer_config.json as Hugging Face tokenizers read them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        added = [{"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
+                  "normalized": False, "special": name in HIDDEN_TOKENS}
+                 for name, i in sorted(self.special.items(), key=lambda item: item[1])]
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
+                      "use_regex": False}
+        split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated",
+                 "invert": False}
+        write_json(folder / "tokenizer.json", {
+            "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+            "normalizer": {"type": "NFC"},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": byte_level, "decoder": byte_level,
+            "model": {"type": "BPE", "dropout": None, "unk_token": None,
+                      "continuing_subword_prefix": "", "end_of_word_suffix": "",
+                      "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                      "vocab": {to_chars(token): i for i, token in enumerate(self.tokens)},
+                      "merges": [f"{to_chars(a)} {to_chars(b)}" for a, b in self.merges]}})
+        write_json(folder / "tokenizer_config.json", {
+            "tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "add_prefix_space": False,
+            "added_tokens_decoder": {str(token["id"]): {k: token[k] for k in token if k != "id"}
+                                     for token in added},
+            "bos_token": None, "eos_token": ENDOFTEXT, "pad_token": ENDOFTEXT, "unk_token": None,
+            "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False,
+            "errors": "replace", "model_max_length": 32768, "split_special_tokens": False})
+
+    def encode(self, text, allow_special=False):
+        """Text -> ids, after Unicode NFC. A control token's name in text stays plain text unless
+        allow_special: so nothing that was read from a file can steer the model."""
+        text = unicodedata.normalize("NFC", text)
+        if allow_special:
+            return self.encoding.encode(text, allowed_special="all")
+        if len(text) > LONGEST_BLANK:                       # cut runs of blanks that are too long
+            cuts = [cut for run in re.finditer(r"\s+", text)
+                    for cut in range(run.start() + LONGEST_BLANK, run.end(), LONGEST_BLANK)]
+            return [i for start, end in zip([0, *cuts], [*cuts, None])
+                    for i in self.encoding.encode_ordinary(text[start:end])]
+        return self.encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts):
+        """encode() of many texts, on all cores -> one list of ids per text."""
+        from concurrent.futures import ThreadPoolExecutor   # tiktoken lets other threads run
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(self.encode, texts))
+
+    def decode_bytes(self, ids):
+        """Ids -> bytes; control tokens give the bytes of their names. KeyError: no such id."""
+        return self.encoding.decode_bytes(ids)
+
+    def decode(self, ids, skip_special=False):
+        """Ids -> text; bytes that are not UTF-8 become U+FFFD. skip_special leaves out what Hugging
+        Face marks special: end of text, ChatML and vision tokens, not FIM, repository or tools."""
+        if skip_special:
+            ids = [i for i in ids if i not in self.hidden_ids]
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def byte_lengths(self):
+        """The number of bytes of text that each id stands for (0 for control tokens)."""
+        lengths = [0] * self.vocab_size
+        lengths[:len(self.tokens)] = map(len, self.tokens)
+        return lengths
+
+    def render_chat(self, messages, tools=None, add_generation_prompt=False):
+        """Messages -> ChatML text, equal to the published template (facts: report, table 2).
+
+        messages: dicts with role and content; an assistant's may have tool_calls (dicts with name
+        and arguments, or with both under "function"). tools: JSON-like function signatures.
+        """
+        if not messages:
+            raise InputError("a chat needs at least one message")
+        first = messages[0]
+        system = first["content"] if first["role"] == "system" else SYSTEM_PROMPT
+        if tools:
+            lines = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools)
+            system += TOOLS_BEFORE + lines + TOOLS_AFTER
+        turns = [f"<|im_start|>system\n{system}<|im_end|>\n"]
+        roles = [None, *(message["role"] for message in messages), None]
+        for i, message in enumerate(messages, 1):
+            role, content = message["role"], message.get("content")
+            if role == "tool":                              # neighbours share one user turn
+                turns.append("<|im_start|>user" if roles[i - 1] != "tool" else "")
+                turns.append(f"\n<tool_response>\n{content}\n</tool_response>")
+                turns.append("<|im_end|>\n" if roles[i + 1] != "tool" else "")
+            elif role == "assistant" and message.get("tool_calls"):
+                calls = [call.get("function", call) for call in message["tool_calls"]]
+                turns.append(f"<|im_start|>assistant\n{content}" if content
+                             else "<|im_start|>assistant")
+                turns += [f'\n<tool_call>\n{{"name": "{call["name"]}", "arguments": '
+                          f'{json.dumps(call["arguments"], ensure_ascii=False)}}}\n</tool_call>'
+                          for call in calls]
+                turns.append("<|im_end|>\n")
+            elif role in ("user", "assistant") or (role == "system" and i > 1):
+                turns.append(f"<|im_start|>{role}\n{content}<|im_end|>\n")
+            elif role != "system":
+                raise InputError(f"message {i}: unknown role {role!r}")
+        return "".join(turns) + ("<|im_start|>assistant\n" if add_generation_prompt else "")
+
+
+def write_json(path, value):
+    Path(path).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+class TextStream:
+    """Ids, one at a time -> text that is safe to show: no half characters, no half stop strings.
+
+    add() and finish() return new text. Once a stop string is complete, stopped is True, text ends
+    before it, and nothing more comes out.
+    """
+
+    def __init__(self, tokenizer, stop_strings=()):
+        self.tokenizer, self.stop_strings = tokenizer, stop_strings
+        self.utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.held, self.stopped = "", False
+
+    def add(self, token_id, final=False):
+        if self.stopped:
+            return ""
+        data = b"" if token_id is None else self.tokenizer.decode_bytes([token_id])
+        self.held += self.utf8.decode(data, final)
+        cuts = [cut for stop in self.stop_strings if (cut := self.held.find(stop)) >= 0]
+        if cuts:
+            self.stopped = True
+            shown, self.held = self.held[:min(cuts)], ""
+            return shown
+        keep = 0 if final else max((n for stop in self.stop_strings for n in range(1, len(stop))
+                                    if self.held.endswith(stop[:n])), default=0)
+        cut = len(self.held) - keep
+        shown, self.held = self.held[:cut], self.held[cut:]
+        return shown
+
+    def finish(self):
+        return self.add(None, final=True)
+
+
+# ------------------------------------------------------------------------------------------------
+# The token view
+
+
+def token_view(tokenizer, text, colour=True):
+    """Text with its tokens set apart, each source line followed by the ids that begin in it."""
+    lines, pieces, ids = [], "", []
+    inks = ("\x1b[30;46m", "\x1b[30;43m") if colour else ("", "")
+    end, dim = ("\x1b[0m", "\x1b[2m") if colour else ("|", "")
+    stream = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for n, i in enumerate(tokenizer.encode(text)):
+        piece = stream.decode(tokenizer.decode_bytes([i])) or "·"       # a part of a character
+        ids.append(str(i))
+        for line in piece.replace("\n", "↵\n").splitlines(keepends=True):
+            pieces += inks[n % 2] + line.rstrip("\n") + end
+            if line.endswith("\n"):
+                lines += [pieces, f"{dim}    {' '.join(ids)}{end if colour else ''}"]
+                pieces, ids = "", []
+    return "\n".join(lines + ([pieces, f"{dim}    {' '.join(ids)}"] if pieces else []))
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Show how a file is cut into tokens.")
+    parser.add_argument("file", type=Path, help="any text file")
+    parser.add_argument("--tokenizer", default="out/tokenizer",
+                        help="folder or hub name of a tokenizer (default: %(default)s)")
+    args = parser.parse_args()
+    if args.tokenizer == "out/tokenizer" and not Path(args.tokenizer).is_dir():
+        raise InputError("out/tokenizer: not there yet; `python pretrain.py` makes it, "
+                         "or give --tokenizer FOLDER")
+    tokenizer = Tokenizer.load(args.tokenizer)
+    try:
+        text = args.file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{args.file}: not UTF-8 text (byte {error.start})") from None
+    ids = tokenizer.encode(text)
+    print(token_view(tokenizer, text, colour=sys.stdout.isatty()))
+    size = len(text.encode())
+    print(f"\n{size:,} bytes, {len(text):,} characters, {len(ids):,} tokens of {args.tokenizer}: "
+          f"{size / max(len(ids), 1):.2f} bytes per token")
+
+
+if __name__ == "__main__":
+    run(main)
