@@ -14,8 +14,8 @@ It is imported, not run: `python fim.py FILE` and `python evaluate.py` use a tra
 """
 
 import dataclasses
-import json
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -361,7 +361,7 @@ def sample(logits, temperature, top_k, top_p, chance):
     """
     if temperature == 0:
         return logits.argmax(-1)
-    values, ids = logits.sort(-1, descending=True, stable=True)
+    values, ids = logits.sort(dim=-1, descending=True, stable=True)
     if top_k:
         values[:, top_k:] = float("-inf")
     probabilities = (values / temperature).softmax(-1)
@@ -516,14 +516,14 @@ def save_model(model, folder, state=None):
             size = 0
         shards[-1][name] = tensor
         size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
     places = {}
     for i, shard in enumerate(shards, 1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        places.update(dict.fromkeys(shard, file))
-    total = sum(tensor.nbytes for tensor in state.values())
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n")
+        file = f"model-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else "model"
+        places.update(dict.fromkeys(shard, f"{file}.safetensors"))
+        # beside, then renamed: the tensors may be memory-mapped from the file that is replaced
+        save_file(shard, folder / f"{file}.writing", metadata={"format": "pt"})
+        os.replace(folder / f"{file}.writing", folder / f"{file}.safetensors")
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in state.values())
+        write_json(folder / "model.safetensors.index.json",
+                   {"metadata": {"total_size": total}, "weight_map": places})

@@ -17,6 +17,7 @@ The same command again goes on where it was stopped; --fresh starts anew.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -201,14 +202,14 @@ def save_resume(work, step, model, optimizers):
     try:
         with whole_folder(target) if first else contextlib.nullcontext() as folder:
             barrier()
-            dcp.save(training_state(model, optimizers),
+            dcp.save(training_state(model, optimizers), no_dist=rank_and_world()[1] == 1,
                      checkpoint_id=folder or target.with_name(target.name + ".writing"))
             barrier()
-    except Exception as error:      # dcp wraps what the file system says
-        older = newest_resume(work)
-        raise InputError(f"cannot save step {step} ({str(error).strip().splitlines()[-1]}); "
-                         f"{f'step {older} is' if older else 'no earlier step is'} kept. "
-                         "Free some space and run the same command again") from None
+    except (Exception, dcp.api.CheckpointException) as error:
+        older, reason = newest_resume(work), str(error).strip().splitlines()[-1]
+        raise InputError(f"{target}: cannot be written, is the disk full? ({reason}) "
+                         f"{f'Step {older} is' if older else 'No earlier step is'} kept; "
+                         "free some space and run the same command again") from None
     if first:
         for other in target.parent.glob("step_*"):
             if other != target:
@@ -226,7 +227,8 @@ def load_resume(work, model, optimizers):
     step = newest_resume(work)
     if step:
         state = training_state(model, optimizers)
-        dcp.load(state, checkpoint_id=work / "resume" / f"step_{step}")
+        dcp.load(state, no_dist=rank_and_world()[1] == 1,
+                 checkpoint_id=work / "resume" / f"step_{step}")
         dcp_state.set_state_dict(model, optimizers, model_state_dict=state["model"],
                                  optim_state_dict=state["optimizers"])
         say(f"going on after step {step} of {work}")
@@ -250,9 +252,11 @@ def read_metrics(folder, before=math.inf):
 def log_line(row, args, seconds_left):
     """One logged step as text, under 120 columns."""
     bpb = f"  bpb {row['bpb']:.3f}" if "bpb" in row else ""
-    left = f"{seconds_left / 60:.1f} min" if seconds_left > 99 else f"{seconds_left:.0f} s"
+    left = next(f"{seconds_left / unit:.{unit > 1}f} {name}" for unit, name in
+                ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+                if seconds_left >= 1.5 * unit or unit == 1)
     return (f"step {row['step']:>{len(str(args.steps))}}/{args.steps}  loss {row['loss']:.3f}{bpb}  "
-            f"lr {row['lr']:.1e}  norm {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tok/s  "
+            f"lr {row['lr']:.1e}  norm {row['grad_norm']:.2g}  {row['tokens_per_second']:,.0f} tok/s  "
             f"{row['mfu']:.0%} of peak  {row['memory_gb']:.1f} GB  {left} left")
 
 
@@ -484,9 +488,9 @@ def make_model(args, tokenizer, device):
     if args.init:
         model = load_model(args.init, device, torch.float32)
     else:
-        model = CausalLM(CONFIGS[args.size])
+        model = CausalLM(dataclasses.replace(CONFIGS[args.size], max_position_embeddings=args.seq_len,
+                                             eos_token_id=tokenizer.special[ENDOFTEXT]))
         init_weights(model, args.seed)
-        model.config.eos_token_id = tokenizer.special[ENDOFTEXT]
         model.to(device)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only "

@@ -104,6 +104,7 @@ def fetch(url, path, sha256=None, tries=3):
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    size = 0
     for attempt in range(tries):
         try:
             have = part.stat().st_size if part.exists() else 0
@@ -119,7 +120,7 @@ def fetch(url, path, sha256=None, tries=3):
                 size = have + int(reply.headers.get("Content-Length", 0))
                 bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=path.name)
                 with open(part, "ab" if have else "wb") as file, bar:
-                    for block in reply.iter_content(1 << 20):
+                    for block in reply.iter_content(1 << 16):
                         bar.update(file.write(block))
             if part.stat().st_size >= size:
                 break

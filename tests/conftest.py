@@ -1,0 +1,97 @@
+"""What tests share: where reference data lies, a small tokenizer, a small model, fixed weights."""
+
+import gzip
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("MINICODER_DATA", ROOT.parent / "shared" / "data"))
+sys.path.insert(0, str(ROOT))
+
+from model import CausalLM, Config                                              # noqa: E402
+from tokenizer import Tokenizer                                                 # noqa: E402
+
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             intermediate_size=48, vocab_size=96, max_position_embeddings=64)
+YARN = {"type": "yarn", "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+# name -> what differs from SMALL; also the cases of golden.json
+CASES = {"tied": {}, "untied": dict(tie_word_embeddings=False, rms_norm_eps=1e-5),
+         "yarn": dict(rope_scaling=YARN, rope_theta=1e4)}
+
+CODE = '''def mean(numbers):
+    """The mean of some numbers."""
+    total = 0
+    for number in numbers:
+        total += number
+    return total / len(numbers)
+
+
+class Stack:
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
+        self.items.append(item)
+
+    def pop(self):
+        return self.items.pop()
+'''
+
+
+def reference_data(name):
+    """The path of a reference file, its .gz unpacked by the caller; skips where it is absent."""
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"no {name} in {DATA} (set MINICODER_DATA)")
+    return path
+
+
+def fill_weights(model):
+    """Set each weight by a formula, so that golden values need no weight file."""
+    with torch.no_grad():
+        for seed, (_, parameter) in enumerate(sorted(model.named_parameters())):
+            index = torch.arange(parameter.numel(), dtype=torch.float64)
+            values = torch.sin(index * 12.9898 + seed) * 43758.5453
+            values = (values - values.floor() - 0.5) / math.sqrt(8)
+            if parameter.dim() == 1:
+                values = values + 1
+            parameter.copy_(values.view(parameter.shape))
+    return model
+
+
+@pytest.fixture
+def small_model():
+    return fill_weights(CausalLM(Config(**SMALL))).eval()
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer():
+    return Tokenizer.train([CODE * 3], 400)
+
+
+@pytest.fixture(scope="session")
+def published_folder(tmp_path_factory):
+    """The published vocabulary as a folder with vocab.json and merges.txt."""
+    folder = tmp_path_factory.mktemp("published")
+    for name in ("vocab.json", "merges.txt"):
+        packed = reference_data(f"tokenizer/{name}.gz")
+        (folder / name).write_bytes(gzip.decompress(packed.read_bytes()))
+    return folder
+
+
+@pytest.fixture
+def code_folder(tmp_path):
+    """A small source tree: eight modules of two files each, all different."""
+    for module in "abcdefgh":
+        (tmp_path / "code" / module).mkdir(parents=True)
+        for n in range(2):
+            lines = [f"def {module}_{n}_{i}(value, other={i}):\n    \"\"\"Add {i} to {module}.\"\"\"\n"
+                     f"    result = value * {i * 7 + n} + other\n    return result - len('{module * i}')\n\n"
+                     for i in range(25)]
+            (tmp_path / "code" / module / f"part{n}.py").write_text("\n".join(lines))
+    return tmp_path / "code"

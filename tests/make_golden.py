@@ -1,0 +1,52 @@
+"""Write golden.json: what transformers and tokenizers compute, for tests that run without them.
+
+    pip install transformers tokenizers     # in an environment of its own
+    python tests/make_golden.py
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from conftest import CASES, CODE, SMALL, fill_weights
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from tokenizer import PATTERN
+
+PROMPT = [5, 17, 3, 88, 42, 9, 61, 30, 2, 77, 54, 11]
+
+
+def logits(different):
+    settings = {**SMALL, **different}
+    scaling = settings.pop("rope_scaling", None) or {"rope_type": "default"}
+    theta = settings.pop("rope_theta", 1e6)
+    config = Qwen2Config(**{"tie_word_embeddings": True, **settings},
+                         rope_parameters={**scaling, "rope_theta": theta})
+    model = fill_weights(Qwen2ForCausalLM(config)).eval()
+    with torch.no_grad():
+        out = model(torch.tensor([PROMPT])).logits[0]
+        greedy = model.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False,
+                                eos_token_id=None, pad_token_id=0)[0, len(PROMPT):]
+    return {"logits": [[round(x, 7) for x in row] for row in out.tolist()], "greedy": greedy.tolist()}
+
+
+def merges():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    trainer = trainers.BpeTrainer(vocab_size=400 - 22, min_frequency=2, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator([CODE * 3], trainer)
+    return [list(pair) if not isinstance(pair, str) else pair.split(" ")
+            for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+
+
+if __name__ == "__main__":
+    golden = {"prompt": PROMPT, "merges": merges(),
+              **{name: logits(different) for name, different in CASES.items()}}
+    path = Path(__file__).with_name("golden.json")
+    path.write_text(json.dumps(golden) + "\n")
+    print(path, path.stat().st_size, "bytes")

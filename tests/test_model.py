@@ -1,0 +1,274 @@
+"""pytest tests/test_model.py"""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import CASES, ROOT, SMALL, YARN, fill_weights
+from safetensors.torch import load_file, save_file
+
+import model as module
+from model import (CONFIGS, CausalLM, Config, KVCache, attention, generate, generate_naive,
+                   load_model, parameter_count, penalize, rotary_frequencies, sample, save_model)
+from tokenizer import InputError
+
+GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text())
+PROMPTS = [[5, 17, 3], [9, 1, 30, 77, 2, 64, 8], [42]]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_text_of_transformers(case):
+    model = fill_weights(CausalLM(Config(**{**SMALL, **CASES[case]}))).eval()
+    logits = model(torch.tensor([GOLDEN["prompt"]]))[0]
+    assert (logits - torch.tensor(GOLDEN[case]["logits"])).abs().max() < 1e-5
+    assert generate(model, [GOLDEN["prompt"]], 12) == [GOLDEN[case]["greedy"]]
+
+
+@pytest.mark.parametrize("size,parameters", [
+    ("0.5B", 494_032_768), ("1.5B", 1_543_714_304), ("3B", 3_085_938_688), ("7B", 7_615_616_512),
+    ("14B", 14_770_033_664), ("32B", 32_763_876_352)])
+def test_parameter_counts_of_the_published_sizes(size, parameters):
+    with torch.device("meta"):
+        assert parameter_count(CausalLM(CONFIGS[size])) == parameters
+
+
+def test_yarn_constants():
+    scaling = {**YARN, "original_max_position_embeddings": 32768}
+    config = dataclasses.replace(CONFIGS["7B"], rope_scaling=scaling)
+    plain, _ = rotary_frequencies(CONFIGS["7B"])
+    frequencies, scale = rotary_frequencies(config)
+    assert scale == pytest.approx(1.138629436112)
+    assert torch.equal(frequencies[:24], plain[:24])                # pairs up to 23 are kept,
+    assert torch.allclose(frequencies[40:], plain[40:] / 4)         # from 40 on slowed by the factor
+    assert (frequencies[24:40] < plain[24:40]).all()
+
+
+def test_documents_in_a_row_do_not_see_each_other(small_model):
+    ids = torch.tensor([PROMPTS[0] + PROMPTS[1]])
+    starts = torch.tensor([[0] * 3 + [3] * 7])
+    together = small_model(ids, starts)[0]
+    alone = torch.cat([small_model(torch.tensor([prompt]))[0] for prompt in PROMPTS[:2]])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert not torch.allclose(small_model(ids)[0, 3:], alone[3:], atol=1e-2)
+
+
+def test_no_token_sees_the_future(small_model):
+    ids = torch.tensor([PROMPTS[1]])
+    changed = ids.clone()
+    changed[0, 4] = 55
+    before, after = small_model(ids)[0], small_model(changed)[0]
+    assert torch.equal(before[:4], after[:4]) and not torch.allclose(before[4], after[4])
+
+
+def test_plain_formula_and_sdpa_agree():
+    """The bf16 path on a CPU is the formula, longer rows run on SDPA."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 12, 4, 8, generator=generator).bfloat16()
+    k, v = (torch.randn(2, 12, 2, 8, generator=generator).bfloat16() for _ in range(2))
+    for starts in (None, torch.tensor([[0] * 5 + [5] * 7] * 2)):
+        plain = attention(q, k, v, starts)
+        exact = attention(q.float(), k.float(), v.float(), starts)
+        assert (plain - exact).abs().max() < 0.03
+
+
+def test_loss_equals_the_logits_it_never_holds(small_model):
+    ids = torch.tensor([PROMPTS[1]])
+    targets = torch.tensor([[1, 30, -100, 2, 64, 8, 11]])
+    log_probabilities = small_model(ids).log_softmax(-1)[0]
+    expected = torch.tensor([0 if t == -100 else log_probabilities[i, t]
+                             for i, t in enumerate(targets[0].tolist())])
+    assert torch.allclose(small_model(ids, targets=targets, reduce="none")[0], expected, atol=1e-5)
+    assert torch.allclose(small_model(ids, targets=targets), -expected.sum(), atol=1e-4)
+
+
+def test_bf16_activations_over_fp32_weights(small_model):
+    ids = torch.tensor([PROMPTS[1]])
+    exact = small_model(ids)
+    small_model.compute_dtype = torch.bfloat16
+    logits = small_model(ids)
+    assert logits.dtype == torch.bfloat16 and small_model.head.dtype == torch.float32
+    assert (logits - exact).abs().max() < 0.05
+
+
+# ---- generation
+
+
+def test_cached_generation_is_the_naive_one(small_model):
+    for prompt in PROMPTS:
+        assert generate(small_model, [prompt], 20) == [generate_naive(small_model, prompt, 20)]
+
+
+def test_batch_of_unequal_prompts_gives_what_each_gives_alone(small_model):
+    together = generate(small_model, PROMPTS, 20)
+    assert together == [generate(small_model, [prompt], 20)[0] for prompt in PROMPTS]
+    logits = small_model(torch.tensor([PROMPTS[0]]))[:, -1]
+    cache = KVCache(small_model, 1, 8)
+    padded = small_model(torch.tensor([[0, 0] + PROMPTS[0]]), torch.tensor([[0, 1, 2, 2, 2]]),
+                         cache=cache, last=True)[:, -1]
+    assert torch.allclose(logits, padded, atol=1e-5)
+
+
+def test_prompt_read_in_two_parts(small_model):
+    cache = KVCache(small_model, 1, 7)
+    small_model(torch.tensor([PROMPTS[1][:4]]), cache=cache)
+    logits = small_model(torch.tensor([PROMPTS[1][4:]]), cache=cache)
+    assert torch.allclose(logits, small_model(torch.tensor([PROMPTS[1]]))[:, 4:], atol=1e-5)
+
+
+def test_stop_ids_end_a_row_and_are_not_returned(small_model):
+    [free] = generate(small_model, [PROMPTS[0]], 12)
+    stop = free[5]
+    [short] = generate(small_model, [PROMPTS[0]], 12, stop_ids={stop})
+    assert short == free[:free.index(stop)]
+    assert generate_naive(small_model, PROMPTS[0], 12, {stop}) == short
+
+
+def test_rows_stop_by_themselves(small_model):
+    seen = []
+    new = generate(small_model, PROMPTS, 9, stop=lambda ids: len(ids) == ids[0] % 4 + 2,
+                   on_token=lambda row, token: seen.append((row, token)))
+    assert [len(ids) for ids in new] == [ids[0] % 4 + 2 for ids in new]
+    assert [[token for r, token in seen if r == row] for row in range(3)] == new
+
+
+def test_rows_without_a_token_are_never_chosen(small_model):
+    new = generate(small_model, PROMPTS, 40, temperature=5.0, vocab_size=7)
+    assert {token for ids in new for token in ids} <= set(range(7))
+
+
+def test_sampling_depends_on_the_seed_alone(small_model):
+    def draw(seed):
+        return generate(small_model, PROMPTS, 12, temperature=1.0, seed=seed)
+    assert draw(1) == draw(1) and draw(1) != draw(2)
+    assert generate(small_model, PROMPTS, 12, temperature=1.0, top_k=1, seed=3) == generate(
+        small_model, PROMPTS, 12)
+
+
+def test_sample_takes_each_id_as_often_as_it_should():
+    logits = torch.tensor([0.1, 0.2, 0.4, 0.3]).log().expand(1000, 4)
+    chance = (torch.arange(1000) + 0.5)[:, None] / 1000
+
+    def shares(temperature=1.0, top_k=0, top_p=1.0):
+        ids = sample(logits.clone(), temperature, top_k, top_p, chance)
+        return [round(x, 3) for x in (torch.bincount(ids, minlength=4) / 1000).tolist()]
+
+    assert shares() == [0.1, 0.2, 0.4, 0.3]
+    assert shares(top_k=2) == pytest.approx([0, 0, 4 / 7, 3 / 7], abs=2e-3)
+    assert shares(top_p=0.75) == pytest.approx([0, 2 / 9, 4 / 9, 3 / 9], abs=2e-3)   # .4 + .3 < .75
+    assert shares(top_p=0.65) == pytest.approx([0, 0, 4 / 7, 3 / 7], abs=2e-3)
+    assert shares(top_p=0.0001) == [0, 0, 1, 0]
+    assert shares(temperature=0.5) == pytest.approx([1 / 30, 4 / 30, 16 / 30, 9 / 30], abs=2e-3)
+    assert shares(temperature=0) == [0, 0, 1, 0]
+
+
+def test_repetition_penalty_is_that_of_transformers():
+    logits = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
+    seen = torch.tensor([[True, True, False, False]])
+    assert penalize(logits, seen, 4.0).tolist() == [[0.5, -8.0, 2.0, -2.0]]
+
+
+def test_repetition_penalty_counts_prompt_and_new_ids(small_model):
+    [new] = generate(small_model, [PROMPTS[0]], 30, repetition_penalty=1e6)
+    assert len(set(new + PROMPTS[0])) == 33
+
+
+def test_empty_prompts_are_refused(small_model):
+    for prompts in ([], [[]], [[1], []]):
+        with pytest.raises(InputError, match="empty prompt"):
+            generate(small_model, prompts, 3)
+
+
+# ---- checkpoint folders
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("shard_bytes", [5e9, 9000])
+def test_save_and_load(tmp_path, monkeypatch, case, shard_bytes):
+    monkeypatch.setattr(module, "SHARD_BYTES", shard_bytes)
+    model = fill_weights(CausalLM(Config(**{**SMALL, **CASES[case]}))).eval()
+    save_model(model, tmp_path)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert (files == ["model.safetensors"]) == (shard_bytes > 1e6)
+    loaded = load_model(tmp_path, "cpu")
+    assert loaded.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters()))
+    assert torch.equal(loaded(torch.tensor(PROMPTS[1:2])), model(torch.tensor(PROMPTS[1:2])))
+    assert load_model(tmp_path, "cpu", torch.bfloat16).head.dtype == torch.bfloat16
+
+
+def test_saving_over_the_files_that_are_mapped(small_model, tmp_path):
+    save_model(small_model, tmp_path)
+    loaded = load_model(tmp_path, "cpu")
+    save_model(loaded, tmp_path)
+    assert torch.equal(load_model(tmp_path, "cpu").head, small_model.head)
+
+
+def test_tied_file_that_carries_the_head_twice(small_model, tmp_path):
+    save_model(small_model, tmp_path)
+    tensors = {k: v.clone() for k, v in load_file(tmp_path / "model.safetensors").items()}
+    assert "lm_head.weight" not in tensors and len(tensors) == 12 * 2 + 2
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    ids = torch.tensor(PROMPTS[1:2])
+    assert torch.equal(load_model(tmp_path, "cpu")(ids), small_model(ids))
+
+
+def test_published_config_is_read(tmp_path):
+    published = {
+        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 5120, "initializer_range": 0.02,
+        "intermediate_size": 13824, "max_position_embeddings": 32768, "max_window_layers": 48,
+        "model_type": "qwen2", "num_attention_heads": 40, "num_hidden_layers": 48,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0,
+        "sliding_window": 131072, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+        "use_cache": True, "use_sliding_window": False, "vocab_size": 152064}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(published))
+    assert Config.from_json(path) == CONFIGS["14B"]
+    theta = published.pop("rope_theta")
+    path.write_text(json.dumps({**published, "eos_token_id": [151645, 151643], "rope_parameters": {
+        **YARN, "rope_theta": theta}}))
+    config = Config.from_json(path)
+    assert config.rope_theta == 1e6 and config.rope_scaling["factor"] == 4.0
+    assert config.eos_token_id == 151645
+
+
+@pytest.mark.parametrize("change,message", [
+    ({"model_type": "llama"}, "model_type is 'llama', expected 'qwen2'"),
+    ({"hidden_size": None}, "missing 1 required positional argument: 'hidden_size'"),
+    ({"num_key_value_heads": 3}, "num_attention_heads is not a multiple of num_key_value_heads"),
+    ({"use_sliding_window": True}, "use_sliding_window is not supported"),
+    ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling of type 'linear'")])
+def test_other_configs_are_refused(small_model, tmp_path, change, message):
+    save_model(small_model, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=message):
+        load_model(tmp_path, "cpu")
+
+
+def test_damaged_checkpoints(small_model, tmp_path):
+    save_model(small_model, tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    path.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(InputError, match="model.safetensors: cut off or damaged"):
+        load_model(tmp_path, "cpu")
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="model.safetensors: cut off or damaged"):
+        load_model(tmp_path, "cpu")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({**tensors, name: torch.zeros(3, 32)}, path)
+    with pytest.raises(InputError, match=r"up_proj.weight has shape \(3, 32\), config.json asks for \(48, 32\)"):
+        load_model(tmp_path, "cpu")
+    save_file({k: v for k, v in tensors.items() if k != name}, path)
+    with pytest.raises(InputError, match=f"1 tensors are missing, the first is {name}"):
+        load_model(tmp_path, "cpu")
+    save_file({**tensors, "extra": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="extra has shape .* no such tensor"):
+        load_model(tmp_path, "cpu")
+    path.unlink()
+    with pytest.raises(InputError, match="no such file"):
+        load_model(tmp_path, "cpu")

@@ -1,0 +1,234 @@
+"""pytest tests/test_pretrain.py: the real script, in processes of its own, for a few steps."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, fill_weights
+
+from model import CONFIGS, CausalLM, Config, load_model
+from pretrain import (check_same_run, choose_dtype, draw, flops_per_token, learning_rate, log_line,
+                      make_optimizers, newest_resume, one_step, read_metrics)
+from tokenizer import InputError, Tokenizer
+
+FAST = ["--device", "cpu", "--steps", "12", "--seq-len", "32", "--batch-tokens", "256",
+        "--eval-every", "6", "--save-every", "4"]
+
+
+def command(out, code, *flags, processes=1):
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+             "--master-port", str(20000 + os.getpid() % 20000)] if processes > 1 else [sys.executable]
+    return [*map(str, start), str(ROOT / "pretrain.py"), "--out", str(out), "--source", str(code),
+            *FAST, *flags]
+
+
+def pretrain(out, code, *flags, processes=1, fails=False):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command(out, code, *flags, processes=processes), capture_output=True,
+                          text=True, env=environment, timeout=200)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done
+
+
+def weights(out):
+    return load_model(out / "pretrain", "cpu").state_dict()
+
+
+def losses(out):
+    return [row["loss"] for row in read_metrics(out / "pretrain")]
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory):
+    from conftest import code_folder
+    return code_folder.__wrapped__(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def finished(code, tmp_path_factory):
+    """A whole run: its root folder and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return out, pretrain(out, code).stdout
+
+
+def test_a_run_leaves_a_checkpoint_folder(finished):
+    out, printed = finished
+    assert {path.name for path in (out / "pretrain").iterdir()} == {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "metrics.jsonl", "loss.png", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"data", "tokenizer", "pretrain"}
+    config = json.loads((out / "pretrain" / "config.json").read_text())
+    special = Tokenizer.load(out / "pretrain").special
+    assert config["eos_token_id"] == special["<|endoftext|>"]
+    assert config["max_position_embeddings"] == 32
+    rows = read_metrics(out / "pretrain")
+    assert [row["step"] for row in rows] == list(range(1, 13)) and rows[-1]["loss"] < rows[0]["loss"]
+    assert [row["step"] for row in rows if "bpb" in row] == [6, 12]
+    assert rows[-1]["bpb"] < rows[5]["bpb"]
+    for words in ("gzip", "completion", "infilling", "true: ", "python fim.py FILE --line N --out"):
+        assert words in printed
+    assert max(len(line) for line in printed.splitlines() if line.startswith("step")) <= 120
+
+
+def test_a_finished_run_is_left_alone(finished, code):
+    out, _ = finished
+    before = (out / "pretrain" / "model.safetensors").stat().st_mtime_ns
+    assert "is finished; --fresh trains it again" in pretrain(out, code).stdout
+    assert (out / "pretrain" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_kill_and_resume_gives_the_same_weights(finished, code, tmp_path):
+    """SIGKILL after the first checkpoint, Ctrl-C after that, then to the end."""
+    for number, code_wanted in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+        process = subprocess.Popen(command(tmp_path / "out", code), stdout=subprocess.PIPE, text=True,
+                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+        printed = ""
+        for line in process.stdout:
+            printed += line
+            if re.match(r"step +5/" if number == signal.SIGKILL else r"step +7/", line):
+                process.send_signal(number)
+        assert process.wait(60) == code_wanted
+        assert newest_resume(tmp_path / "out" / "pretrain.unfinished") >= 4
+    assert "to go on: python" in printed
+    assert "going on after step" in pretrain(tmp_path / "out", code).stdout
+    whole, resumed = weights(finished[0]), weights(tmp_path / "out")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert losses(finished[0]) == losses(tmp_path / "out")
+
+
+def test_processes_and_accumulation_do_not_change_the_losses(code, tmp_path):
+    exact = ["--dtype", "float32", "--optimizer", "adamw"]
+    pretrain(tmp_path / "one", code, *exact)
+    pretrain(tmp_path / "two", code, *exact, processes=2)
+    pretrain(tmp_path / "four", code, *exact, "--device-batch", "2")
+    one = losses(tmp_path / "one")
+    assert max(abs(a - b) for a, b in zip(one, losses(tmp_path / "two"))) < 1e-5
+    assert max(abs(a - b) for a, b in zip(one, losses(tmp_path / "four"))) < 1e-5
+    assert len(weights(tmp_path / "two")) == 50
+
+
+def test_starting_from_a_checkpoint(finished, code, tmp_path):
+    out, _ = finished
+    pretrain(tmp_path / "on", code, "--init", str(out / "pretrain"), "--lr", "1e-9")
+    assert losses(tmp_path / "on")[0] < losses(out)[0] - 0.5
+    first, second = weights(out), weights(tmp_path / "on")
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("flags,message", [
+    (["--steps", "0"], "--steps 0: must be at least 1"),
+    (["--batch-tokens", "100"], "--batch-tokens 100 is not a multiple of --seq-len 32"),
+    (["--init", "nowhere"], "nowhere: no such folder"),
+    (["--lr", "1e9", "--optimizer", "adamw", "--fresh"], "the loss is nan")])
+def test_one_line_for_what_is_wrong(finished, code, tmp_path, flags, message):
+    done = pretrain(tmp_path, code, *flags, fails=True)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_another_run_in_the_folder(code, tmp_path):
+    process = subprocess.Popen(command(tmp_path, code), stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step  5"):
+            process.terminate()
+    assert process.wait(60) == 143
+    done = pretrain(tmp_path, code, "--lr", "0.5", fails=True)
+    assert "holds a run with --lr 0.004, this one has 0.5" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    pretrain(tmp_path, code, "--lr", "0.001", "--fresh")
+
+
+def test_full_disk(code, tmp_path):
+    """No file may pass 4 MB: saving fails as on a full disk, in one line, and nothing half is left."""
+    limited = ["bash", "-c", "ulimit -f 4096; trap '' XFSZ; exec \"$@\"", "-"]
+    done = subprocess.run([*limited, *command(tmp_path, code)], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "step_4: cannot be written, is the disk full?" in done.stderr
+    assert "No earlier step is kept" in done.stderr
+    assert not list((tmp_path / "pretrain.unfinished" / "resume").iterdir())
+
+
+# ---- parts
+
+
+def test_schedule():
+    rates = [learning_rate(step, 100, 2.0, warmup=0.1, decay=0.5) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[50] == 2.0
+    assert rates[75] == pytest.approx(1.0) and rates[99] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_each_parameter_has_one_optimizer(small_model, kind):
+    optimizers = make_optimizers(small_model, kind, 0.1)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in small_model.parameters())
+    for group in groups:
+        assert all((p.dim() == 2) == (group["weight_decay"] > 0) for p in group["params"])
+    names = {id(p): name for name, p in small_model.named_parameters()}
+    if kind == "muon":
+        inner = {names[id(p)] for p in optimizers[0].param_groups[0]["params"]}
+        assert len(inner) == 14 and not [name for name in inner if "embed" in name or "bias" in name]
+
+
+def test_a_batch_can_be_learned_by_heart():
+    model = CausalLM(Config(**SMALL))
+    fill_weights(model)
+    ids = torch.tensor([[5, 17, 3, 88, 42, 9, 61, 30]])
+    batch = {"input_ids": ids[:, :-1], "targets": ids[:, 1:], "count": 7, "document_starts": None}
+
+    def loss_fn(model, batch):
+        return model(batch["input_ids"], targets=batch["targets"]), {}
+
+    optimizers = make_optimizers(model, "muon", 0.0)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3
+    for _ in range(120):
+        loss, norm = one_step(model, optimizers, [batch], loss_fn, 7)
+    assert loss / 7 < 0.05 and math.isfinite(norm)
+
+
+def test_flops_per_token():
+    tied, untied = CONFIGS["tiny"], Config(256, 4, 4, 2, 704, 4096, tie_word_embeddings=False)
+    assert flops_per_token(tied, 1000, 256) == 6 * 1000 + 6 * 4 * 256 * 256
+    assert flops_per_token(untied, 4096 * 256 + 7, 0) == 42
+
+
+def test_dtype_is_chosen_with_a_reason():
+    assert choose_dtype("cpu", "float32") == (torch.float32, "--dtype")
+    dtype, why = choose_dtype("mps", "auto")
+    assert dtype == torch.float32 and "bf16" in why
+
+
+def test_torn_metrics_are_read(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    assert [row["step"] for row in read_metrics(tmp_path, before=1)] == [1]
+
+
+def test_newest_checkpoint_is_a_whole_one(tmp_path):
+    for name in ("step_3", "step_20", "step_30.writing"):
+        (tmp_path / "resume" / name).mkdir(parents=True)
+    assert newest_resume(tmp_path) == 20 and newest_resume(tmp_path / "none") == 0
+
+
+def test_log_line_is_never_wide():
+    class args:
+        steps = 1_240_000
+    row = dict(step=1_239_999, loss=12.3456, bpb=1.234, lr=3e-4, grad_norm=1234.5, mfu=0.5,
+               tokens_per_second=12_345_678.9, memory_gb=123.4)
+    assert len(log_line(row, args, 1e6)) <= 120
+
+
+def test_picture(finished):
+    assert (finished[0] / "pretrain" / "loss.png").read_bytes()[:4] == b"\x89PNG"
