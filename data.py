@@ -101,7 +101,7 @@ def documents(source, dropped=None):
 
 
 def drop_duplicates(corpus, dropped):
-    """Keep of equal texts the one whose (source, path) comes first."""
+    """Of equal texts keep the one whose (source, path) comes first."""
     kept = {}
     for document in sorted(corpus, key=lambda document: (document["source"], document["path"])):
         kept.setdefault(hashlib.sha256(document["text"].encode()).digest(), document)
@@ -138,8 +138,8 @@ def split(corpus):
     train = [document for document in corpus if module(document) not in held]
     validation = [document for document in candidates if module(document) in held]
     if not train or not validation:
-        raise InputError(f"{len(corpus)} documents are too few to train on some and hold out others; "
-                         "give a folder with more code")
+        raise InputError(f"{len(corpus)} documents are too few to train on some and hold out "
+                         "others; give a folder with more code")
     return train, validation
 
 
@@ -198,8 +198,8 @@ def prepare(out, sources, vocab_size, fresh=False):
         train = drop_near_copies(train, validation, dropped)
         with whole_folder(folder) as new:
             for name, part in (("train", train), ("validation", validation)):
-                lines = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in part)
-                (new / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+                lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in part]
+                (new / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
             write_json(new / "about.json", {
                 "sources": sources, "dropped": dict(dropped),
                 "train": {"documents": len(train), "bytes": text_bytes(train)},
@@ -246,7 +246,7 @@ def generator(seed, purpose, index):
 
 
 class Batches:
-    """batches(step) -> the step's rows for one rank, as a list of device batches (dicts of tensors).
+    """batches(step) -> the step's rows for one rank: a list of device batches, dicts of tensors.
 
     All documents stand one after another, each preceded by <|endoftext|>, in one long stream of
     ids. An epoch cuts the stream into slices of T + 1 ids that overlap by one, and visits them in
@@ -258,8 +258,8 @@ class Batches:
     def __init__(self, corpus, tokenizer, seq_len, batch_rows, device_batch=None, seed=0,
                  fim_rate=FIM_RATE, rank=0, world=1):
         if batch_rows % world:
-            raise InputError(f"{batch_rows} rows a step cannot be shared evenly by {world} processes; "
-                             "change --batch-tokens")
+            raise InputError(f"{batch_rows} rows a step cannot be shared evenly by {world} "
+                             "processes; change --batch-tokens")
         self.tokenizer, self.T, self.seed, self.fim_rate = tokenizer, seq_len, seed, fim_rate
         self.batch_rows, self.rank, self.world = batch_rows, rank, world
         self.device_batch = device_batch or batch_rows
@@ -303,8 +303,8 @@ class Batches:
         out, targets, starts = [], [], []
         for left, right in zip(cuts, cuts[1:]):
             piece, last = ids[left:right], right == self.T + 1
-            head = int(piece[0] == self.end)                # the <|endoftext|> that opens a document
-            room = len(piece) - head - last                 # the row's last id closes the piece
+            head = int(piece[0] == self.end)        # an <|endoftext|> that opens a document
+            room = len(piece) - head - last         # without it, and the row's last id, a target
             inside, start, closing = piece[head:head + room].tolist(), len(out), int(piece[-1])
             missing = 0
             if room >= SHORTEST_FIM and rng.random() < self.fim_rate:
@@ -336,9 +336,10 @@ def source_flag(parser):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Gather source code, hold some out, train a tokenizer.")
+    parser = argparse.ArgumentParser(description="Gather code, hold some out, train a tokenizer.")
     source_flag(parser)
-    parser.add_argument("--out", default="out", help="root folder of the stages (default: %(default)s)")
+    parser.add_argument("--out", default="out",
+                        help="root folder of the stages (default: %(default)s)")
     parser.add_argument("--vocab-size", type=int, default=4096,
                         help="ids of the tokenizer, control tokens included (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="make both anew")

@@ -65,16 +65,17 @@ def read_documents(path):
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix != ".jsonl":
-            return [{"text": normalize(text), "path": path.name}]
-        documents = []
-        for number, line in enumerate(text.splitlines(), 1):
-            documents.append(json.loads(line))
-            documents[-1]["text"] + ""
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f'{path}, line {number}: expected {{"text": "..."}}') from None
+    if path.suffix != ".jsonl":
+        return [{"text": normalize(text), "path": path.name}]
+    documents = []
+    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
+        try:
+            documents.append(json.loads(line))
+            documents[-1]["text"].encode()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f'{path}, line {number}: expected {{"text": "..."}}') from None
     return documents
 
 
@@ -87,7 +88,8 @@ def main():
     parser.add_argument("--model", help="checkpoint folder or hub name (default: newest in --out)")
     parser.add_argument("--text", nargs="+", help="text files or .jsonl with a text field, "
                         "default: the held-out documents in --out")
-    parser.add_argument("--out", default="out", help="root folder of the stages (default: %(default)s)")
+    parser.add_argument("--out", default="out",
+                        help="root folder of the stages (default: %(default)s)")
     parser.add_argument("--device", default=default_device(), help="default: %(default)s")
     args = parser.parse_args()
     folder = args.model or newest_model(args.out)
@@ -101,7 +103,8 @@ def main():
     size = sum(len(text.encode()) for text in texts)
     print(f"{len(texts)} documents, {size:,} bytes, rows of {model.config.max_position_embeddings} "
           "tokens; bits per byte:")
-    scores = {**compressed_bits_per_byte(texts), str(folder): bits_per_byte(model, tokenizer, documents)}
+    scores = compressed_bits_per_byte(texts)
+    scores[str(folder)] = bits_per_byte(model, tokenizer, documents)
     for name, score in scores.items():
         print(f"  {name:24} {score:.3f}")
 

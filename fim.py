@@ -64,16 +64,16 @@ def load(folder_or_hub_name, device=None):
     model, tokenizer = load_model(folder_or_hub_name, device), Tokenizer.load(folder_or_hub_name)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise InputError(f"{folder_or_hub_name}: the tokenizer has {tokenizer.vocab_size} ids, "
-                         f"the model only {model.config.vocab_size} rows; they do not belong together")
+                         f"the model {model.config.vocab_size} rows; they are not of one model")
     return model, tokenizer
 
 
 def newest_model(out):
-    """The folder of the last finished stage under out: dpo, else sft, else repository, else pretrain."""
+    """The folder of the last finished stage: dpo, else sft, else repository, else pretrain."""
     for stage in ("dpo", "sft", "repository", "pretrain"):
         if (Path(out) / stage / "config.json").exists():
             return Path(out) / stage
-    raise InputError(f"{out}: no finished model here; run `python pretrain.py` first, or give --model")
+    raise InputError(f"{out}: no finished model here; run `python pretrain.py`, or give --model")
 
 
 def fit(prefix_ids, suffix_ids, room):
@@ -115,7 +115,7 @@ def infill(model, tokenizer, prefix, suffix, max_new_tokens=64, temperature=0.0,
 
 
 def gap(text, line, path):
-    """Where to fill: (prefix, what stands there now, suffix), by <FILL> or by line number from 1."""
+    """Where to fill: (prefix, what stands there, suffix), by <FILL> or by line number from 1."""
     if line is None:
         if text.count(MARK) != 1:
             raise InputError(f"{path}: holds {text.count(MARK)} {MARK} marks, expected one; "
@@ -135,7 +135,8 @@ def main():
     parser.add_argument("file", type=Path, help=f"a source file, with a {MARK} mark or with --line")
     parser.add_argument("--line", type=int, help="number of the line to write anew, from 1")
     parser.add_argument("--model", help="checkpoint folder or hub name (default: newest in --out)")
-    parser.add_argument("--out", default="out", help="root folder of the stages (default: %(default)s)")
+    parser.add_argument("--out", default="out",
+                        help="root folder of the stages (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=64,
                         help="longest insertion, in tokens (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0,
@@ -150,14 +151,14 @@ def main():
     prefix, present, suffix = gap(text, args.line, args.file)
     folder = args.model or newest_model(args.out)
     model, tokenizer = load(folder, args.device)
-    green, plain, dim = ("\x1b[1;32m", "\x1b[0m", "\x1b[2m") if sys.stdout.isatty() else ("⟦", "⟧", "")
+    green, plain = ("\x1b[1;32m", "\x1b[0m") if sys.stdout.isatty() else ("⟦", "⟧")
     before, after = prefix.split("\n")[-12:], suffix.split("\n")[:12]
     print(f"{folder} fills {args.file}:\n\n" + "\n".join(before) + green, end="", flush=True)
     infill(model, tokenizer, prefix, suffix, args.max_new_tokens, args.temperature,
            on_text=lambda piece: print(piece, end="", flush=True), seed=args.seed)
     print(plain + "\n".join(after))
     if present.strip():
-        print(f"\n{dim}stood there: {present.strip()}{plain if dim else ''}")
+        print(f"\nstood there: {present.strip()}")
 
 
 if __name__ == "__main__":

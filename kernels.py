@@ -12,7 +12,7 @@ This file knows no configurations, models or text. It is imported, not run.
 
 import torch
 
-CHUNK_NUMBERS = 1 << 22     # logits held at a time: 16 MB in fp32, so that a CPU keeps them in cache
+CHUNK_NUMBERS = 1 << 22     # logits held at a time: 16 MB in fp32, they stay in a CPU's cache
 
 
 def attention_mask(document_starts, keys, dtype):

@@ -24,12 +24,16 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from kernels import (attention_mask, attention_reference, linear_cross_entropy,
-                     linear_log_probabilities)
+from kernels import (
+    attention_mask,
+    attention_reference,
+    linear_cross_entropy,
+    linear_log_probabilities,
+)
 from tokenizer import InputError, hub_folder, read_json, write_json
 
 SHARD_BYTES = 5e9       # a larger model is saved in several files with an index
-PLAIN_ATTENTION_ROWS = 512      # bf16 rows on a CPU for which the plain formula beats SDPA, measured
+PLAIN_ATTENTION_ROWS = 512      # up to here the plain formula beats SDPA, for bf16 on a CPU
 
 # ------------------------------------------------------------------------------------------------
 # Configurations
@@ -104,22 +108,18 @@ class Config:
             **dataclasses.asdict(self)})
 
 
-def _published(hidden_size, layers, heads, kv_heads, intermediate_size, **other):
-    return Config(hidden_size, layers, heads, kv_heads, intermediate_size, **other)
-
-
 UNTIED = dict(vocab_size=152064, tie_word_embeddings=False)
 CONFIGS = {
     "tiny": Config(256, 4, 4, 2, 704, vocab_size=4096, rope_theta=1e4,
                    max_position_embeddings=256),
     "small": Config(512, 10, 8, 2, 1536, vocab_size=16384, rope_theta=1e4,
                     max_position_embeddings=1024),
-    "0.5B": _published(896, 24, 14, 2, 4864),
-    "1.5B": _published(1536, 28, 12, 2, 8960),
-    "3B": _published(2048, 36, 16, 2, 11008),
-    "7B": _published(3584, 28, 28, 4, 18944, **UNTIED),
-    "14B": _published(5120, 48, 40, 8, 13824, **UNTIED, rms_norm_eps=1e-5),
-    "32B": _published(5120, 64, 40, 8, 27648, **UNTIED, rms_norm_eps=1e-5),
+    "0.5B": Config(896, 24, 14, 2, 4864),
+    "1.5B": Config(1536, 28, 12, 2, 8960),
+    "3B": Config(2048, 36, 16, 2, 11008),
+    "7B": Config(3584, 28, 28, 4, 18944, **UNTIED),
+    "14B": Config(5120, 48, 40, 8, 13824, **UNTIED, rms_norm_eps=1e-5),
+    "32B": Config(5120, 64, 40, 8, 27648, **UNTIED, rms_norm_eps=1e-5),
 }
 
 # ------------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ class CausalLM(nn.Module):
 
 
 def init_weights(model, seed):
-    """Normal weights with the published deviation, zero biases; same seed, same weights anywhere."""
+    """Normal weights with the published deviation, zero biases; the same anywhere for a seed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -355,9 +355,9 @@ class KVCache:
 
 
 def sample(logits, temperature, top_k, top_p, chance):
-    """Choose one id per row: logits (B, V), chance (B, 1) in [0, 1) -> (B,). Temperature 0: the best.
+    """Choose one id per row: logits (B, V), chance (B, 1) in [0, 1) -> (B,).
 
-    top_k: only the k best (0: all). top_p: only the fewest best that reach this probability.
+    Temperature 0: the likeliest. top_k: only the k best (0: all). top_p: only the fewest best that reach this probability.
     """
     if temperature == 0:
         return logits.argmax(-1)

@@ -1,6 +1,6 @@
 """Pretraining: random weights to a model that completes and infills code.
 
-Builds out/data and out/tokenizer if they are missing, trains a Qwen2.5-Coder on them with next-token
+Builds out/data and out/tokenizer if they are missing, trains a Qwen2.5-Coder with next-token
 prediction and fill-in-the-middle (the file phase of the report, section 3.2.1), measures it on
 held-out code beside gzip, bz2 and xz, and leaves a Hugging Face folder in out/pretrain.
 
@@ -27,6 +27,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,10 +40,26 @@ from tqdm import tqdm
 from data import Batches, load_documents, prepare, report, source_flag
 from evaluate import bits_per_byte, compressed_bits_per_byte
 from fim import FIM_RATE, infill, load
-from model import (CONFIGS, CausalLM, default_device, generate, init_weights, load_model,
-                   parameter_count, save_model)
-from tokenizer import (ENDOFTEXT, InputError, Tokenizer, move_folder, read_json, run, whole_folder,
-                       write_json)
+from model import (
+    CONFIGS,
+    CausalLM,
+    default_device,
+    generate,
+    init_weights,
+    load_model,
+    parameter_count,
+    save_model,
+)
+from tokenizer import (
+    ENDOFTEXT,
+    InputError,
+    Tokenizer,
+    move_folder,
+    read_json,
+    run,
+    whole_folder,
+    write_json,
+)
 
 # What --size sets unless a flag says otherwise. batch_tokens: per step, over all devices.
 PRESETS = {
@@ -252,11 +269,12 @@ def read_metrics(folder, before=math.inf):
 def log_line(row, args, seconds_left):
     """One logged step as text, under 120 columns."""
     bpb = f"  bpb {row['bpb']:.3f}" if "bpb" in row else ""
-    left = next(f"{seconds_left / unit:.{unit > 1}f} {name}" for unit, name in
+    left = next(f"{seconds_left / unit:.{int(unit > 1)}f} {name}" for unit, name in
                 ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
                 if seconds_left >= 1.5 * unit or unit == 1)
-    return (f"step {row['step']:>{len(str(args.steps))}}/{args.steps}  loss {row['loss']:.3f}{bpb}  "
-            f"lr {row['lr']:.1e}  norm {row['grad_norm']:.2g}  {row['tokens_per_second']:,.0f} tok/s  "
+    step = f"{row['step']:>{len(str(args.steps))}}/{args.steps}"
+    return (f"step {step}  loss {row['loss']:.3f}{bpb}  lr {row['lr']:.1e}  "
+            f"norm {row['grad_norm']:.2g}  {row['tokens_per_second']:,.0f} tok/s  "
             f"{row['mfu']:.0%} of peak  {row['memory_gb']:.1f} GB  {left} left")
 
 
@@ -307,7 +325,7 @@ def to_device(batch, device):
             for name, value in batch.items()}
 
 
-def one_step(model, optimizers, batch_list, loss_fn, count, clip=1.0):
+def one_step(model, optimizers, batch_list, loss_fn, count, lr, clip=1.0):
     """Forward, backward and update over the batches of a step -> (loss sum, gradient norm).
 
     The loss is averaged over the targets of the whole step, wherever they are; FSDP averages
@@ -320,91 +338,79 @@ def one_step(model, optimizers, batch_list, loss_fn, count, clip=1.0):
         total = total + loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         optimizer.step()
         optimizer.zero_grad()
     return float(total), float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
-def train(model, tokenizer, batches, loss_fn, args, evaluate=None):
-    """Train model and leave a checkpoint folder in out/<args.stage> -> that folder.
+@contextlib.contextmanager
+def catch_stops():
+    """Yield a list that Ctrl-C and SIGTERM add their numbers to, instead of ending the process."""
+    stops, numbers = [], (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda n, _: stops.append(n)) for number in numbers]
+    yield stops
+    for number, handler in zip(numbers, before):
+        signal.signal(number, handler)
 
-    batches(step) -> list of dicts of tensors with a `count` of targets; loss_fn(model, batch) ->
-    (loss sum, metrics); evaluate(model, step) -> dict for the log. Resumes an unfinished run
-    exactly. Ctrl-C and SIGTERM save and exit with the shell's code for them.
-    """
-    rank, world = rank_and_world()
-    folder = Path(args.out) / args.stage
-    work = folder.with_name(f"{args.stage}.unfinished")
-    if rank == 0:
+
+class Log:
+    """metrics.jsonl and the terminal: a row every so many steps, a bar where someone watches."""
+
+    def __init__(self, work, args, first, flops, peak):
+        self.path, self.args, self.flops, self.peak = work / "metrics.jsonl", args, flops, peak
+        self.every, self.times, self.begin = max(1, args.steps // 50), [], time.perf_counter()
+        self.writes = rank_and_world()[0] == 0
+        if self.writes:
+            rows = read_metrics(work, before=first)
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.bar = tqdm(total=args.steps, initial=first, unit="step",
+                        disable=not (self.writes and sys.stderr.isatty()))
+
+    def step(self, done, evaluate=None, **values):
+        """Note one step; every so often, and whenever it is evaluated, write its row."""
+        now = time.perf_counter()
+        self.times.append(now - self.begin)
+        self.bar.update()
+        if evaluate or done % self.every == 0 or done == self.args.steps:
+            seconds = sum(self.times) / len(self.times)
+            speed = self.args.batch_tokens / seconds
+            row = {"step": done, **values, "tokens_per_second": speed, "memory_gb": memory(),
+                   "mfu": speed * self.flops / self.peak, **(evaluate() if evaluate else {})}
+            if self.writes:
+                with open(self.path, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+                self.bar.clear()
+                print(log_line(row, self.args, seconds * (self.args.steps - done)), flush=True)
+            self.times = []
+        self.begin = time.perf_counter()
+
+
+def start(model, args, work):
+    """What precedes the loop: check the folder, choose precision, shard, resume -> all it needs."""
+    if rank_and_world()[0] == 0:
         work.mkdir(parents=True, exist_ok=True)
     barrier()
     check_same_run(work, args)
-    dtype, why = choose_dtype(str(model.head.device), args.dtype)
-    model.compute_dtype = dtype
-    parameters = parameter_count(model)
-    shard(model, dtype)
+    device, world, parameters = str(model.head.device), rank_and_world()[1], parameter_count(model)
+    model.compute_dtype, why = choose_dtype(device, args.dtype)
+    peak = world * matmul_rate(device, model.compute_dtype)
+    name = str(model.compute_dtype).removeprefix("torch.")
+    say(f"{parameters:,} parameters on {world} x {device}, activations in {name} ({why}), "
+        f"{peak / 1e9:,.0f} GFLOP/s at best")
+    flops = flops_per_token(model.config, parameters, args.seq_len)
+    shard(model, model.compute_dtype)
     optimizers = make_optimizers(model, args.optimizer, args.weight_decay)
-    rate = world * matmul_rate(str(model.head.device), dtype)
-    say(f"{parameters:,} parameters on {world} x {model.head.device}, activations in "
-        f"{str(dtype).removeprefix('torch.')} ({why}), {rate / 1e9:,.0f} GFLOP/s at best")
     first = load_resume(work, model, optimizers)
-    metrics = read_metrics(work, before=first)
-    if rank == 0:
-        (work / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
-    stops = []
-    handlers = {s: signal.signal(s, lambda number, _: stops.append(number))
-                for s in (signal.SIGINT, signal.SIGTERM)}
-    work_per_token = flops_per_token(model.config, parameters, args.seq_len)
-    log_every = max(1, args.steps // 50)
-    bar = tqdm(total=args.steps, initial=first, disable=rank or not sys.stderr.isatty(), unit="step")
-    started, since, last_bpb = time.perf_counter(), [], {}
-    with ThreadPoolExecutor(1) as background, bar:
-        ahead = background.submit(batches, first)
-        for step in range(first, args.steps):
-            begin = time.perf_counter()
-            batch_list, ahead = ahead.result(), background.submit(batches, step + 1)
-            count, stop = sum_over_ranks(sum(b["count"] for b in batch_list), len(stops))
-            if stop:
-                break
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step, args.steps, args.lr)
-            loss, norm = one_step(model, optimizers, batch_list, loss_fn, count)
-            [loss] = sum_over_ranks(loss)
-            done, is_last = step + 1, step + 1 == args.steps
-            if not math.isfinite(loss):
-                raise InputError(f"step {done}: the loss is {loss}; step {newest_resume(work)} is "
-                                 f"kept in {work}. Lower --lr and start again with --fresh")
-            since.append(time.perf_counter() - begin)
-            bar.update()
-            measured = evaluate and (done % args.eval_every == 0 or is_last)
-            if measured or done % log_every == 0 or is_last:
-                per_step = sum(since) / len(since)
-                row = {"step": done, "loss": loss / count, "lr": learning_rate(step, args.steps, args.lr),
-                       "grad_norm": norm, "tokens_per_second": args.batch_tokens / per_step,
-                       "memory_gb": memory(), "seconds": time.perf_counter() - started}
-                row["mfu"] = row["tokens_per_second"] * work_per_token / rate
-                if measured:
-                    row.update(evaluate(model, done))
-                since = []
-                if rank == 0:
-                    with open(work / "metrics.jsonl", "a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    bar.clear()
-                    print(log_line(row, args, per_step * (args.steps - done)), flush=True)
-            if done % args.save_every == 0 and not is_last:
-                save_resume(work, done, model, optimizers)
-        else:
-            step, stop = args.steps, False
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    if stop:
-        if step > newest_resume(work):
-            save_resume(work, step, model, optimizers)
-        say(f"stopped after step {step}; to go on: {' '.join(['python', *sys.argv])}")
-        sys.exit(128 + (stops[0] if stops else signal.SIGTERM))
-    state = dcp_state.get_model_state_dict(model, options=dcp_state.StateDictOptions(
-        full_state_dict=True, cpu_offload=True)) if world > 1 else None
+    return optimizers, first, Log(work, args, first, flops, peak)
+
+
+def finish(model, tokenizer, work, folder):
+    """Turn the unfinished folder into a checkpoint folder."""
+    rank, world = rank_and_world()
+    whole = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = dcp_state.get_model_state_dict(model, options=whole) if world > 1 else None
     if rank == 0:
         save_model(model, work, state)
         tokenizer.save(work)
@@ -412,13 +418,48 @@ def train(model, tokenizer, batches, loss_fn, args, evaluate=None):
         shutil.rmtree(work / "resume", ignore_errors=True)
         move_folder(work, folder)
     barrier()
-    return folder
+
+
+def train(model, tokenizer, batches, loss_fn, args, evaluate=None):
+    """Train model and leave a checkpoint folder in out/<args.stage>.
+
+    batches(step) -> list of dicts of tensors with a `count` of targets; loss_fn(model, batch) ->
+    (loss sum, metrics); evaluate(model, step) -> dict for the log. An unfinished run is resumed
+    exactly. Ctrl-C and SIGTERM save, say how to go on, and exit with the shell's code for them.
+    """
+    folder = Path(args.out) / args.stage
+    work = folder.with_name(f"{args.stage}.unfinished")
+    optimizers, first, log = start(model, args, work)
+    with catch_stops() as stops, ThreadPoolExecutor(1) as background, log.bar:
+        ahead = background.submit(batches, first)
+        for step in range(first, args.steps):
+            batch_list, ahead = ahead.result(), background.submit(batches, step + 1)
+            count, stop = sum_over_ranks(sum(batch["count"] for batch in batch_list), len(stops))
+            if stop:
+                if step > newest_resume(work):
+                    save_resume(work, step, model, optimizers)
+                say(f"stopped after step {step}; to go on: {' '.join(['python', *sys.argv])}")
+                sys.exit(128 + (stops or [signal.SIGTERM])[0])
+            lr = learning_rate(step, args.steps, args.lr)
+            loss, norm = one_step(model, optimizers, batch_list, loss_fn, count, lr)
+            [loss] = sum_over_ranks(loss)
+            if not math.isfinite(loss):
+                raise InputError(f"step {step + 1}: the loss is {loss}; step {newest_resume(work)} "
+                                 f"is kept in {work}. Lower --lr and start again with --fresh")
+            done = step + 1
+            measured = evaluate and (done % args.eval_every == 0 or done == args.steps)
+            log.step(done, partial(evaluate, model, done) if measured else None,
+                     loss=loss / count, lr=lr, grad_norm=norm)
+            if done % args.save_every == 0 and done < args.steps:
+                save_resume(work, done, model, optimizers)
+    finish(model, tokenizer, work, folder)
 
 
 def training_flags(parser):
     """The flags of every stage that trains. None: set by --size."""
     # where from, where to
-    parser.add_argument("--out", default="out", help="root folder of the stages (default: %(default)s)")
+    parser.add_argument("--out", default="out",
+                        help="root folder of the stages (default: %(default)s)")
     parser.add_argument("--size", choices=CONFIGS, help="shape, vocabulary, rows, batch and steps "
                         "(default: tiny on CPU and MPS, small on CUDA)")
     parser.add_argument("--init", metavar="FOLDER", help="checkpoint folder or hub name to start "
@@ -432,15 +473,17 @@ def training_flags(parser):
     # how
     parser.add_argument("--lr", type=float, help="peak learning rate")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon",
-                        help="muon: for the matrices, with adamw for the rest (default: %(default)s)")
+                        help="muon: for matrices in blocks, adamw for the rest (default: %(default)s)")
     parser.add_argument("--weight-decay", type=float, default=0.1, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
     parser.add_argument("--device", choices=["cuda", "mps", "cpu"], default=default_device(),
                         help="default: %(default)s")
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto",
                         help="of activations (default: bfloat16 where the device computes in it)")
-    parser.add_argument("--save-every", type=int, help="steps between checkpoints (default: a tenth)")
-    parser.add_argument("--eval-every", type=int, help="steps between measurements (default: a fifth)")
+    parser.add_argument("--save-every", type=int,
+                        help="steps between checkpoints (default: a tenth of all)")
+    parser.add_argument("--eval-every", type=int,
+                        help="steps between measurements (default: a fifth of all)")
 
 
 def fill_in(args):
@@ -456,7 +499,8 @@ def fill_in(args):
     args.eval_every = args.eval_every or max(1, args.steps // 5)
     for name in ("steps", "batch_tokens", "device_batch", "seq_len", "save_every", "eval_every"):
         if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} {getattr(args, name)}: must be at least 1")
     if args.batch_tokens % args.seq_len:
         raise InputError(f"--batch-tokens {args.batch_tokens} is not a multiple of "
                          f"--seq-len {args.seq_len}")
@@ -471,7 +515,7 @@ def next_token_loss(model, batch):
 
 
 def prepare_data(args):
-    """Make what is missing on the first process, then read it on all -> (train, held-out, tokenizer)."""
+    """Make what is missing on one process, read it on all -> (train, held-out, tokenizer)."""
     published = args.size not in PRESETS
     vocab_size = None if args.init or published else CONFIGS[args.size].vocab_size
     sources = args.source or (["stdlib"] if args.size == "tiny" else ["stdlib", "packages"])
@@ -488,8 +532,9 @@ def make_model(args, tokenizer, device):
     if args.init:
         model = load_model(args.init, device, torch.float32)
     else:
-        model = CausalLM(dataclasses.replace(CONFIGS[args.size], max_position_embeddings=args.seq_len,
-                                             eos_token_id=tokenizer.special[ENDOFTEXT]))
+        model = CausalLM(dataclasses.replace(
+            CONFIGS[args.size], max_position_embeddings=args.seq_len,
+            eos_token_id=tokenizer.special[ENDOFTEXT]))
         init_weights(model, args.seed)
         model.to(device)
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -524,7 +569,7 @@ def main():
     training_flags(parser)
     source_flag(parser)
     parser.add_argument("--fim-rate", type=float, default=FIM_RATE,
-                        help="share of pieces turned into fill-in-the-middle (default: %(default)s)")
+                        help="share of pieces made fill-in-the-middle (default: %(default)s)")
     parser.set_defaults(stage="pretrain")
     args = parser.parse_args()
     folder = Path(args.out) / args.stage

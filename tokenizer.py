@@ -25,6 +25,7 @@ import shutil
 import sys
 import unicodedata
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import regex
@@ -57,19 +58,18 @@ def read_json(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; copy or download the file again") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); "
-                         "the file is cut off or damaged, copy or download it again") from None
+    except ValueError as error:                             # not JSON, or not UTF-8
+        raise InputError(f"{path}, line {getattr(error, 'lineno', 1)}: not valid JSON; the file is "
+                         "cut off or damaged, copy or download it again") from None
+
+
+def write_json(path, value):
+    Path(path).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def whole_folder(path):
-    """Write a folder whole or not at all: yields a folder beside path that becomes path at the end.
-
-    Everything in it is flushed to the disk before the rename. If the block fails, path is untouched.
-    """
+    """Yield a folder beside path that becomes path if the block succeeds; else path stays."""
     path = Path(path)
     unfinished = path.with_name(f"{path.name}.writing")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -82,7 +82,7 @@ def whole_folder(path):
 
 
 def move_folder(source, target):
-    """Flush a finished folder to the disk and rename it to target, in place of one that was there."""
+    """Flush a finished folder to the disk and rename it to target, in place of what was there."""
     for file in (*source.rglob("*"), source):
         handle = os.open(file, os.O_RDONLY)
         os.fsync(handle)
@@ -96,43 +96,36 @@ def move_folder(source, target):
 
 
 def fetch(url, path, sha256=None, tries=3):
-    """Download url to path: an interrupted download goes on where it stopped, then it is checked.
+    """Download url to path, whole or not at all; a broken download goes on where it stopped.
 
-    Raises InputError if the server has no such file, or if size or SHA-256 do not fit.
+    Raises InputError if the server has no such file or the SHA-256 is another one.
     """
     path, part = Path(path), Path(f"{path}.part")
-    if path.exists():
-        return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = 0
-    for attempt in range(tries):
+    while not path.exists():
+        have = part.stat().st_size if part.exists() else 0
         try:
-            have = part.stat().st_size if part.exists() else 0
-            headers = {"Range": f"bytes={have}-"} if have else {}
-            with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
-                if reply.status_code == 416:            # the part is already whole, or not ours
-                    part.unlink()
-                    continue
+            with requests.get(url, headers={"Range": f"bytes={have}-"}, stream=True,
+                              timeout=60) as reply:
                 if reply.status_code >= 400:
+                    part.unlink(missing_ok=True)
                     raise InputError(f"{url}: the server answers {reply.status_code}")
-                if reply.status_code != 206:            # no resuming here: from the start
-                    have = 0
+                have *= reply.status_code == 206            # 200: it cannot resume, from the start
                 size = have + int(reply.headers.get("Content-Length", 0))
                 bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=path.name)
                 with open(part, "ab" if have else "wb") as file, bar:
                     for block in reply.iter_content(1 << 16):
                         bar.update(file.write(block))
-            if part.stat().st_size >= size:
-                break
-        except requests.RequestException as error:
-            if attempt == tries - 1:
-                raise InputError(f"{url}: cannot be downloaded ({type(error).__name__})") from None
-    if size and part.stat().st_size != size:
-        raise InputError(f"{url}: {part.stat().st_size} bytes came instead of {size}; run it again")
-    if sha256 and hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
-        part.unlink()
-        raise InputError(f"{url}: what came is not the expected file (its SHA-256 differs)")
-    os.rename(part, path)
+        except requests.RequestException as error:          # a short reply is one of them
+            tries -= 1
+            if not tries:
+                raise InputError(f"{url}: cannot be downloaded ({type(error).__name__}); "
+                                 "the same command goes on where it stopped") from None
+            continue
+        if sha256 and hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
+            part.unlink()
+            raise InputError(f"{url}: not the expected file (its SHA-256 differs)")
+        os.rename(part, path)
     return path
 
 
@@ -153,21 +146,17 @@ def hub_folder(name, weights=True):
         return fetch(f"{host}/{name}/resolve/main/{file}", folder / file)
 
     try:
-        get("config.json")
+        for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            get(file)
     except InputError as error:
         raise InputError(f"{name}: no such folder, nor can it be fetched: {error}") from None
-    get("tokenizer.json")
-    get("tokenizer_config.json")
-    with contextlib.suppress(InputError):               # old checkpoints have none
-        get("generation_config.json")
-    if weights:
-        try:
+    files = ["model.safetensors"] if weights else []
+    if weights and not (folder / files[0]).exists():
+        with contextlib.suppress(InputError):               # small models have no index
             index = read_json(get("model.safetensors.index.json"))
             files = sorted(set(index["weight_map"].values()))
-        except InputError:                              # small enough for one file
-            files = ["model.safetensors"]
-        for file in files:
-            get(file)
+    for file in files:
+        get(file)
     return folder
 
 
@@ -182,13 +171,12 @@ PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
 LONGEST_BLANK = 100_000     # characters; tiktoken's pattern engine fails on runs ten times as long
 
 ENDOFTEXT = "<|endoftext|>"
-SPECIAL_TOKENS = [ENDOFTEXT, "<|im_start|>", "<|im_end|>"] + [
-    f"<|{name}|>" for name in (
-        "object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end",
-        "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")] + [
-    "<tool_call>", "</tool_call>"] + [
-    f"<|{name}|>" for name in (
-        "fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name", "file_sep")]
+SPECIAL_TOKENS = [
+    ENDOFTEXT, "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
+    "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>", "<tool_call>",
+    "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+    "<|repo_name|>", "<|file_sep|>"]
 HIDDEN_TOKENS = set(SPECIAL_TOKENS[:14])    # those that decode(skip_special=True) leaves out
 
 SYSTEM_PROMPT = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
@@ -199,47 +187,47 @@ TOOLS_AFTER = ("\n</tools>\n\nFor each function call, return a json object with 
                "arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
                '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>')
 
-# render_chat() below, in the language that Hugging Face tokenizers carry with them
-CHAT_TEMPLATE = (
-    "{%- set first = messages[0] %}"
-    "{{- '<|im_start|>system\\n' }}"
-    "{{- first.content if first.role == 'system' else " + json.dumps(SYSTEM_PROMPT) + " }}"
-    "{%- if tools %}"
-    "{{- " + json.dumps(TOOLS_BEFORE) + " }}"
-    "{%- for tool in tools %}{{- '\\n' + tool | tojson }}{%- endfor %}"
-    "{{- " + json.dumps(TOOLS_AFTER) + " }}"
-    "{%- endif %}"
-    "{{- '<|im_end|>\\n' }}"
-    "{%- for message in messages %}"
-    "{%- if message.role == 'tool' %}"
-    "{%- if loop.first or loop.previtem.role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}"
-    "{{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}"
-    "{%- if loop.last or loop.nextitem.role != 'tool' %}{{- '<|im_end|>\\n' }}{%- endif %}"
-    "{%- elif message.role == 'assistant' and message.tool_calls %}"
-    "{{- '<|im_start|>assistant' }}"
-    "{%- if message.content %}{{- '\\n' + message.content }}{%- endif %}"
-    "{%- for call in message.tool_calls %}"
-    "{%- set call = call.function if call.function is defined else call %}"
-    "{{- '\\n<tool_call>\\n{\"name\": \"' + call.name + '\", \"arguments\": ' }}"
-    "{{- call.arguments | tojson }}{{- '}\\n</tool_call>' }}"
-    "{%- endfor %}"
-    "{{- '<|im_end|>\\n' }}"
-    "{%- elif message.role in ('user', 'assistant') or not loop.first %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-    "{%- endif %}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
+# Tokenizer.render_chat() below, in the language that Hugging Face folders carry it in
+CHAT_TEMPLATE = "".join(line.strip() for line in r"""
+{{- '<|im_start|>system\n' }}
+{{- messages[0].content if messages[0].role == 'system' else SYSTEM_PROMPT }}
+{%- if tools %}
+    {{- TOOLS_BEFORE }}{%- for tool in tools %}{{- '\n' }}{{- tool | tojson }}{%- endfor %}
+    {{- TOOLS_AFTER }}
+{%- endif %}
+{{- '<|im_end|>\n' }}
+{%- for message in messages %}
+    {%- if message.role == 'tool' %}
+        {{- '<|im_start|>user' if loop.first or loop.previtem.role != 'tool' }}
+        {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+        {{- '<|im_end|>\n' if loop.last or loop.nextitem.role != 'tool' }}
+    {%- elif message.role == 'assistant' and message.tool_calls %}
+        {{- '<|im_start|>assistant' }}{{- '\n' + message.content if message.content }}
+        {%- for call in message.tool_calls %}
+            {%- set call = call.function or call %}
+            {{- '\n<tool_call>\n{"name": "' + call.name + '", "arguments": ' }}
+            {{- call.arguments | tojson }}{{- '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role != 'system' or not loop.first %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{{- '<|im_start|>assistant\n' if add_generation_prompt }}
+""".splitlines())
+for name in ("SYSTEM_PROMPT", "TOOLS_BEFORE", "TOOLS_AFTER"):
+    CHAT_TEMPLATE = CHAT_TEMPLATE.replace(name, json.dumps(globals()[name]))
 
 
 def byte_alphabet():
     """byte -> the visible character that stands for it in vocabulary files (GPT-2's table)."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
-    return {**{byte: chr(byte) for byte in visible},
-            **{byte: chr(256 + i) for i, byte in enumerate(hidden)}}
+    return {byte: chr(byte if i < len(visible) else 256 + i - len(visible))
+            for i, byte in enumerate(visible + hidden)}
 
 
-TO_CHAR = byte_alphabet()                                   # its order is the order of ids 0..255
+TO_CHAR = byte_alphabet()                                   # its order is that of ids 0 to 255
 TO_BYTE = {char: byte for byte, char in TO_CHAR.items()}
 
 
@@ -262,10 +250,8 @@ def learn_merges(words, count):
     once are not joined. Returns a list of (left, right) in bytes. Ties go to the pair with the
     smaller ids. A merge touches only the words that hold its pair, never the whole text.
     """
-    tokens = [bytes([byte]) for byte in TO_CHAR]
-    first_ids = {token: i for i, token in enumerate(tokens)}
-    words, occurrences = zip(*[([first_ids[bytes([b])] for b in word], n)
-                               for word, n in words.items()])
+    tokens, byte_ids = [bytes([byte]) for byte in TO_CHAR], {b: i for i, b in enumerate(TO_CHAR)}
+    occurrences, words = list(words.values()), [[byte_ids[b] for b in word] for word in words]
     pair_count, pair_words = Counter(), defaultdict(set)
     for w, word in enumerate(words):
         for pair in zip(word, word[1:]):
@@ -288,22 +274,18 @@ def learn_merges(words, count):
         for w in pair_words.pop(pair):
             word, joined, i = words[w], [], 0
             while i < len(word):
-                if tuple(word[i:i + 2]) == pair:
-                    joined.append(new)
-                    i += 2
-                else:
-                    joined.append(word[i])
-                    i += 1
+                found = tuple(word[i:i + 2]) == pair
+                joined.append(new if found else word[i])
+                i += 1 + found
             for old in zip(word, word[1:]):
                 pair_count[old] -= occurrences[w]
-                changed.add(old)
             for now in zip(joined, joined[1:]):
                 pair_count[now] += occurrences[w]
                 pair_words[now].add(w)
-                changed.add(now)
-            word[:] = joined
-        for p in changed:
-            if pair_count[p] > 0 and p != pair:
+            changed.update(zip(word, word[1:]), zip(joined, joined[1:]))
+            words[w] = joined
+        for p in changed - {pair}:
+            if pair_count[p] > 0:
                 heapq.heappush(heap, (-pair_count[p], p))
     return merges
 
@@ -362,9 +344,8 @@ class Tokenizer:
                 special = {name: len(vocabulary) + i for i, name in enumerate(SPECIAL_TOKENS)}
             pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
             pairs = [(to_bytes(left), to_bytes(right)) for left, right in pairs]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: not a byte-level BPE tokenizer of Qwen's kind "
-                             f"({type(error).__name__}: {error})") from None
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise InputError(f"{path}: not a byte-level BPE tokenizer of Qwen's kind") from None
         if missing := [name for name in SPECIAL_TOKENS if name not in special]:
             raise InputError(f"{path}: lacks {len(missing)} of Qwen2.5's control tokens, "
                              f"the first is {missing[0]}")
@@ -378,8 +359,6 @@ class Tokenizer:
 
     def save(self, folder):
         """Write tokenizer.json and tokenizer_config.json as Hugging Face tokenizers read them."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         added = [{"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
                   "normalized": False, "special": name in HIDDEN_TOKENS}
                  for name, i in sorted(self.special.items(), key=lambda item: item[1])]
@@ -387,20 +366,19 @@ class Tokenizer:
                       "use_regex": False}
         split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated",
                  "invert": False}
-        write_json(folder / "tokenizer.json", {
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json(Path(folder) / "tokenizer.json", {
             "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-            "normalizer": {"type": "NFC"},
+            "normalizer": {"type": "NFC"}, "post_processor": byte_level, "decoder": byte_level,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "post_processor": byte_level, "decoder": byte_level,
             "model": {"type": "BPE", "dropout": None, "unk_token": None,
                       "continuing_subword_prefix": "", "end_of_word_suffix": "",
                       "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
                       "vocab": {to_chars(token): i for i, token in enumerate(self.tokens)},
                       "merges": [f"{to_chars(a)} {to_chars(b)}" for a, b in self.merges]}})
-        write_json(folder / "tokenizer_config.json", {
+        write_json(Path(folder) / "tokenizer_config.json", {
             "tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "add_prefix_space": False,
-            "added_tokens_decoder": {str(token["id"]): {k: token[k] for k in token if k != "id"}
-                                     for token in added},
+            "added_tokens_decoder": {str(token.pop("id")): token for token in added},
             "bos_token": None, "eos_token": ENDOFTEXT, "pad_token": ENDOFTEXT, "unk_token": None,
             "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False,
             "errors": "replace", "model_max_length": 32768, "split_special_tokens": False})
@@ -420,8 +398,7 @@ class Tokenizer:
 
     def encode_batch(self, texts):
         """encode() of many texts, on all cores -> one list of ids per text."""
-        from concurrent.futures import ThreadPoolExecutor   # tiktoken lets other threads run
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:    # tiktoken lets other threads run
             return list(pool.map(self.encode, texts))
 
     def decode_bytes(self, ids):
@@ -452,33 +429,28 @@ class Tokenizer:
         first = messages[0]
         system = first["content"] if first["role"] == "system" else SYSTEM_PROMPT
         if tools:
-            lines = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools)
-            system += TOOLS_BEFORE + lines + TOOLS_AFTER
-        turns = [f"<|im_start|>system\n{system}<|im_end|>\n"]
+            lines = ["\n" + json.dumps(tool, ensure_ascii=False) for tool in tools]
+            system += TOOLS_BEFORE + "".join(lines) + TOOLS_AFTER
+        text = f"<|im_start|>system\n{system}<|im_end|>\n"
         roles = [None, *(message["role"] for message in messages), None]
         for i, message in enumerate(messages, 1):
             role, content = message["role"], message.get("content")
             if role == "tool":                              # neighbours share one user turn
-                turns.append("<|im_start|>user" if roles[i - 1] != "tool" else "")
-                turns.append(f"\n<tool_response>\n{content}\n</tool_response>")
-                turns.append("<|im_end|>\n" if roles[i + 1] != "tool" else "")
+                text += "<|im_start|>user" * (roles[i - 1] != "tool")
+                text += f"\n<tool_response>\n{content}\n</tool_response>"
+                text += "<|im_end|>\n" * (roles[i + 1] != "tool")
             elif role == "assistant" and message.get("tool_calls"):
-                calls = [call.get("function", call) for call in message["tool_calls"]]
-                turns.append(f"<|im_start|>assistant\n{content}" if content
-                             else "<|im_start|>assistant")
-                turns += [f'\n<tool_call>\n{{"name": "{call["name"]}", "arguments": '
-                          f'{json.dumps(call["arguments"], ensure_ascii=False)}}}\n</tool_call>'
-                          for call in calls]
-                turns.append("<|im_end|>\n")
-            elif role in ("user", "assistant") or (role == "system" and i > 1):
-                turns.append(f"<|im_start|>{role}\n{content}<|im_end|>\n")
-            elif role != "system":
+                text += "<|im_start|>assistant" + (f"\n{content}" if content else "")
+                for call in (call.get("function", call) for call in message["tool_calls"]):
+                    arguments = json.dumps(call["arguments"], ensure_ascii=False)
+                    text += (f'\n<tool_call>\n{{"name": "{call["name"]}", '
+                             f'"arguments": {arguments}}}\n</tool_call>')
+                text += "<|im_end|>\n"
+            elif role not in ("system", "user", "assistant"):
                 raise InputError(f"message {i}: unknown role {role!r}")
-        return "".join(turns) + ("<|im_start|>assistant\n" if add_generation_prompt else "")
-
-
-def write_json(path, value):
-    Path(path).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            elif role != "system" or i > 1:
+                text += f"<|im_start|>{role}\n{content}<|im_end|>\n"
+        return text + "<|im_start|>assistant\n" * add_generation_prompt
 
 
 class TextStream:

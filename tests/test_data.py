@@ -1,6 +1,5 @@
 """pytest tests/test_data.py"""
 
-import os
 from collections import Counter
 
 import numpy as np
@@ -8,8 +7,16 @@ import pytest
 import torch
 from conftest import CODE
 
-from data import (Batches, documents, drop_duplicates, drop_near_copies, load_documents, prepare,
-                  shingles, split)
+from data import (
+    Batches,
+    documents,
+    drop_duplicates,
+    drop_near_copies,
+    load_documents,
+    prepare,
+    shingles,
+    split,
+)
 from fim import MIDDLE, PREFIX, SUFFIX
 from tokenizer import InputError, Tokenizer
 

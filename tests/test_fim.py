@@ -7,8 +7,18 @@ import numpy as np
 import pytest
 from conftest import CODE, ROOT, SMALL, fill_weights
 
-from fim import (MIDDLE, PREFIX, STOP_TOKENS, SUFFIX, fim_document, fim_ids, fit, gap, infill, load,
-                 newest_model, normalize)
+from fim import (
+    MIDDLE,
+    STOP_TOKENS,
+    fim_document,
+    fim_ids,
+    fit,
+    gap,
+    infill,
+    load,
+    newest_model,
+    normalize,
+)
 from model import CausalLM, Config, save_model
 from tokenizer import InputError
 

@@ -5,8 +5,12 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels import (attention_mask, attention_reference, linear_cross_entropy,
-                     linear_log_probabilities)
+from kernels import (
+    attention_mask,
+    attention_reference,
+    linear_cross_entropy,
+    linear_log_probabilities,
+)
 
 
 def head_inputs(rows=37, D=8, V=50, dtype=torch.float64):

@@ -9,8 +9,21 @@ from conftest import CASES, ROOT, SMALL, YARN, fill_weights
 from safetensors.torch import load_file, save_file
 
 import model as module
-from model import (CONFIGS, CausalLM, Config, KVCache, attention, generate, generate_naive,
-                   load_model, parameter_count, penalize, rotary_frequencies, sample, save_model)
+from model import (
+    CONFIGS,
+    CausalLM,
+    Config,
+    KVCache,
+    attention,
+    generate,
+    generate_naive,
+    load_model,
+    parameter_count,
+    penalize,
+    rotary_frequencies,
+    sample,
+    save_model,
+)
 from tokenizer import InputError
 
 GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text())

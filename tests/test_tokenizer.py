@@ -13,8 +13,19 @@ import pytest
 from conftest import CODE, ROOT, reference_data
 
 import tokenizer as module
-from tokenizer import (CHAT_TEMPLATE, SPECIAL_TOKENS, InputError, TextStream, Tokenizer, fetch,
-                       hub_folder, learn_merges, to_chars, token_view, whole_folder)
+from tokenizer import (
+    CHAT_TEMPLATE,
+    SPECIAL_TOKENS,
+    InputError,
+    TextStream,
+    Tokenizer,
+    fetch,
+    hub_folder,
+    learn_merges,
+    to_chars,
+    token_view,
+    whole_folder,
+)
 
 GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text())
 
