@@ -60,13 +60,9 @@ def bits_per_byte(model, tokenizer, documents):
 def read_documents(path):
     """The documents of a JSON-lines file with a text field, or one document: the file's text."""
     from fim import normalize
-    from tokenizer import InputError
+    from tokenizer import InputError, read_text
 
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    path, text = Path(path), read_text(path)
     if path.suffix != ".jsonl":
         return [{"text": normalize(text), "path": path.name}]
     documents = []

@@ -18,7 +18,7 @@ import unicodedata
 from pathlib import Path
 
 from model import default_device, generate, load_model
-from tokenizer import ENDOFTEXT, InputError, TextStream, Tokenizer, run
+from tokenizer import ENDOFTEXT, InputError, TextStream, Tokenizer, read_text, run
 
 PREFIX, MIDDLE, SUFFIX = "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"
 # What ends a middle: its end, or a token that can only begin something else (the published set)
@@ -144,10 +144,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="for temperature > 0 (default: 0)")
     parser.add_argument("--device", default=default_device(), help="default: %(default)s")
     args = parser.parse_args()
-    try:
-        text = normalize(args.file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{args.file}: not UTF-8 text (byte {error.start})") from None
+    text = normalize(read_text(args.file))
     prefix, present, suffix = gap(text, args.line, args.file)
     folder = args.model or newest_model(args.out)
     model, tokenizer = load(folder, args.device)

@@ -60,11 +60,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=torch.float32)
         for part, logits, kept, index in _chunks(hidden, w, targets):
-            log_total = logits.logsumexp(-1, keepdim=True)                  # (rows, 1)
-            loss += ((log_total - logits.gather(1, index))[:, 0] * kept).sum()
-            gradient = logits.sub_(log_total).exp_()                        # (rows, V)
-            gradient.scatter_add_(1, index, torch.full_like(log_total, -1))
-            gradient = gradient.mul_(kept[:, None]).to(hidden.dtype)
+            top, picked = logits.amax(-1, keepdim=True), logits.gather(1, index)
+            powers = logits.sub_(top).exp_()                                # (rows, V), in place
+            total = powers.sum(-1, keepdim=True)                            # (rows, 1)
+            loss += ((total.log() + top - picked)[:, 0] * kept).sum()
+            gradient = powers.mul_(kept[:, None] / total)
+            gradient.scatter_add_(1, index, -kept[:, None].float())
+            gradient = gradient.to(hidden.dtype)
             d_hidden[part] = gradient @ w                                   # (rows, D)
             d_weight += gradient.t() @ hidden[part]                         # (V, D)
         ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))

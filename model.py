@@ -24,12 +24,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from kernels import (
-    attention_mask,
-    attention_reference,
-    linear_cross_entropy,
-    linear_log_probabilities,
-)
+from kernels import (attention_mask, attention_reference, linear_cross_entropy,
+                     linear_log_probabilities)
 from tokenizer import InputError, hub_folder, read_json, write_json
 
 SHARD_BYTES = 5e9       # a larger model is saved in several files with an index
@@ -80,24 +76,17 @@ class Config:
             config = cls(**given)
         except TypeError as error:
             raise InputError(f"{path}: {str(error).split('__init__() ')[-1]}") from None
-        config.check(path, data)
-        return config
-
-    def check(self, path, data):
-        kind = (self.rope_scaling or {"type": "yarn"})
-        kind = kind.get("rope_type", kind.get("type"))
-        rules = [
-            (self.hidden_size % self.num_attention_heads == 0, "hidden_size is not a multiple of "
-             "num_attention_heads"),
-            (self.num_attention_heads % self.num_key_value_heads == 0, "num_attention_heads is not "
-             "a multiple of num_key_value_heads"),
-            (data.get("hidden_act", "silu") == "silu", "hidden_act is not silu"),
-            (not data.get("use_sliding_window"), "use_sliding_window is not supported"),
-            (data.get("head_dim") in (None, self.head_dim), "head_dim is not hidden_size / heads"),
-            (kind == "yarn", f"rope_scaling of type {kind!r} is not supported, only 'yarn'")]
-        for fits, problem in rules:
+        H, scaling = config.num_attention_heads, config.rope_scaling or {"type": "yarn"}
+        for fits, problem in (
+                (config.hidden_size % H == 0, f"hidden_size is not a multiple of {H} heads"),
+                (H % config.num_key_value_heads == 0, "heads are not a multiple of key-value heads"),
+                (data.get("hidden_act", "silu") == "silu", "hidden_act is not silu"),
+                (not data.get("use_sliding_window"), "use_sliding_window is not supported"),
+                (data.get("head_dim") in (None, config.head_dim), "head_dim is not hidden/heads"),
+                ("yarn" in scaling.values(), "rope_scaling of another type than yarn")):
             if not fits:
                 raise InputError(f"{path}: {problem}")
+        return config
 
     def to_json(self, path, dtype):
         """Write a config.json that transformers and vLLM read as Qwen2."""
@@ -357,7 +346,8 @@ class KVCache:
 def sample(logits, temperature, top_k, top_p, chance):
     """Choose one id per row: logits (B, V), chance (B, 1) in [0, 1) -> (B,).
 
-    Temperature 0: the likeliest. top_k: only the k best (0: all). top_p: only the fewest best that reach this probability.
+    Temperature 0: the likeliest. top_k: only the k best (0: all). top_p: only the fewest best
+    that reach this probability.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -428,14 +418,12 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0
 
 
 @torch.no_grad()
-def generate_naive(model, prompt, max_new_tokens, stop_ids=()):
+def generate_naive(model, prompt, max_new_tokens):
     """Greedy generation by reading everything again for each token: the twin of generate()."""
     ids = list(prompt)
-    while len(ids) < len(prompt) + max_new_tokens:
-        token = int(model(torch.tensor([ids], device=model.head.device))[0, -1].argmax())
-        if token in stop_ids:
-            break
-        ids.append(token)
+    for _ in range(max_new_tokens):
+        logits = model(torch.tensor([ids], device=model.head.device))
+        ids.append(int(logits[0, -1].argmax()))
     return ids[len(prompt):]
 
 

@@ -40,26 +40,10 @@ from tqdm import tqdm
 from data import Batches, load_documents, prepare, report, source_flag
 from evaluate import bits_per_byte, compressed_bits_per_byte
 from fim import FIM_RATE, infill, load
-from model import (
-    CONFIGS,
-    CausalLM,
-    default_device,
-    generate,
-    init_weights,
-    load_model,
-    parameter_count,
-    save_model,
-)
-from tokenizer import (
-    ENDOFTEXT,
-    InputError,
-    Tokenizer,
-    move_folder,
-    read_json,
-    run,
-    whole_folder,
-    write_json,
-)
+from model import (CONFIGS, CausalLM, default_device, generate, init_weights, load_model,
+                   parameter_count, save_model)
+from tokenizer import (ENDOFTEXT, InputError, Tokenizer, move_folder, read_json, run, whole_folder,
+                       write_json)
 
 # What --size sets unless a flag says otherwise. batch_tokens: per step, over all devices.
 PRESETS = {
@@ -473,7 +457,7 @@ def training_flags(parser):
     # how
     parser.add_argument("--lr", type=float, help="peak learning rate")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon",
-                        help="muon: for matrices in blocks, adamw for the rest (default: %(default)s)")
+                        help="muon: blocks' matrices, adamw the rest (default: %(default)s)")
     parser.add_argument("--weight-decay", type=float, default=0.1, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
     parser.add_argument("--device", choices=["cuda", "mps", "cpu"], default=default_device(),
@@ -545,23 +529,23 @@ def make_model(args, tokenizer, device):
 
 
 def show(folder, out, heldout, device):
-    """What a person wants to see: a completion, an infilling beside the truth, what to do next."""
+    """Print what the model makes of code it has not seen, beside the truth, and what to type."""
     model, tokenizer = load(folder, device)
-    prompt = "import os\n\ndef read_lines(path):\n"
-    [new] = generate(model, [tokenizer.encode(prompt)], 48, vocab_size=tokenizer.vocab_size,
-                     stop_ids={tokenizer.special[ENDOFTEXT]})
-    print(f"\n--- completion of held-out-style code\n{prompt}⟦{tokenizer.decode(new)}⟧")
-    text = max(heldout, key=lambda document: len(document["text"]))["text"]
-    lines = text.split("\n")
-    at = next(i for i, line in enumerate(lines[len(lines) // 2:], len(lines) // 2)
-              if len(line.strip()) > 12)
+    lines = max(heldout, key=lambda document: len(document["text"]))["text"].split("\n")
+    middle = len(lines) // 2
+    at = next((i for i in range(middle, len(lines)) if len(lines[i].strip()) > 12), middle)
     prefix, suffix = "\n".join(lines[:at]) + "\n", "\n" + "\n".join(lines[at + 1:])
-    middle = infill(model, tokenizer, prefix, suffix)
-    print("\n--- infilling of held-out code\n" + "\n".join(lines[at - 4:at])
-          + f"\n⟦{middle}⟧\n" + "\n".join(lines[at + 1:at + 4]) + f"\ntrue: {lines[at]}")
-    where = "" if out == "out" else f" --out {out}"
-    print(f"\nthe model is in {folder}; try it on a file of yours:\n"
-          f"  python fim.py FILE --line N{where}")
+    length = min(48, model.config.max_position_embeddings // 4)
+    prompt = tokenizer.encode(prefix)[length - model.config.max_position_embeddings:]
+    [new] = generate(model, [prompt], length, vocab_size=tokenizer.vocab_size,
+                     stop_ids={tokenizer.special[ENDOFTEXT]})
+    filled = infill(model, tokenizer, prefix, suffix, length)
+    before, after = "\n".join(lines[max(0, at - 5):at]), "\n".join(lines[at + 1:at + 4])
+    print(f"\n--- held-out code, as it stands\n{before}\n{lines[at]}\n{after}\n"
+          f"\n--- completed from the left, between ⟦ and ⟧\n{before}\n⟦{tokenizer.decode(new)}⟧\n"
+          f"\n--- one line filled in from both sides\n{before}\n⟦{filled}⟧\n{after}\n\n"
+          f"The model is in {folder}. On a file of yours:\n  python fim.py FILE --line N"
+          + (f" --out {out}" if out != "out" else ""))
 
 
 def main():

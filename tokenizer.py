@@ -52,15 +52,23 @@ def run(main):
         sys.exit(130)
 
 
+def read_text(path):
+    """The text of a UTF-8 file; InputError if it is missing or something else."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
 def read_json(path):
     """The JSON value in a file; InputError names the file and the line that is broken."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except ValueError as error:                             # not JSON, or not UTF-8
-        raise InputError(f"{path}, line {getattr(error, 'lineno', 1)}: not valid JSON; the file is "
-                         "cut off or damaged, copy or download it again") from None
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path}, line {error.lineno}: not valid JSON; the file is cut off or "
+                         "damaged, copy or download it again") from None
 
 
 def write_json(path, value):
@@ -339,8 +347,7 @@ class Tokenizer:
             else:
                 path = folder / "merges.txt"
                 vocabulary = read_json(folder / "vocab.json")
-                lines = path.read_text(encoding="utf-8").split("\n")
-                merges = [line for line in lines[1:] if line]
+                merges = [line for line in read_text(path).split("\n")[1:] if line]
                 special = {name: len(vocabulary) + i for i, name in enumerate(SPECIAL_TOKENS)}
             pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
             pairs = [(to_bytes(left), to_bytes(right)) for left, right in pairs]
@@ -516,13 +523,9 @@ def main():
         raise InputError("out/tokenizer: not there yet; `python pretrain.py` makes it, "
                          "or give --tokenizer FOLDER")
     tokenizer = Tokenizer.load(args.tokenizer)
-    try:
-        text = args.file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{args.file}: not UTF-8 text (byte {error.start})") from None
-    ids = tokenizer.encode(text)
+    text = read_text(args.file)
+    ids, size = tokenizer.encode(text), len(text.encode())
     print(token_view(tokenizer, text, colour=sys.stdout.isatty()))
-    size = len(text.encode())
     print(f"\n{size:,} bytes, {len(text):,} characters, {len(ids):,} tokens of {args.tokenizer}: "
           f"{size / max(len(ids), 1):.2f} bytes per token")
 

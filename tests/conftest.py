@@ -90,8 +90,10 @@ def code_folder(tmp_path):
     for module in "abcdefgh":
         (tmp_path / "code" / module).mkdir(parents=True)
         for n in range(2):
-            lines = [f"def {module}_{n}_{i}(value, other={i}):\n    \"\"\"Add {i} to {module}.\"\"\"\n"
-                     f"    result = value * {i * 7 + n} + other\n    return result - len('{module * i}')\n\n"
+            lines = [f"def {module}_{n}_{i}(value, other={i}):\n"
+                     f"    \"\"\"Add {i} to {module}.\"\"\"\n"
+                     f"    result = value * {i * 7 + n} + other\n"
+                     f"    return result - len('{module * i}')\n\n"
                      for i in range(25)]
             (tmp_path / "code" / module / f"part{n}.py").write_text("\n".join(lines))
     return tmp_path / "code"

@@ -28,7 +28,8 @@ def logits(different):
         out = model(torch.tensor([PROMPT])).logits[0]
         greedy = model.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False,
                                 eos_token_id=None, pad_token_id=0)[0, len(PROMPT):]
-    return {"logits": [[round(x, 7) for x in row] for row in out.tolist()], "greedy": greedy.tolist()}
+    rounded = [[round(x, 7) for x in row] for row in out.tolist()]
+    return {"logits": rounded, "greedy": greedy.tolist()}
 
 
 def merges():

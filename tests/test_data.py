@@ -147,8 +147,9 @@ def test_empty_corpus(tmp_path):
 
 @pytest.fixture(scope="module")
 def corpus():
-    return [document(CODE.replace("item", f"item{i}") * (1 + i % 5), f"{i}.py") for i in range(12)] + [
-        document(f"x = {i}\n" * (1 + i % 3), f"short{i}.py") for i in range(8)]
+    long = [document(CODE.replace("item", f"item{i}") * (1 + i % 5), f"{i}.py") for i in range(12)]
+    short = [document(f"x = {i}\n" * (1 + i % 3), f"short{i}.py") for i in range(8)]
+    return long + short
 
 
 def make(corpus, tokenizer, **other):
@@ -175,7 +176,8 @@ def test_an_epoch_visits_every_slice_once(corpus, small_tokenizer):
         expected = [tuple(batches.stream[start + i * 64:start + i * 64 + 65].astype(int))
                     for i in range(n)]
         assert slices == sorted(expected)
-    assert [tuple(batches.slice(i)) for i in range(n)] != [tuple(batches.slice(n + i)) for i in range(n)]
+    first, second = ([tuple(batches.slice(epoch * n + i)) for i in range(n)] for epoch in range(2))
+    assert first != second
 
 
 def test_fim_rows(corpus, small_tokenizer):
@@ -222,7 +224,8 @@ def test_a_row_depends_on_seed_step_and_place_alone(corpus, small_tokenizer):
         rows = torch.cat([batch["input_ids"] for batch in one(step)])
         assert torch.equal(rows, torch.cat([batch["input_ids"] for batch in again(step)]))
         assert torch.equal(rows, torch.cat([batch["input_ids"] for b in two for batch in b(step)]))
-        assert sum(b["count"] for b in one(step)) == sum(b["count"] for bs in two for b in bs(step))
+        count = sum(batch["count"] for batch in one(step))
+        assert count == sum(batch["count"] for b in two for batch in b(step))
     other = make(corpus, small_tokenizer, seed=1)
     assert not torch.equal(one(0)[0]["input_ids"], other(0)[0]["input_ids"][:4])
 

@@ -40,7 +40,8 @@ def test_each_document_is_read_in_rows_after_an_end_of_text(model, small_tokeniz
         logits = model(row[:, :-1]).log_softmax(-1)
         nats -= float(logits.gather(-1, row[:, 1:, None]).sum())
     expected = nats / math.log(2) / len(text)
-    assert bits_per_byte(model, small_tokenizer, [{"text": text}]) == pytest.approx(expected, rel=1e-5)
+    single = bits_per_byte(model, small_tokenizer, [{"text": text}])
+    assert single == pytest.approx(expected, rel=1e-5)
     both = bits_per_byte(model, small_tokenizer, [{"text": text}, {"text": text}])
     assert both == pytest.approx(expected, rel=1e-5)
 
@@ -69,8 +70,8 @@ def test_command(model, small_tokenizer, tmp_path):
     small_tokenizer.save(tmp_path / "m")
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": CODE}))
     command = [sys.executable, ROOT / "evaluate.py", "--model", tmp_path / "m", "--device", "cpu"]
-    out = subprocess.run([*command, "--text", tmp_path / "a.jsonl"], capture_output=True, text=True,
-                         check=True).stdout
+    out = subprocess.run([*command, "--text", tmp_path / "a.jsonl"], capture_output=True,
+                         text=True, check=True).stdout
     score = bits_per_byte(model, small_tokenizer, [{"text": CODE}])
     assert f"{score:.3f}" in out and "1 documents" in out and "gzip" in out
     done = subprocess.run([*command, "--text", tmp_path / "no"], capture_output=True, text=True)

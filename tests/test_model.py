@@ -52,8 +52,8 @@ def test_yarn_constants():
     plain, _ = rotary_frequencies(CONFIGS["7B"])
     frequencies, scale = rotary_frequencies(config)
     assert scale == pytest.approx(1.138629436112)
-    assert torch.equal(frequencies[:24], plain[:24])                # pairs up to 23 are kept,
-    assert torch.allclose(frequencies[40:], plain[40:] / 4)         # from 40 on slowed by the factor
+    assert torch.equal(frequencies[:24], plain[:24])            # pairs up to 23 are kept,
+    assert torch.allclose(frequencies[40:], plain[40:] / 4)     # from 40 on slowed by the factor
     assert (frequencies[24:40] < plain[24:40]).all()
 
 
@@ -134,7 +134,6 @@ def test_stop_ids_end_a_row_and_are_not_returned(small_model):
     stop = free[5]
     [short] = generate(small_model, [PROMPTS[0]], 12, stop_ids={stop})
     assert short == free[:free.index(stop)]
-    assert generate_naive(small_model, PROMPTS[0], 12, {stop}) == short
 
 
 def test_rows_stop_by_themselves(small_model):
@@ -168,7 +167,7 @@ def test_sample_takes_each_id_as_often_as_it_should():
 
     assert shares() == [0.1, 0.2, 0.4, 0.3]
     assert shares(top_k=2) == pytest.approx([0, 0, 4 / 7, 3 / 7], abs=2e-3)
-    assert shares(top_p=0.75) == pytest.approx([0, 2 / 9, 4 / 9, 3 / 9], abs=2e-3)   # .4 + .3 < .75
+    assert shares(top_p=0.75) == pytest.approx([0, 2 / 9, 4 / 9, 3 / 9], abs=2e-3)  # .4 + .3 < .75
     assert shares(top_p=0.65) == pytest.approx([0, 0, 4 / 7, 3 / 7], abs=2e-3)
     assert shares(top_p=0.0001) == [0, 0, 1, 0]
     assert shares(temperature=0.5) == pytest.approx([1 / 30, 4 / 30, 16 / 30, 9 / 30], abs=2e-3)
@@ -230,8 +229,9 @@ def test_tied_file_that_carries_the_head_twice(small_model, tmp_path):
 def test_published_config_is_read(tmp_path):
     published = {
         "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
-        "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 5120, "initializer_range": 0.02,
-        "intermediate_size": 13824, "max_position_embeddings": 32768, "max_window_layers": 48,
+        "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 5120,
+        "initializer_range": 0.02, "intermediate_size": 13824,
+        "max_position_embeddings": 32768, "max_window_layers": 48,
         "model_type": "qwen2", "num_attention_heads": 40, "num_hidden_layers": 48,
         "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0,
         "sliding_window": 131072, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
@@ -250,9 +250,12 @@ def test_published_config_is_read(tmp_path):
 @pytest.mark.parametrize("change,message", [
     ({"model_type": "llama"}, "model_type is 'llama', expected 'qwen2'"),
     ({"hidden_size": None}, "missing 1 required positional argument: 'hidden_size'"),
-    ({"num_key_value_heads": 3}, "num_attention_heads is not a multiple of num_key_value_heads"),
+    ({"num_key_value_heads": 3}, "heads are not a multiple of key-value heads"),
+    ({"hidden_size": 33}, "hidden_size is not a multiple of 4 heads"),
+    ({"hidden_act": "gelu"}, "hidden_act is not silu"),
+    ({"head_dim": 64}, "head_dim is not hidden/heads"),
     ({"use_sliding_window": True}, "use_sliding_window is not supported"),
-    ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling of type 'linear'")])
+    ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling of another type than yarn")])
 def test_other_configs_are_refused(small_model, tmp_path, change, message):
     save_model(small_model, tmp_path)
     path = tmp_path / "config.json"
@@ -274,7 +277,8 @@ def test_damaged_checkpoints(small_model, tmp_path):
         load_model(tmp_path, "cpu")
     name = "model.layers.1.mlp.up_proj.weight"
     save_file({**tensors, name: torch.zeros(3, 32)}, path)
-    with pytest.raises(InputError, match=r"up_proj.weight has shape \(3, 32\), config.json asks for \(48, 32\)"):
+    message = r"up_proj.weight has shape \(3, 32\), config.json asks for \(48, 32\)"
+    with pytest.raises(InputError, match=message):
         load_model(tmp_path, "cpu")
     save_file({k: v for k, v in tensors.items() if k != name}, path)
     with pytest.raises(InputError, match=f"1 tensors are missing, the first is {name}"):

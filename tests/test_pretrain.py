@@ -30,8 +30,10 @@ FAST = ["--device", "cpu", "--steps", "12", "--seq-len", "32", "--batch-tokens",
 
 
 def command(out, code, *flags, processes=1):
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-             "--master-port", str(20000 + os.getpid() % 20000)] if processes > 1 else [sys.executable]
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+                  "--master-port", str(20000 + os.getpid() % 20000)]
     return [*map(str, start), str(ROOT / "pretrain.py"), "--out", str(out), "--source", str(code),
             *FAST, *flags]
 
@@ -76,10 +78,12 @@ def test_a_run_leaves_a_checkpoint_folder(finished):
     assert config["eos_token_id"] == special["<|endoftext|>"]
     assert config["max_position_embeddings"] == 32
     rows = read_metrics(out / "pretrain")
-    assert [row["step"] for row in rows] == list(range(1, 13)) and rows[-1]["loss"] < rows[0]["loss"]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["loss"] < rows[0]["loss"]
     assert [row["step"] for row in rows if "bpb" in row] == [6, 12]
     assert rows[-1]["bpb"] < rows[5]["bpb"]
-    for words in ("gzip", "completion", "infilling", "true: ", "python fim.py FILE --line N --out"):
+    for words in ("gzip", "as it stands", "completed from the left", "filled in",
+                  "python fim.py FILE --line N --out"):
         assert words in printed
     assert max(len(line) for line in printed.splitlines() if line.startswith("step")) <= 120
 
@@ -94,8 +98,8 @@ def test_a_finished_run_is_left_alone(finished, code):
 def test_kill_and_resume_gives_the_same_weights(finished, code, tmp_path):
     """SIGKILL after the first checkpoint, Ctrl-C after that, then to the end."""
     for number, code_wanted in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
-        process = subprocess.Popen(command(tmp_path / "out", code), stdout=subprocess.PIPE, text=True,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(command(tmp_path / "out", code), stdout=subprocess.PIPE,
+                                   text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         printed = ""
         for line in process.stdout:
             printed += line
@@ -155,7 +159,7 @@ def test_another_run_in_the_folder(code, tmp_path):
 
 
 def test_full_disk(code, tmp_path):
-    """No file may pass 4 MB: saving fails as on a full disk, in one line, and nothing half is left."""
+    """No file may pass 4 MB: saving fails as on a full disk, in one line, nothing half is left."""
     limited = ["bash", "-c", "ulimit -f 4096; trap '' XFSZ; exec \"$@\"", "-"]
     done = subprocess.run([*limited, *command(tmp_path, code)], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
@@ -184,7 +188,8 @@ def test_each_parameter_has_one_optimizer(small_model, kind):
     names = {id(p): name for name, p in small_model.named_parameters()}
     if kind == "muon":
         inner = {names[id(p)] for p in optimizers[0].param_groups[0]["params"]}
-        assert len(inner) == 14 and not [name for name in inner if "embed" in name or "bias" in name]
+        assert len(inner) == 14
+        assert not [name for name in inner if "embed" in name or "bias" in name]
 
 
 def test_a_batch_can_be_learned_by_heart():
