@@ -21,15 +21,18 @@ import hashlib
 import json
 import os
 import re
+import stat
 import sysconfig
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from evaluate import read_documents
 from fim import FIM_RATE, fim_document, fim_ids, normalize
-from tokenizer import ENDOFTEXT, InputError, Tokenizer, read_json, run, whole_folder, write_json
+from tokenizer import (ENDOFTEXT, InputError, Tokenizer, read_json, run, whole_folder, write_json,
+                       write_text)
 
 LANGUAGES = {               # by extension; what is not here is not read
     ".py": "python", ".pyi": "python", ".c": "c", ".h": "c", ".cc": "c++", ".cpp": "c++",
@@ -55,21 +58,26 @@ TOKENIZER_TEXT = 100_000_000    # characters that a tokenizer is trained on, at 
 
 def read_document(path, root, repo, dropped):
     """One file as a document, or None with the reason counted in dropped."""
-    if path.is_symlink():
-        reason = "link"
-    elif path.stat().st_size > LARGEST_FILE:
-        reason = "over 1 MB"
-    else:
-        try:
-            text = normalize(path.read_bytes().decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            text, reason = "", "not UTF-8"
+    text, reason = "", None
+    try:
+        status = path.lstat()
+        name = path.relative_to(root).as_posix()
+        name.encode()
+        if not stat.S_ISREG(status.st_mode):
+            reason = "link or no plain file"                # a pipe would be waited for
+        elif status.st_size > LARGEST_FILE:
+            reason = "over 1 MB"
         else:
-            reason = "binary" if "\0" in text else "empty"
-        if text.strip() and "\0" not in text:
-            return {"text": text, "path": path.relative_to(root).as_posix(), "repo": repo,
-                    "language": LANGUAGES[path.suffix.lower()]}
-    dropped[reason] += 1
+            text = normalize(path.read_bytes().decode("utf-8-sig"))
+            reason = "binary" if "\0" in text else None if text.strip() else "empty"
+    except UnicodeError:
+        reason = "not UTF-8"
+    except OSError:
+        reason = "unreadable"
+    if reason:
+        dropped[reason] += 1
+        return None
+    return {"text": text, "path": name, "repo": repo, "language": LANGUAGES[path.suffix.lower()]}
 
 
 def documents(source, dropped=None):
@@ -144,86 +152,31 @@ def split(corpus):
 
 
 def shingles(text):
-    """Hashes of all runs of five words: the set that near-duplicates share."""
-    words = np.array([hash_word(word) for word in re.findall(r"\w+", text)], dtype=np.uint64)
-    runs = words[:-4] if len(words) > 4 else words[:0]
-    for i in range(1, 5):
-        runs = runs * np.uint64(0x9E3779B97F4A7C15) ^ words[i:len(words) - 4 + i]
-    return np.unique(runs)
-
-
-WORD_HASHES = {}
-
-
-def hash_word(word):
-    if word not in WORD_HASHES:
-        digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
-        WORD_HASHES[word] = int.from_bytes(digest, "little")
-    return WORD_HASHES[word]
+    """All runs of five words: the set that near-duplicates share."""
+    words = re.findall(r"\w+", text)
+    return set(zip(*(words[i:] for i in range(5))))
 
 
 def drop_near_copies(train, validation, dropped):
-    """Leave out training documents that a held-out one resembles: Jaccard of shingles over NEAR."""
-    held = [shingles(document["text"]) for document in validation]
-    owners = np.concatenate([np.full(len(own), i) for i, own in enumerate(held)])
-    values = np.concatenate(held)
-    order = values.argsort(kind="stable")
-    values, owners = values[order], owners[order]
+    """Leave out training documents whose shingles have a Jaccard similarity of NEAR or more with
+    those of a held-out document."""
+    sizes, owners = [], defaultdict(list)           # shingle -> the held-out documents that have it
+    for i, document in enumerate(validation):
+        own = shingles(document["text"])
+        sizes.append(len(own))
+        for shingle in own:
+            owners[shingle].append(i)
 
     def near(document):
         own = shingles(document["text"])
-        left, right = np.searchsorted(values, own), np.searchsorted(values, own, side="right")
-        found = np.concatenate([owners[a:b] for a, b in zip(left, right) if a < b] or [owners[:0]])
-        shared = np.bincount(found, minlength=len(held))
-        union = np.array([len(other) for other in held]) + len(own) - shared
-        return bool(len(own)) and (shared / np.maximum(union, 1)).max() >= NEAR
+        shared = Counter(i for shingle in own for i in owners.get(shingle, ()))
+        return any(n / (len(own) + sizes[i] - n) >= NEAR for i, n in shared.items())
 
     kept = [document for document in train if not near(document)]
     dropped["like a held-out document"] += len(train) - len(kept)
+    if not kept:
+        raise InputError("every document resembles a held-out one; give a folder with more code")
     return kept
-
-
-def prepare(out, sources, vocab_size, fresh=False):
-    """Make out/data and, for a vocab_size, out/tokenizer unless they are there -> what was dropped.
-
-    InputError if the folders there were made from other sources or for another vocabulary.
-    """
-    folder, sources = Path(out) / "data", [str(source) for source in sources]
-    if fresh or not folder.exists():
-        dropped = Counter()
-        corpus = [document for source in sources for document in documents(source, dropped)]
-        if not corpus:
-            raise InputError(f"--source {' '.join(sources)}: no source code found there")
-        train, validation = split(drop_duplicates(corpus, dropped))
-        train = drop_near_copies(train, validation, dropped)
-        with whole_folder(folder) as new:
-            for name, part in (("train", train), ("validation", validation)):
-                lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in part]
-                (new / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-            write_json(new / "about.json", {
-                "sources": sources, "dropped": dict(dropped),
-                "train": {"documents": len(train), "bytes": text_bytes(train)},
-                "validation": {"documents": len(validation), "bytes": text_bytes(validation)}})
-    about = read_json(folder / "about.json")
-    if about["sources"] != sources:
-        raise InputError(f"{folder} was made from {' '.join(about['sources'])}, not from "
-                         f"{' '.join(sources)}; give another --out, or --fresh to make it anew")
-    if vocab_size:
-        folder = Path(out) / "tokenizer"
-        if fresh or not folder.exists():
-            texts, left = [], TOKENIZER_TEXT
-            for document in load_documents(out, "train"):
-                texts.append(document["text"][:left])
-                left -= len(texts[-1])
-            tokenizer = Tokenizer.train(texts, vocab_size)
-            with whole_folder(folder) as new:
-                tokenizer.save(new)
-                write_json(new / "about.json", {"vocab_size": vocab_size})
-        made_for = read_json(folder / "about.json")["vocab_size"]
-        if made_for != vocab_size:
-            raise InputError(f"{folder} was made for {made_for} ids, not {vocab_size}; "
-                             "give another --out, or --fresh to make it anew")
-    return about
 
 
 def text_bytes(corpus):
@@ -232,8 +185,61 @@ def text_bytes(corpus):
 
 def load_documents(out, part):
     """The documents of out/data: part is "train" or "validation"."""
-    with open(Path(out) / "data" / f"{part}.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return read_documents(Path(out) / "data" / f"{part}.jsonl")
+
+
+def made_from(folder, settings):
+    """What about.json says of a folder; InputError if it was made from other settings."""
+    about = read_json(folder / "about.json")
+    for name, value in settings.items():
+        if about.get(name) != value:
+            raise InputError(f"{folder} was made from {name} {about.get(name)}, not {value}; "
+                             "give another --out, or --fresh to make it anew")
+    return about
+
+
+def prepare_data(out, sources, fresh=False):
+    """Make out/data from the sources unless it is there -> its about.json."""
+    folder, sources = Path(out) / "data", [str(source) for source in sources]
+    if fresh or not folder.exists():
+        dropped = Counter()
+        corpus = [document for source in sources for document in documents(source, dropped)]
+        if not corpus:
+            raise InputError(f"--source {' '.join(sources)}: no source code found there")
+        train, validation = split(drop_duplicates(corpus, dropped))
+        train = drop_near_copies(train, validation, dropped)
+        about = {"sources": sources, "dropped": dict(dropped)}
+        with whole_folder(folder) as new:
+            for part, kept in (("train", train), ("validation", validation)):
+                lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in kept]
+                write_text(new / f"{part}.jsonl", "".join(lines))
+                about[part] = {"documents": len(kept), "bytes": text_bytes(kept)}
+            write_json(new / "about.json", about)
+    return made_from(folder, {"sources": sources})
+
+
+def prepare_tokenizer(out, vocab_size, fresh=False):
+    """Train out/tokenizer on the training documents in out/data unless it is there."""
+    folder = Path(out) / "tokenizer"
+    if fresh or not folder.exists():
+        texts, left = [], TOKENIZER_TEXT
+        for document in load_documents(out, "train"):
+            texts.append(document["text"][:left])
+            left -= len(texts[-1])
+        tokenizer = Tokenizer.train(texts, vocab_size)
+        with whole_folder(folder) as new:
+            tokenizer.save(new)
+            write_json(new / "about.json", {"vocab_size": vocab_size})
+    made_from(folder, {"vocab_size": vocab_size})
+
+
+def print_about(out, about):
+    """Print what out/data holds."""
+    for part in ("train", "validation"):
+        print(f"{out}/data/{part}.jsonl: {about[part]['documents']:,} documents, "
+              f"{about[part]['bytes']:,} bytes")
+    reasons = ", ".join(f"{n} {reason}" for reason, n in about["dropped"].items() if n)
+    print(f"left out: {reasons or 'nothing'}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -263,57 +269,61 @@ class Batches:
         self.tokenizer, self.T, self.seed, self.fim_rate = tokenizer, seq_len, seed, fim_rate
         self.batch_rows, self.rank, self.world = batch_rows, rank, world
         self.device_batch = device_batch or batch_rows
-        self.end = tokenizer.special[ENDOFTEXT]
-        pieces = [np.array([self.end, *ids], dtype=np.uint32)
-                  for ids in tokenizer.encode_batch([document["text"] for document in corpus])]
-        self.stream = np.concatenate([*pieces, pieces[0][:1]])
+        self.end, self.epoch = tokenizer.special[ENDOFTEXT], None
+        encoded = []
+        for start in range(0, len(corpus), 1000):           # lists of ids are large, arrays small
+            texts = [document["text"] for document in corpus[start:start + 1000]]
+            encoded += [np.array([self.end, *ids], dtype=np.uint32)
+                        for ids in tokenizer.encode_batch(texts)]
+        self.stream = np.concatenate([*encoded, [self.end]]).astype(np.uint32)
         if len(self.stream) < 2 * seq_len + 2:
             raise InputError(f"{len(self.stream):,} tokens are too few for rows of {seq_len}; "
                              "give more code or a smaller --seq-len")
         self.rows_per_epoch = (len(self.stream) - 1) // seq_len - 1     # one to spare: the offset
 
-    def slice(self, index):
-        """Row `index` of the endless run, before FIM: ids (T + 1,)."""
-        epoch, place = divmod(index, self.rows_per_epoch)
-        if epoch != getattr(self, "epoch", None):
-            rng = generator(self.seed, "order", epoch)
-            self.offset = int(rng.integers(self.T))
-            self.epoch, self.order = epoch, rng.permutation(self.rows_per_epoch)
-        start = self.offset + int(self.order[place]) * self.T
-        return self.stream[start:start + self.T + 1].astype(np.int64)
+    def start_epoch(self, epoch):
+        """Where the epoch's first row begins and in which order its rows come."""
+        rng = generator(self.seed, "order", epoch)
+        self.offset, self.order = int(rng.integers(self.T)), rng.permutation(self.rows_per_epoch)
+        self.epoch = epoch
 
-    def fim_piece(self, ids, room, rng):
-        """A piece of a document as FIM ids, at most `room` of them, its end cut off to fit."""
-        for spare in range(3, len(ids) + 1):
-            data = self.tokenizer.decode_bytes(ids[:max(0, room - spare)].tolist())
-            prefix, middle, suffix = fim_document(data.decode("utf-8", errors="ignore"), rng)
+    def slice(self, index):
+        """Row `index` of the endless run, before FIM: a list of T + 1 ids."""
+        epoch, place = divmod(index, self.rows_per_epoch)
+        if epoch != self.epoch:
+            self.start_epoch(epoch)
+        start = self.offset + int(self.order[place]) * self.T
+        return self.stream[start:start + self.T + 1].tolist()
+
+    def fim_piece(self, ids, rng):
+        """A piece of a document as FIM ids, no more than there were: the sentinels and the new
+        borders between tokens take room, so the end of its text is left out until it fits."""
+        for kept in range(len(ids) - 3, -1, -1):
+            text = self.tokenizer.decode_bytes(ids[:kept]).decode("utf-8", errors="ignore")
+            prefix, middle, suffix = map(self.tokenizer.encode, fim_document(text, rng))
             new = fim_ids(self.tokenizer, prefix, suffix, middle)
-            if len(new) <= room:
+            if len(new) <= len(ids):
                 return new
 
     def row(self, index):
-        """Row `index`: inputs, targets and document_starts, each (T,).
+        """Row `index`: input_ids, targets and document_starts, each (T,).
 
-        A FIM piece needs a few ids more than the text it holds, so it loses the end of its text;
-        ids still missing to a full row are <|endoftext|> without a target.
+        A FIM piece is closed by <|endoftext|>; where it came out shorter than its place, the rest
+        is <|endoftext|> without targets.
         """
-        ids = self.slice(index)
-        cuts = [0, *np.flatnonzero(ids[1:self.T] == self.end) + 1, self.T + 1]
-        rng = generator(self.seed, "fim", index)
+        ids, rng = self.slice(index), generator(self.seed, "fim", index)
+        borders = [0, *(i for i in range(1, self.T) if ids[i] == self.end), self.T]
         out, targets, starts = [], [], []
-        for left, right in zip(cuts, cuts[1:]):
-            piece, last = ids[left:right], right == self.T + 1
-            head = int(piece[0] == self.end)        # an <|endoftext|> that opens a document
-            room = len(piece) - head - last         # without it, and the row's last id, a target
-            inside, start, closing = piece[head:head + room].tolist(), len(out), int(piece[-1])
-            missing = 0
-            if room >= SHORTEST_FIM and rng.random() < self.fim_rate:
-                inside = self.fim_piece(np.array(inside), room, rng)
-                missing, closing = room - len(inside), self.end
-            new = [*piece[:head].tolist(), *inside]
-            out += new + [self.end] * missing
-            targets += [*new[1:], closing if last else self.end] + [-100] * missing
-            starts += [start] * (len(new) + missing)
+        for start, stop in zip(borders, borders[1:]):
+            piece, after = ids[start:stop], ids[stop]       # after: the target of its last id
+            head = piece[:1] if piece[0] == self.end else []
+            inside = piece[len(head):]
+            if len(inside) >= SHORTEST_FIM and rng.random() < self.fim_rate:
+                piece, after = head + self.fim_piece(inside, rng), self.end
+            missing = stop - start - len(piece)
+            out += piece + [self.end] * missing
+            targets += piece[1:] + [after] + [-100] * missing
+            starts += [start] * (stop - start)
         return np.array(out), np.array(targets), np.array(starts)
 
     def __call__(self, step):
@@ -331,8 +341,8 @@ class Batches:
 
 def source_flag(parser):
     parser.add_argument("--source", action="append", metavar="DIR",
-                        help="folder of source code, repeatable (default: the Python standard "
-                        "library, from --size small on also the installed packages)")
+                        help="folder of source code, repeatable; also `stdlib` and `packages`, "
+                        "the installed ones (default: stdlib, from --size small on both)")
 
 
 def main():
@@ -344,17 +354,9 @@ def main():
                         help="ids of the tokenizer, control tokens included (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="make both anew")
     args = parser.parse_args()
-    about = prepare(args.out, args.source or ["stdlib"], args.vocab_size, args.fresh)
-    report(args.out, about)
-
-
-def report(out, about):
-    """Print what out/data holds."""
-    for part in ("train", "validation"):
-        print(f"{out}/data/{part}.jsonl: {about[part]['documents']:,} documents, "
-              f"{about[part]['bytes']:,} bytes")
-    reasons = ", ".join(f"{n} {reason}" for reason, n in about["dropped"].items() if n) or "nothing"
-    print(f"left out: {reasons}")
+    print_about(args.out, prepare_data(args.out, args.source or ["stdlib"], args.fresh))
+    prepare_tokenizer(args.out, args.vocab_size, args.fresh)
+    print(f"{args.out}/tokenizer: {Tokenizer.load(Path(args.out) / 'tokenizer').vocab_size:,} ids")
 
 
 if __name__ == "__main__":

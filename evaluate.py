@@ -19,7 +19,9 @@ import lzma
 import math
 from pathlib import Path
 
-ROWS_AT_ONCE = 16384        # tokens in a forward pass: enough to keep a device busy
+# Imports of ours stand inside functions, so that a sandbox worker starts without loading torch.
+
+TOKENS_AT_ONCE = 16384      # in a forward pass: enough to keep a device busy
 
 
 def compressed_bits_per_byte(texts):
@@ -38,22 +40,24 @@ def bits_per_byte(model, tokenizer, documents):
     """
     import torch
 
-    T, end = model.config.max_position_embeddings, tokenizer.special["<|endoftext|>"]
+    from tokenizer import ENDOFTEXT
+
+    T, end = model.config.max_position_embeddings, tokenizer.special[ENDOFTEXT]
     texts = [document["text"] for document in documents]
     rows = []
     for ids in tokenizer.encode_batch(texts):
         ids = [end, *ids, end]
         rows += [ids[start:start + T + 1] for start in range(0, len(ids) - 1, T)]
     rows.sort(key=len)                                      # short ones share a batch
-    nats, B = 0.0, max(1, ROWS_AT_ONCE // T)
+    nats, B = 0.0, max(1, TOKENS_AT_ONCE // T)
     with torch.no_grad():
         for start in range(0, len(rows), B):
             batch = rows[start:start + B]
             longest = max(map(len, batch))
-            ids = torch.tensor([row + [end] * (longest - len(row)) for row in batch])
+            input_ids = torch.tensor([row[:-1] + [end] * (longest - len(row)) for row in batch])
             targets = torch.tensor([row[1:] + [-100] * (longest - len(row)) for row in batch])
             device = model.head.device
-            nats += float(model(ids[:, :-1].to(device), targets=targets.to(device)))
+            nats += float(model(input_ids.to(device), targets=targets.to(device)))
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
@@ -69,7 +73,7 @@ def read_documents(path):
     for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
         try:
             documents.append(json.loads(line))
-            documents[-1]["text"].encode()
+            documents[-1]["text"].encode()      # a string
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f'{path}, line {number}: expected {{"text": "..."}}') from None
     return documents
@@ -99,10 +103,10 @@ def main():
     size = sum(len(text.encode()) for text in texts)
     print(f"{len(texts)} documents, {size:,} bytes, rows of {model.config.max_position_embeddings} "
           "tokens; bits per byte:")
-    scores = compressed_bits_per_byte(texts)
-    scores[str(folder)] = bits_per_byte(model, tokenizer, documents)
-    for name, score in scores.items():
-        print(f"  {name:24} {score:.3f}")
+    results = compressed_bits_per_byte(texts)
+    results[str(folder)] = bits_per_byte(model, tokenizer, documents)
+    for name, bits in results.items():
+        print(f"  {name:24} {bits:.3f}")
 
 
 if __name__ == "__main__":

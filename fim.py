@@ -17,7 +17,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
-from model import default_device, generate, load_model
+from model import check_vocabulary, default_device, generate, load_model
 from tokenizer import ENDOFTEXT, InputError, TextStream, Tokenizer, read_text, run
 
 PREFIX, MIDDLE, SUFFIX = "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"
@@ -48,11 +48,12 @@ def fim_document(text, rng):
     return text[:low], text[low:high], text[high:]
 
 
-def fim_ids(tokenizer, prefix, suffix, middle=""):
-    """The three parts as ids, each encoded by itself, without the closing <|endoftext|>."""
+def fim_ids(tokenizer, prefix_ids, suffix_ids, middle_ids=()):
+    """The three parts in the order in which a model reads them, without the closing
+    <|endoftext|>. Each was encoded by itself: at a cursor nobody knows what follows."""
     special = tokenizer.special
-    return [special[PREFIX], *tokenizer.encode(prefix), special[SUFFIX], *tokenizer.encode(suffix),
-            special[MIDDLE], *tokenizer.encode(middle)]
+    return [special[PREFIX], *prefix_ids, special[SUFFIX], *suffix_ids, special[MIDDLE],
+            *middle_ids]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -60,11 +61,9 @@ def fim_ids(tokenizer, prefix, suffix, middle=""):
 
 
 def load(folder_or_hub_name, device=None):
-    """A checkpoint's model and tokenizer; InputError if the tokenizer has ids the model lacks."""
+    """A checkpoint's model and tokenizer; InputError if they do not belong together."""
     model, tokenizer = load_model(folder_or_hub_name, device), Tokenizer.load(folder_or_hub_name)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise InputError(f"{folder_or_hub_name}: the tokenizer has {tokenizer.vocab_size} ids, "
-                         f"the model {model.config.vocab_size} rows; they are not of one model")
+    check_vocabulary(model, tokenizer)
     return model, tokenizer
 
 
@@ -76,7 +75,7 @@ def newest_model(out):
     raise InputError(f"{out}: no finished model here; run `python pretrain.py`, or give --model")
 
 
-def fit(prefix_ids, suffix_ids, room):
+def shorten(prefix_ids, suffix_ids, room):
     """Shorten both to `room` ids: the prefix loses its start, the suffix its end."""
     suffix_room = max(int(room * SUFFIX_SHARE), room - len(prefix_ids))
     suffix_ids = suffix_ids[:suffix_room]
@@ -90,23 +89,18 @@ def infill(model, tokenizer, prefix, suffix, max_new_tokens=64, temperature=0.0,
     What does not fit the model's context is left out far from the cursor. on_text(piece) sees the
     text as it comes. Further arguments go to model.generate.
     """
-    special = tokenizer.special
     room = model.config.max_position_embeddings - max_new_tokens - 3        # three sentinels
     if room < 1:
         raise InputError(f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a "
                          f"context of {model.config.max_position_embeddings}")
-    prefix_ids, suffix_ids = fit(tokenizer.encode(normalize(prefix)),
-                                 tokenizer.encode(normalize(suffix)), room)
-    prompt = [special[PREFIX], *prefix_ids, special[SUFFIX], *suffix_ids, special[MIDDLE]]
-    stream = TextStream(tokenizer)
-
-    def on_token(row, token):
-        if on_text:
-            on_text(stream.add(token))
-
-    [new] = generate(model, [prompt], max_new_tokens, temperature, on_token=on_token,
-                     stop_ids={special[name] for name in STOP_TOKENS},
+    prefix_ids, suffix_ids = shorten(tokenizer.encode(normalize(prefix)),
+                                     tokenizer.encode(normalize(suffix)), room)
+    stream, on_text = TextStream(tokenizer), on_text or (lambda text: None)
+    [new] = generate(model, [fim_ids(tokenizer, prefix_ids, suffix_ids)], max_new_tokens,
+                     temperature, on_token=lambda row, token: on_text(stream.add(token)),
+                     stop_ids={tokenizer.special[name] for name in STOP_TOKENS},
                      vocab_size=tokenizer.vocab_size, **sampling)
+    on_text(stream.finish())
     return tokenizer.decode(new)
 
 
@@ -125,9 +119,7 @@ def gap(text, line, path):
     lines = text.split("\n")
     if not 1 <= line <= len(lines):
         raise InputError(f"{path}: has lines 1 to {len(lines)}, there is no line {line}")
-    before, after = lines[:line - 1], lines[line:]
-    return ("".join(text + "\n" for text in before), lines[line - 1],
-            "".join("\n" + text for text in after))
+    return "\n".join([*lines[:line - 1], ""]), lines[line - 1], "\n".join(["", *lines[line:]])
 
 
 def main():
@@ -144,6 +136,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="for temperature > 0 (default: 0)")
     parser.add_argument("--device", default=default_device(), help="default: %(default)s")
     args = parser.parse_args()
+    if args.max_new_tokens < 1 or args.temperature < 0:
+        raise InputError("--max-new-tokens must be at least 1, --temperature at least 0")
     text = normalize(read_text(args.file))
     prefix, present, suffix = gap(text, args.line, args.file)
     folder = args.model or newest_model(args.out)

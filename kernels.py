@@ -1,7 +1,7 @@
 """The two costly pieces of a decoder, tensors to tensors: attention and the loss head.
 
-Attention is here in plain PyTorch, as a formula: softmax of the scores times the values. On a CPU
-and short rows that is also the fastest way to train.
+Attention is here in plain PyTorch, as a formula: softmax of the scores times the values. In bf16 on
+a CPU and over short rows that is also the fastest way to train.
 
 The loss head gives the next-token loss without ever holding all the logits: with 151,936 vocabulary
 rows those of 8,192 tokens take 5 GB in fp32, and their gradient as much again. So a chunk of tokens
@@ -11,6 +11,7 @@ This file knows no configurations, models or text. It is imported, not run.
 """
 
 import torch
+import torch.nn.functional as F
 
 CHUNK_NUMBERS = 1 << 22     # logits held at a time: 16 MB in fp32, they stay in a CPU's cache
 
@@ -31,7 +32,7 @@ def attention_mask(document_starts, keys, dtype):
 def attention_reference(q, k, v, mask):
     """Attention as a formula: q (B, T, H, d), k and v (B, S, K, d), mask (1 or B, 1, T, S)."""
     B, T, H, d = q.shape
-    S, K = k.shape[1:3]
+    S, K = k.shape[1], k.shape[2]
     rows = H // K * T           # the query heads that share a key-value head are more rows for it
     q = q.transpose(1, 2).reshape(B * K, rows, d) * d ** -0.5
     k, v = (x.transpose(1, 2).reshape(B * K, S, d) for x in (k, v))
@@ -60,8 +61,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=torch.float32)
         for part, logits, kept, index in _chunks(hidden, w, targets):
+            # logits, powers and gradient are one buffer, overwritten in place: (rows, V)
             top, picked = logits.amax(-1, keepdim=True), logits.gather(1, index)
-            powers = logits.sub_(top).exp_()                                # (rows, V), in place
+            powers = logits.sub_(top).exp_()
             total = powers.sum(-1, keepdim=True)                            # (rows, 1)
             loss += ((total.log() + top - picked)[:, 0] * kept).sum()
             gradient = powers.mul_(kept[:, None] / total)
@@ -96,12 +98,18 @@ class _LinearLogProbabilities(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=torch.float32)
         for part, logits, kept, index in _chunks(hidden, w, targets):
-            gradient = logits.softmax(-1).neg_()                            # one_hot - softmax
-            gradient.scatter_add_(1, index, torch.ones_like(gradient[:, :1]))
+            gradient = logits.softmax(-1).neg_()
+            gradient.scatter_add_(1, index, torch.ones_like(gradient[:, :1]))   # one_hot - softmax
             gradient = gradient.mul_((d_out[part] * kept)[:, None]).to(hidden.dtype)
             d_hidden[part] = gradient @ w                                   # (rows, D)
             d_weight += gradient.t() @ hidden[part]                         # (V, D)
         return d_hidden, d_weight.to(weight.dtype), None
+
+
+def linear_cross_entropy_reference(hidden, weight, targets):
+    """The twin of linear_cross_entropy() that holds all the logits."""
+    logits = (hidden @ weight.to(hidden.dtype).t()).float()                 # (N, V)
+    return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
 
 
 def linear_cross_entropy(hidden, weight, targets):
@@ -109,6 +117,8 @@ def linear_cross_entropy(hidden, weight, targets):
 
     Targets of -100 are left out. The product runs in hidden's dtype, the softmax in fp32.
     """
+    if not torch.is_grad_enabled():                         # measuring only: no gradient
+        return -linear_log_probabilities(hidden, weight, targets).sum()
     return _LinearCrossEntropy.apply(hidden, weight, targets)
 
 

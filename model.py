@@ -7,7 +7,8 @@ gets wrong are taken from the published config.json files). All names are those 
 checkpoints, so loading and saving need no key map.
 
     B batch rows   T tokens in a row   D hidden_size   H query heads   K key-value heads
-    d head_dim     V vocabulary rows   heads always stay in the third place: (B, T, H, d)
+    d head_dim     V vocabulary rows   S positions that are seen, those in the cache included
+    Heads always stay in the third place: (B, T, H, d).
 
 This file knows ids only, not text (tokenizer.py), and nothing about training (pretrain.py).
 It is imported, not run: `python fim.py FILE` and `python evaluate.py` use a trained model.
@@ -26,10 +27,10 @@ from safetensors.torch import save_file
 
 from kernels import (attention_mask, attention_reference, linear_cross_entropy,
                      linear_log_probabilities)
-from tokenizer import InputError, hub_folder, read_json, write_json
+from tokenizer import InputError, hub_folder, read_json, weight_names, write_json
 
 SHARD_BYTES = 5e9       # a larger model is saved in several files with an index
-PLAIN_ATTENTION_ROWS = 512      # up to here the plain formula beats SDPA, for bf16 on a CPU
+PLAIN_ATTENTION_TOKENS = 512    # in a row; up to here the plain formula beats SDPA, measured
 
 # ------------------------------------------------------------------------------------------------
 # Configurations
@@ -51,7 +52,8 @@ class Config:
     rope_scaling: dict = None           # {"type": "yarn", "factor", "original_max_position_..."}
     max_position_embeddings: int = 32768
     initializer_range: float = 0.02
-    eos_token_id: int = 151643
+    bos_token_id: int = 151643
+    eos_token_id: int = 151643          # or a list, as read
 
     @property
     def head_dim(self):
@@ -64,28 +66,34 @@ class Config:
         if not isinstance(data, dict) or data.get("model_type") != "qwen2":
             found = data.get("model_type") if isinstance(data, dict) else type(data).__name__
             raise InputError(f"{path}: model_type is {found!r}, expected 'qwen2'")
-        rope = data.get("rope_parameters") or {}            # where transformers 5 keeps them
-        data = {"rope_theta": rope.get("rope_theta"), **data}
-        if data.get("rope_scaling") is None and rope.get("rope_type", "default") != "default":
-            data["rope_scaling"] = rope
-        names = {field.name for field in dataclasses.fields(cls)}
-        given = {name: value for name, value in data.items() if name in names and value is not None}
-        if isinstance(given.get("eos_token_id"), list):
-            given["eos_token_id"] = given["eos_token_id"][0]
-        try:
-            config = cls(**given)
-        except TypeError as error:
-            raise InputError(f"{path}: {str(error).split('__init__() ')[-1]}") from None
-        H, scaling = config.num_attention_heads, config.rope_scaling or {"type": "yarn"}
-        for fits, problem in (
-                (config.hidden_size % H == 0, f"hidden_size is not a multiple of {H} heads"),
-                (H % config.num_key_value_heads == 0, "heads are not a multiple of key-value heads"),
-                (data.get("hidden_act", "silu") == "silu", "hidden_act is not silu"),
-                (not data.get("use_sliding_window"), "use_sliding_window is not supported"),
-                (data.get("head_dim") in (None, config.head_dim), "head_dim is not hidden/heads"),
-                ("yarn" in scaling.values(), "rope_scaling of another type than yarn")):
-            if not fits:
+
+        def require(holds, problem):
+            if not holds:
                 raise InputError(f"{path}: {problem}")
+
+        rope = data.get("rope_parameters") or {}            # where transformers 5 keeps them
+        require(isinstance(rope, dict), "rope_parameters is not a dictionary")
+        scaled = rope if rope.get("rope_type", "default") != "default" else None
+        # what a file leaves out has the defaults of transformers
+        data = {"tie_word_embeddings": False, "rope_theta": rope.get("rope_theta", 1e4),
+                "rope_scaling": scaled, "rms_norm_eps": 1e-6, **data}
+        given = {field.name: data[field.name] for field in dataclasses.fields(cls)
+                 if data.get(field.name) is not None}
+        for field in dataclasses.fields(cls):
+            value = given.get(field.name, field.default)
+            require(value is not dataclasses.MISSING, f"lacks {field.name}")
+            number = (int, float) if field.type is float else int
+            if field.type in (int, float) and "token_id" not in field.name:
+                require(isinstance(value, number) and value > 0, f"{field.name} is {value!r}")
+        config = cls(**given)
+        H, scaling = config.num_attention_heads, config.rope_scaling or {}
+        require(config.hidden_size % H == 0, f"hidden_size is not a multiple of {H} heads")
+        require(H % config.num_key_value_heads == 0, "heads are not a multiple of key-value heads")
+        require(data.get("hidden_act", "silu") == "silu", "hidden_act is not silu")
+        require(not data.get("use_sliding_window"), "use_sliding_window is not supported")
+        require(data.get("head_dim") in (None, config.head_dim), "head_dim is not hidden/heads")
+        require(not scaling or isinstance(scaling, dict) and "yarn" in scaling.values()
+                and "factor" in scaling, "rope_scaling is not yarn with a factor")
         return config
 
     def to_json(self, path, dtype):
@@ -93,16 +101,14 @@ class Config:
         write_json(path, {
             "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
             "attention_dropout": 0.0, "use_sliding_window": False, "use_cache": True,
-            "bos_token_id": self.eos_token_id, "torch_dtype": str(dtype).removeprefix("torch."),
+            "torch_dtype": str(dtype).removeprefix("torch."),
             **dataclasses.asdict(self)})
 
 
 UNTIED = dict(vocab_size=152064, tie_word_embeddings=False)
 CONFIGS = {
-    "tiny": Config(256, 4, 4, 2, 704, vocab_size=4096, rope_theta=1e4,
-                   max_position_embeddings=256),
-    "small": Config(512, 10, 8, 2, 1536, vocab_size=16384, rope_theta=1e4,
-                    max_position_embeddings=1024),
+    "tiny": Config(192, 4, 3, 1, 512, vocab_size=4096, rope_theta=1e4),
+    "small": Config(512, 10, 8, 2, 1536, vocab_size=16384, rope_theta=1e4),
     "0.5B": Config(896, 24, 14, 2, 4864),
     "1.5B": Config(1536, 28, 12, 2, 8960),
     "3B": Config(2048, 36, 16, 2, 11008),
@@ -116,12 +122,13 @@ CONFIGS = {
 
 
 def rotary_frequencies(config):
-    """How far each pair of channels turns per position, and a factor on cos and sin: (d/2,), float.
+    """How far each pair of channels turns per position (d/2,), and a factor on cos and sin.
 
     Plain RoPE: theta^(-2i/d). YaRN (arXiv 2309.00071) keeps the fast pairs, slows the slow ones
-    down by `factor`, blends those between, and scales the logits by (0.1 ln(factor) + 1)^2.
+    down by `factor`, blends those between, and scales attention scores by (0.1 ln(factor) + 1)^2.
     """
     d, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
+    # on the CPU also when load_model() builds the model on "meta"
     frequencies = theta ** (-torch.arange(0, d, 2, dtype=torch.float32, device="cpu") / d)
     if scaling is None:
         return frequencies, 1.0
@@ -139,28 +146,41 @@ def rotary_frequencies(config):
 
 
 def rotate(x, cos, sin):
-    """Turn channel i against channel i + d/2: x (B, T, H, d), cos and sin (B, T, 1, d/2)."""
-    first, second = x.chunk(2, dim=-1)                                  # (B, T, H, d/2) each
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    """Turn channel i against channel i + d/2: x (B, T, H, d), cos and sin (B, T, 1, d).
 
-
-def attention(q, k, v, document_starts=None, mask=None):
-    """Causal grouped-query attention inside documents: (B, T, H, d), (B, S, K, d) -> (B, T, H, d).
-
-    The T queries are the last of S positions. document_starts (B, T): row index at which each
-    token's document starts; None: one document a row. mask: attention_mask() of them, made once
-    for all layers. Runs on PyTorch's SDPA, but on the plain formula where that is faster.
+    The first half becomes x1 cos - x2 sin, the second x2 cos + x1 sin; sin carries the signs.
     """
-    T, S = q.shape[1], k.shape[1]
-    plain = (q.device.type, q.dtype) == ("cpu", torch.bfloat16) and T <= PLAIN_ATTENTION_ROWS
-    if mask is None and (plain or document_starts is not None or 1 < T < S):
-        starts = torch.zeros(1, T) if document_starts is None else document_starts
-        mask = attention_mask(starts, S, q.dtype)
-    if plain:
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)                         # (x2, x1)
+    return torch.addcmul(x * cos, swapped, sin)
+
+
+def runs_plain(x, T):
+    """Whether the plain formula is the fastest attention: bf16 on a CPU, short rows."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and T <= PLAIN_ATTENTION_TOKENS
+
+
+def make_mask(input_ids, document_starts, past, x):
+    """The mask that attention() needs for these tokens after `past` others; None: plain causal."""
+    B, T = input_ids.shape
+    if document_starts is None and (T == 1 or not past and not runs_plain(x, T)):
+        return None
+    if document_starts is None:
+        document_starts = torch.zeros(1, T, dtype=torch.long, device=x.device)
+    return attention_mask(document_starts, past + T, x.dtype)
+
+
+def attention(q, k, v, mask=None):
+    """Grouped-query attention: q (B, T, H, d), k and v (B, S, K, d) -> (B, T, H, d).
+
+    The T queries are the last of S positions. mask: what each sees, from make_mask(); None: all
+    that stands before it. This is the place where kernels come in; now it is PyTorch's SDPA.
+    """
+    if mask is not None and runs_plain(q, q.shape[1]):
         return attention_reference(q, k, v, mask)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))                    # SDPA: (B, H, T, d)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
-                                         enable_gqa=q.shape[1] != k.shape[1])
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1,
+        enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2)                                          # (B, T, H, d)
 
 
@@ -169,15 +189,18 @@ def attention(q, k, v, document_starts=None, mask=None):
 
 
 class Linear(nn.Linear):
-    """A linear layer that computes in its input's dtype, whatever its weights are stored in."""
+    """A linear layer that computes in its input's dtype: weights stay in fp32 for the optimizer,
+    activations may be bf16. This is what autocast does, in two lines."""
 
     def forward(self, x):
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        weight, bias = self.weight, self.bias
+        if weight.dtype != x.dtype:
+            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        return F.linear(x, weight, bias)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the division in fp32: (..., D) -> (..., D)."""
+    """x / rms(x) * weight, in fp32: (..., D) -> (..., D)."""
 
     def __init__(self, size, eps):
         super().__init__()
@@ -185,9 +208,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight.to(x.dtype) * x32.to(x.dtype)
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -201,16 +222,15 @@ class Attention(nn.Module):
         self.v_proj = Linear(D, K * d)
         self.o_proj = Linear(H * d, D, bias=False)
 
-    def forward(self, x, positions, cache=None, layer=None):
+    def forward(self, x, rotary, mask, cache=None, layer=None):
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)                # (B, T, H, d)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)                # (B, T, K, d)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
-        cos, sin, document_starts, mask = positions
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.append(layer, k, v)                            # (B, all so far, K, d)
-        return self.o_proj(attention(q, k, v, document_starts, mask).flatten(2))    # (B, T, D)
+        return self.o_proj(attention(q, k, v, mask).flatten(2))        # (B, T, D)
 
 
 class MLP(nn.Module):
@@ -228,6 +248,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): (B, T, D) -> (B, T, D)."""
+
     def __init__(self, config):
         super().__init__()
         self.self_attn = Attention(config)
@@ -235,8 +257,8 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x, positions, cache=None, layer=None):
-        x = x + self.self_attn(self.input_layernorm(x), positions, cache, layer)
+    def forward(self, x, rotary, mask, cache=None, layer=None):
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -249,26 +271,30 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         frequencies, self.rotary_scale = rotary_frequencies(config)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        signed = torch.cat([-frequencies, frequencies])     # cos(-a) = cos(a), sin(-a) = -sin(a)
+        self.register_buffer("frequencies", signed, persistent=False)               # (d,)
 
-    def positions(self, input_ids, document_starts, past, dtype):
-        """What depends on positions alone, made once for all layers: cos, sin, starts, mask."""
+    def rotary(self, input_ids, document_starts, past, dtype):
+        """cos and sin for rotate(), (B or 1, T, 1, d); a document's positions start at 0."""
         T = input_ids.shape[1]
         index = torch.arange(past, past + T, device=input_ids.device)[None]         # (1, T)
         if document_starts is not None:
             index = index - document_starts                                         # (B, T)
-        angles = index[:, :, None, None] * self.frequencies                         # (B, T, 1, d/2)
-        cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
-        mask = None if document_starts is None else attention_mask(document_starts, past + T, dtype)
-        return cos.to(dtype), sin.to(dtype), document_starts, mask
+        angles = index[:, :, None, None] * self.frequencies                         # (B, T, 1, d)
+        cos, sin = angles.cos(), angles.sin()
+        if self.rotary_scale != 1:
+            cos, sin = cos * self.rotary_scale, sin * self.rotary_scale
+        return cos.to(dtype), sin.to(dtype)
 
     def forward(self, input_ids, document_starts=None, cache=None, dtype=None):
         x = self.embed_tokens(input_ids)                                            # (B, T, D)
         x = x.to(dtype or x.dtype)
         past = cache.length if cache is not None else 0
-        positions = self.positions(input_ids, document_starts, past, x.dtype)
+        # what depends on positions alone is made once for all layers
+        rotary = self.rotary(input_ids, document_starts, past, x.dtype)
+        mask = make_mask(input_ids, document_starts, past, x)
         for layer, block in enumerate(self.layers):
-            x = block(x, positions, cache, layer)
+            x = block(x, rotary, mask, cache, layer)
         if cache is not None:
             cache.length += input_ids.shape[1]
         return self.norm(x)
@@ -300,10 +326,11 @@ class CausalLM(nn.Module):
         hidden = self.model(input_ids, document_starts, cache, self.compute_dtype)  # (B, T, D)
         if targets is None:
             hidden = hidden[:, -1:] if last else hidden
-            return F.linear(hidden, self.head.to(hidden.dtype))                     # (B, T, V)
-        loss = linear_cross_entropy if reduce == "sum" else linear_log_probabilities
-        out = loss(hidden.flatten(0, 1), self.head, targets.flatten())
-        return out if reduce == "sum" else out.view(targets.shape)
+            return F.linear(hidden, self.head.to(hidden.dtype))             # (B, T or 1, V)
+        rows, wanted = hidden.flatten(0, 1), targets.flatten()                      # (B * T, D)
+        if reduce == "sum":
+            return linear_cross_entropy(rows, self.head, wanted)                    # ()
+        return linear_log_probabilities(rows, self.head, wanted).view(targets.shape)
 
 
 def init_weights(model, seed):
@@ -343,7 +370,7 @@ class KVCache:
         return self.k[layer][:, :end], self.v[layer][:, :end]
 
 
-def sample(logits, temperature, top_k, top_p, chance):
+def choose(logits, temperature, top_k, top_p, chance):
     """Choose one id per row: logits (B, V), chance (B, 1) in [0, 1) -> (B,).
 
     Temperature 0: the likeliest. top_k: only the k best (0: all). top_p: only the fewest best
@@ -356,8 +383,9 @@ def sample(logits, temperature, top_k, top_p, chance):
         values[:, top_k:] = float("-inf")
     probabilities = (values / temperature).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
+    before[:, 0] = -1                                       # the likeliest always stays
     probabilities = probabilities.masked_fill(before >= top_p, 0)
-    reached = probabilities.cumsum(-1)
+    reached = probabilities.cumsum(-1)                      # the first that passes chance * all
     place = (reached <= chance * reached[:, -1:]).sum(-1, keepdim=True)
     return ids.gather(1, place.clamp(max=logits.shape[1] - 1))[:, 0]
 
@@ -367,7 +395,19 @@ def penalize(logits, seen, penalty):
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-@torch.no_grad()
+def pad_left(prompts, device):
+    """Prompts -> input_ids (B, T) and document_starts (B, T), None if all are equally long.
+
+    Each padding id is a document of its own, so nothing in the prompt sees it.
+    """
+    T = max(map(len, prompts))
+    padding = torch.tensor([[T - len(prompt)] for prompt in prompts], device=device)    # (B, 1)
+    input_ids = torch.tensor([[p[0]] * (T - len(p)) + list(p) for p in prompts], device=device)
+    starts = torch.minimum(torch.arange(T, device=device)[None], padding)               # (B, T)
+    return input_ids, starts if padding.any() else None
+
+
+@torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0,
              repetition_penalty=1.0, stop_ids=(), stop=None, vocab_size=None, seed=0,
              on_token=None):
@@ -379,41 +419,36 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0
     """
     if not prompts or not all(prompts):
         raise InputError("generate: an empty prompt; give at least one id")
-    device, B, longest = model.head.device, len(prompts), max(map(len, prompts))
-    pad = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)[:, None]
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    index = torch.arange(longest, device=device)[None]
-    starts = torch.where(index < pad, index, pad) if pad.any() else None            # (B, T)
-    cache = KVCache(model, B, longest + max_new_tokens)
+    B, device = len(prompts), model.head.device
+    input_ids, starts = pad_left(prompts, device)
+    cache = KVCache(model, B, input_ids.shape[1] + max_new_tokens)
     generators = [torch.Generator().manual_seed(seed + row) for row in range(B)]
     seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=device)
-    for row, prompt in enumerate(prompts):
-        seen[row, list(prompt)] = True
+    seen.scatter_(1, input_ids, True)
     new, running = [[] for _ in prompts], set(range(B))
     for _ in range(max_new_tokens):
-        logits = model(ids, starts, cache=cache, last=True)[:, -1].float()          # (B, V)
+        logits = model(input_ids, starts, cache=cache, last=True)[:, -1].float()    # (B, V)
         if vocab_size:
             logits[:, vocab_size:] = float("-inf")
         if repetition_penalty != 1:
             logits = penalize(logits, seen, repetition_penalty)
-        chance = 0 if temperature == 0 else torch.stack(
-            [torch.rand(1, generator=generator) for generator in generators]).to(device)
-        chosen = sample(logits, temperature, top_k, top_p, chance)                  # (B,)
-        for row, token in enumerate(chosen.tolist()):
-            if row not in running:
-                continue
-            if token in stop_ids:
+        chance = torch.stack([torch.rand(1, generator=g) for g in generators]).to(device)
+        chosen = choose(logits, temperature, top_k, top_p, chance)                  # (B,)
+        tokens = chosen.tolist()
+        for row in sorted(running):
+            if tokens[row] in stop_ids:
                 running.discard(row)
                 continue
-            new[row].append(token)
+            new[row].append(tokens[row])
             if on_token:
-                on_token(row, token)
+                on_token(row, tokens[row])
             if stop and stop(new[row]):
                 running.discard(row)
         if not running:
             break
-        ids, starts = chosen[:, None], pad if starts is not None else None          # (B, 1)
-        seen.scatter_(1, ids, True)
+        input_ids, starts = chosen[:, None], None if starts is None else starts[:, -1:]     # (B, 1)
+        if repetition_penalty != 1:
+            seen.scatter_(1, input_ids, True)
     return new
 
 
@@ -437,19 +472,19 @@ def default_device():
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def weight_files(folder):
-    """The safetensors files of a checkpoint folder."""
-    index = folder / "model.safetensors.index.json"
-    files = [folder / "model.safetensors"]
-    if index.exists():
-        try:
-            files = [folder / file for file in sorted(set(read_json(index)["weight_map"].values()))]
-        except (KeyError, TypeError, AttributeError):
-            raise InputError(f"{index}: has no weight_map") from None
-    for file in files:
-        if not file.exists():
-            raise InputError(f"{file}: no such file; the folder holds no whole checkpoint")
-    return files
+def check_device(name):
+    """Raise InputError unless tensors can be made on the device."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, AttributeError):
+        raise InputError(f"--device {name}: not available here, {default_device()} is") from None
+
+
+def check_vocabulary(model, tokenizer):
+    """Raise InputError if the tokenizer has ids for which the model has no rows."""
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise InputError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only "
+                         f"{model.config.vocab_size} rows; they do not belong together")
 
 
 def load_model(folder_or_hub_name, device=None, dtype=None):
@@ -464,7 +499,10 @@ def load_model(folder_or_hub_name, device=None, dtype=None):
         model = CausalLM(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     device, state = device or default_device(), {}
-    for file in weight_files(folder):
+    check_device(device)
+    for file in (folder / name for name in weight_names(folder)):
+        if not file.exists():
+            raise InputError(f"{file}: no such file; the folder holds no whole checkpoint")
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():
@@ -495,7 +533,7 @@ def save_model(model, folder, state=None):
              for name, tensor in (state or model.state_dict()).items()}
     model.config.to_json(folder / "config.json", next(iter(state.values())).dtype)
     write_json(folder / "generation_config.json", {
-        "bos_token_id": model.config.eos_token_id, "eos_token_id": model.config.eos_token_id,
+        "bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id,
         "max_new_tokens": 2048})
     shards, size = [{}], 0
     for name, tensor in state.items():
@@ -509,8 +547,14 @@ def save_model(model, folder, state=None):
         file = f"model-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else "model"
         places.update(dict.fromkeys(shard, f"{file}.safetensors"))
         # beside, then renamed: the tensors may be memory-mapped from the file that is replaced
-        save_file(shard, folder / f"{file}.writing", metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / f"{file}.writing", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise InputError(f"{folder}: cannot be written, is the disk full? ({error})") from None
         os.replace(folder / f"{file}.writing", folder / f"{file}.safetensors")
+    for old in folder.glob("model*.safetensors*"):          # of a save in other shards
+        if old.name not in places.values():
+            old.unlink()
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in state.values())
         write_json(folder / "model.safetensors.index.json",

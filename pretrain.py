@@ -7,7 +7,7 @@ held-out code beside gzip, bz2 and xz, and leaves a Hugging Face folder in out/p
 The training loop of every stage is here, once: train(). Stages differ in two arguments, where
 batches come from and which loss is taken. What a row is stands in data.py, the model in model.py.
 
-    torchrun pretrain.py                          # size tiny: under 6 minutes on 2 CPU cores
+    python pretrain.py                            # size tiny: about 5 minutes on 2 CPU cores
     torchrun --nproc-per-node 8 pretrain.py       # size small on the GPUs of one machine
     python pretrain.py --source ~/my/code --out mine
     python pretrain.py --size 0.5B --init Qwen/Qwen2.5-Coder-0.5B --source ~/my/code --out mine
@@ -18,16 +18,18 @@ The same command again goes on where it was stopped; --fresh starts anew.
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import json
 import math
 import os
 import resource
+import shlex
 import shutil
 import signal
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,43 +39,54 @@ from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from tqdm import tqdm
 
-from data import Batches, load_documents, prepare, report, source_flag
+from data import (Batches, load_documents, prepare_data, prepare_tokenizer, print_about,
+                  source_flag)
 from evaluate import bits_per_byte, compressed_bits_per_byte
-from fim import FIM_RATE, infill, load
-from model import (CONFIGS, CausalLM, default_device, generate, init_weights, load_model,
-                   parameter_count, save_model)
-from tokenizer import (ENDOFTEXT, InputError, Tokenizer, move_folder, read_json, run, whole_folder,
-                       write_json)
+from fim import FIM_RATE, gap, infill, load
+from model import (CONFIGS, CausalLM, check_device, check_vocabulary, default_device, generate,
+                   init_weights, load_model, parameter_count, save_model)
+from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder, read_json, run,
+                       write_json, write_text)
+
+# one process is no reason for dcp to warn
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 # What --size sets unless a flag says otherwise. batch_tokens: per step, over all devices.
 PRESETS = {
-    "tiny": dict(seq_len=256, batch_tokens=4096, device_batch=16, steps=1000, lr=4e-3),
+    "tiny": dict(seq_len=256, batch_tokens=4096, device_batch=16, steps=1300, lr=4e-3),
     "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=3000, lr=2e-3)}
-# not published: peak learning rate and batch of Qwen (arXiv 2309.16609), steps of the 5.2T tokens
+# batch_tokens and lr: not published; values of Qwen (arXiv 2309.16609). steps: 5.2T tokens
 PUBLISHED = dict(seq_len=8192, batch_tokens=2 ** 22, device_batch=1, steps=1_240_000, lr=3e-4)
+BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0   # not published; values of Qwen, as above
+WARMUP, DECAY = 0.02, 0.6       # shares of the steps; not published; ours, by measurement
 SLOW_CPU_SHARE = 1 / 3      # of the steps, on a CPU without bf16: it is about three times slower
 
 # ------------------------------------------------------------------------------------------------
 # Machine: processes, device, precision
 
 
-def rank_and_world():
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+RANK = int(os.environ.get("RANK", 0))               # this process among WORLD; torchrun sets both
+WORLD = int(os.environ.get("WORLD_SIZE", 1))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))   # this process on its machine
 
 
 def say(*words):
     """Print on the first process only."""
-    if rank_and_world()[0] == 0:
+    if RANK == 0:
         print(*words, flush=True)
 
 
 def start_processes(device):
     """Join the other processes that torchrun started -> this one's device."""
-    if device == "cuda":
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
+    if device == "mps" and WORLD > 1:
+        raise InputError("several processes cannot share --device mps; use --device cpu")
+    device = f"cuda:{LOCAL_RANK}" if device == "cuda" else device
+    check_device(device)
+    if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    if rank_and_world()[1] > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if WORLD > 1:                                   # the first may prepare data for a long time
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo",
+                                timeout=datetime.timedelta(hours=6))
     return device
 
 
@@ -110,13 +123,13 @@ def matmul_rate(device, dtype):
 
 def flops_per_token(config, parameters, T):
     """6 for each weight that multiplies, and the causal attention: forward and backward."""
-    rows = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    return 6 * (parameters - rows) + 6 * config.num_hidden_layers * T * config.hidden_size
+    table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    return 6 * (parameters - table) + 6 * config.num_hidden_layers * T * config.hidden_size
 
 
 def memory():
     """Peak memory in GB: the device's where it counts its own, else this process'."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
@@ -124,7 +137,7 @@ def memory():
 
 def sum_over_ranks(*numbers):
     """Sum each number over all processes; the numbers themselves with one process."""
-    if rank_and_world()[1] == 1:
+    if WORLD == 1:
         return numbers
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     total = torch.tensor(numbers, dtype=torch.float64, device=device)
@@ -133,7 +146,7 @@ def sum_over_ranks(*numbers):
 
 
 def barrier():
-    if rank_and_world()[1] > 1:
+    if WORLD > 1:
         dist.barrier()
 
 
@@ -144,14 +157,13 @@ def barrier():
 def make_optimizers(model, kind, weight_decay):
     """AdamW for everything, or Muon for the matrices inside blocks and AdamW for the rest.
 
-    No decay on norms and biases. With match_rms_adamw one learning rate serves both. Betas and
-    decay are not published; values of Qwen (arXiv 2309.16609).
+    No decay on norms and biases. With match_rms_adamw one learning rate serves both.
     """
     inner, outer, vectors = [], [], []
     for name, parameter in model.named_parameters():
         group = vectors if parameter.dim() < 2 else inner if ".layers." in name else outer
         group.append(parameter)
-    adam = dict(betas=(0.9, 0.95), eps=1e-8)
+    adam = dict(betas=BETAS, eps=1e-8)
     if kind == "adamw":
         return [torch.optim.AdamW([dict(params=inner + outer, weight_decay=weight_decay),
                                    dict(params=vectors, weight_decay=0.0)], **adam)]
@@ -160,7 +172,7 @@ def make_optimizers(model, kind, weight_decay):
                                dict(params=vectors, weight_decay=0.0)], **adam)]
 
 
-def learning_rate(step, steps, peak, warmup=0.02, decay=0.6):
+def learning_rate(step, steps, peak, warmup=WARMUP, decay=DECAY):
     """Warm-up, stable, linear decay to zero over the last part of the run."""
     rise = (step + 1) / max(1, warmup * steps)
     fall = (steps - step) / max(1, decay * steps)
@@ -170,26 +182,30 @@ def learning_rate(step, steps, peak, warmup=0.02, decay=0.6):
 # ------------------------------------------------------------------------------------------------
 # Resuming
 
-# flags that may change between two calls of one run without changing what it computes
+# flags that may change between two calls of one run: it still learns the same
 FREE_FLAGS = {"out", "fresh", "device_batch", "save_every", "eval_every", "device"}
 
 
 def check_same_run(work, args):
     """Refuse to go on with another run's folder; the settings are written at the first call."""
-    settings = json.loads(json.dumps({k: v for k, v in vars(args).items() if k not in FREE_FLAGS},
-                                     default=str))
+    settings = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
+    settings = json.loads(json.dumps(settings))         # as it will be read back
     path = work / "run.json"
-    if path.exists():
-        before = read_json(path)
-        for name in sorted(set(settings) | set(before)):
-            if settings.get(name) != before.get(name):
-                flag = "--" + name.replace("_", "-")
-                raise InputError(f"{work} holds a run with {flag} {before.get(name)}, this one has "
-                                 f"{settings.get(name)}; give the same flags to go on, another "
-                                 "--out, or --fresh to start anew")
+    before = read_json(path) if path.exists() else settings
+    for name in sorted(set(settings) | set(before)):
+        if settings.get(name) != before.get(name):
+            raise InputError(f"{work} holds a run with --{name.replace('_', '-')} "
+                             f"{before.get(name)}, this one has {settings.get(name)}; give the same "
+                             "flags to go on, another --out, or --fresh to start anew")
     barrier()
-    if rank_and_world()[0] == 0:
+    if RANK == 0:
         write_json(path, settings)
+
+
+def newest_resume(work):
+    """The step of the newest whole checkpoint under work, 0 if there is none."""
+    steps = [path.name.removeprefix("step_") for path in (work / "resume").glob("step_*")]
+    return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
 def training_state(model, optimizers):
@@ -199,37 +215,38 @@ def training_state(model, optimizers):
 
 def save_resume(work, step, model, optimizers):
     """Write work/resume/step_N whole, then remove the older ones. Every process takes part."""
-    target, first = work / "resume" / f"step_{step}", rank_and_world()[0] == 0
-    try:
-        with whole_folder(target) if first else contextlib.nullcontext() as folder:
-            barrier()
-            dcp.save(training_state(model, optimizers), no_dist=rank_and_world()[1] == 1,
-                     checkpoint_id=folder or target.with_name(target.name + ".writing"))
-            barrier()
-    except (Exception, dcp.api.CheckpointException) as error:
-        older, reason = newest_resume(work), str(error).strip().splitlines()[-1]
+    target = work / "resume" / f"step_{step}"
+    writing = target.with_name(f"{target.name}.writing")
+    if RANK == 0:
+        shutil.rmtree(writing, ignore_errors=True)      # of a try that was cut off
+    barrier()
+    try:                                                # CheckpointException is no Exception
+        dcp.save(training_state(model, optimizers), checkpoint_id=writing, no_dist=WORLD == 1)
+        if RANK == 0:
+            move_folder(writing, target)
+    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+        shutil.rmtree(writing, ignore_errors=True)
+        older, reason = newest_resume(work), str(error).strip().split("\n")[-1]
         raise InputError(f"{target}: cannot be written, is the disk full? ({reason}) "
                          f"{f'Step {older} is' if older else 'No earlier step is'} kept; "
                          "free some space and run the same command again") from None
-    if first:
+    if RANK == 0:
         for other in target.parent.glob("step_*"):
             if other != target:
                 shutil.rmtree(other)
 
 
-def newest_resume(work):
-    """The step of the newest whole checkpoint under work, 0 if there is none."""
-    steps = [path.name.removeprefix("step_") for path in (work / "resume").glob("step_*")]
-    return max((int(step) for step in steps if step.isdigit()), default=0)
-
-
 def load_resume(work, model, optimizers):
     """Continue from the newest checkpoint -> the number of steps done."""
-    step = newest_resume(work)
+    [step] = sum_over_ranks(newest_resume(work) if RANK == 0 else 0)    # the same for all
+    step = int(step)
     if step:
-        state = training_state(model, optimizers)
-        dcp.load(state, no_dist=rank_and_world()[1] == 1,
-                 checkpoint_id=work / "resume" / f"step_{step}")
+        folder, state = work / "resume" / f"step_{step}", training_state(model, optimizers)
+        try:
+            dcp.load(state, checkpoint_id=folder, no_dist=WORLD == 1)
+        except (OSError, RuntimeError, EOFError, dcp.api.CheckpointException):
+            raise InputError(f"{folder}: damaged, the run cannot go on from it; "
+                             "--fresh starts anew") from None
         dcp_state.set_state_dict(model, optimizers, model_state_dict=state["model"],
                                  optim_state_dict=state["optimizers"])
         say(f"going on after step {step} of {work}")
@@ -250,16 +267,20 @@ def read_metrics(folder, before=math.inf):
     return [line for line in metrics if line["step"] <= before]
 
 
-def log_line(row, args, seconds_left):
-    """One logged step as text, under 120 columns."""
+def time_left(seconds):
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * unit:
+            return f"{seconds / unit:.1f} {name} left"
+    return f"{seconds:.0f} s left"
+
+
+def log_line(row, steps, seconds):
+    """One logged step as text, under 120 columns. seconds: those that are left."""
     bpb = f"  bpb {row['bpb']:.3f}" if "bpb" in row else ""
-    left = next(f"{seconds_left / unit:.{int(unit > 1)}f} {name}" for unit, name in
-                ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
-                if seconds_left >= 1.5 * unit or unit == 1)
-    step = f"{row['step']:>{len(str(args.steps))}}/{args.steps}"
-    return (f"step {step}  loss {row['loss']:.3f}{bpb}  lr {row['lr']:.1e}  "
-            f"norm {row['grad_norm']:.2g}  {row['tokens_per_second']:,.0f} tok/s  "
-            f"{row['mfu']:.0%} of peak  {row['memory_gb']:.1f} GB  {left} left")
+    return (f"step {row['step']:>{len(str(steps))}}/{steps}  loss {row['loss']:.3f}{bpb}  "
+            f"lr {row['lr']:.1e}  norm {row['grad_norm']:.2g}  "
+            f"{row['tokens_per_second'] / 1e3:,.1f}k tok/s  MFU {row['mfu']:.0%}  "
+            f"{row['memory_gb']:.1f} GB  {time_left(seconds)}")
 
 
 def draw(folder):
@@ -280,7 +301,7 @@ def draw(folder):
             if name in measured[-1]:
                 axes[1].axhline(measured[-1][name], ls="--", color=colour,
                                 label=f"{name} {measured[-1][name]:.2f}")
-        axes[1].set(title="Held-out code", xlabel="step", ylabel="bits per byte", ylim=(0.8, None))
+        axes[1].set(title="Held-out code", xlabel="step", ylabel="bits per byte")
         axes[1].legend()
     for axis in axes:
         axis.grid(alpha=0.3)
@@ -294,10 +315,9 @@ def draw(folder):
 
 def shard(model, dtype):
     """Spread weights, gradients and optimizer state over the processes (FSDP2), block by block."""
-    world = rank_and_world()[1]
-    if world > 1:
+    if WORLD > 1:
         kind = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        mesh = dist.init_device_mesh(kind, (world,))
+        mesh = dist.init_device_mesh(kind, (WORLD,))
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         for block in model.model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -309,18 +329,18 @@ def to_device(batch, device):
             for name, value in batch.items()}
 
 
-def one_step(model, optimizers, batch_list, loss_fn, count, lr, clip=1.0):
+def one_step(model, optimizers, batch_list, loss_fn, count, lr):
     """Forward, backward and update over the batches of a step -> (loss sum, gradient norm).
 
     The loss is averaged over the targets of the whole step, wherever they are; FSDP averages
     gradients over processes, hence the factor.
     """
-    world, total, device = rank_and_world()[1], 0.0, model.head.device
+    total, device = 0.0, model.head.device
     for batch in batch_list:
         loss, _ = loss_fn(model, to_device(batch, device))
-        (loss * (world / count)).backward()
+        (loss * (WORLD / count)).backward()
         total = total + loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -334,9 +354,11 @@ def catch_stops():
     """Yield a list that Ctrl-C and SIGTERM add their numbers to, instead of ending the process."""
     stops, numbers = [], (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda n, _: stops.append(n)) for number in numbers]
-    yield stops
-    for number, handler in zip(numbers, before):
-        signal.signal(number, handler)
+    try:
+        yield stops
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
 
 
 class Log:
@@ -344,44 +366,44 @@ class Log:
 
     def __init__(self, work, args, first, flops, peak):
         self.path, self.args, self.flops, self.peak = work / "metrics.jsonl", args, flops, peak
-        self.every, self.times, self.begin = max(1, args.steps // 50), [], time.perf_counter()
-        self.writes = rank_and_world()[0] == 0
-        if self.writes:
+        self.every, self.seconds = max(1, args.steps // 50), []
+        if RANK == 0:
             rows = read_metrics(work, before=first)
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.bar = tqdm(total=args.steps, initial=first, unit="step",
-                        disable=not (self.writes and sys.stderr.isatty()))
+                        disable=RANK > 0 or not sys.stderr.isatty())
 
-    def step(self, done, evaluate=None, **values):
-        """Note one step; every so often, and whenever it is evaluated, write its row."""
-        now = time.perf_counter()
-        self.times.append(now - self.begin)
+    def step(self, done, seconds, values, measured):
+        """Note a step; every so often, and whenever it was measured, write its row."""
+        self.seconds.append(seconds)
         self.bar.update()
-        if evaluate or done % self.every == 0 or done == self.args.steps:
-            seconds = sum(self.times) / len(self.times)
-            speed = self.args.batch_tokens / seconds
-            row = {"step": done, **values, "tokens_per_second": speed, "memory_gb": memory(),
-                   "mfu": speed * self.flops / self.peak, **(evaluate() if evaluate else {})}
-            if self.writes:
-                with open(self.path, "a") as file:
-                    file.write(json.dumps(row) + "\n")
-                self.bar.clear()
-                print(log_line(row, self.args, seconds * (self.args.steps - done)), flush=True)
-            self.times = []
-        self.begin = time.perf_counter()
+        if not measured and done % self.every and done < self.args.steps:
+            return
+        each, self.seconds = sum(self.seconds) / len(self.seconds), []
+        speed = self.args.batch_tokens / each
+        row = {"step": done, **values, "tokens_per_second": speed, "memory_gb": memory(),
+               "mfu": speed * self.flops / self.peak, **measured}
+        if RANK == 0:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
+            line = log_line(row, self.args.steps, each * (self.args.steps - done))
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
 
 
 def start(model, args, work):
     """What precedes the loop: check the folder, choose precision, shard, resume -> all it needs."""
-    if rank_and_world()[0] == 0:
+    if RANK == 0:
+        if args.fresh:
+            shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
     barrier()
     check_same_run(work, args)
-    device, world, parameters = str(model.head.device), rank_and_world()[1], parameter_count(model)
+    device, parameters = str(model.head.device), parameter_count(model)
     model.compute_dtype, why = choose_dtype(device, args.dtype)
-    peak = world * matmul_rate(device, model.compute_dtype)
+    peak = WORLD * matmul_rate(device, model.compute_dtype)
     name = str(model.compute_dtype).removeprefix("torch.")
-    say(f"{parameters:,} parameters on {world} x {device}, activations in {name} ({why}), "
+    say(f"{parameters:,} parameters on {WORLD} x {device}, activations in {name} ({why}), "
         f"{peak / 1e9:,.0f} GFLOP/s at best")
     flops = flops_per_token(model.config, parameters, args.seq_len)
     shard(model, model.compute_dtype)
@@ -390,17 +412,26 @@ def start(model, args, work):
     return optimizers, first, Log(work, args, first, flops, peak)
 
 
+def stop_here(work, step, saved, model, optimizers, stops):
+    """Save unless it is saved, say how to go on, and exit with the shell's code for the signal."""
+    if step > saved:
+        save_resume(work, step, model, optimizers)
+    words = ["torchrun", "--nproc-per-node", str(WORLD)] if WORLD > 1 else ["python"]
+    words += [word for word in sys.argv if word != "--fresh"]
+    say(f"stopped after step {step}; to go on: {shlex.join(words)}")
+    sys.exit(128 + (stops or [signal.SIGTERM])[0])      # empty where another process was told
+
+
 def finish(model, tokenizer, work, folder):
     """Turn the unfinished folder into a checkpoint folder."""
-    rank, world = rank_and_world()
     whole = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = dcp_state.get_model_state_dict(model, options=whole) if world > 1 else None
-    if rank == 0:
+    state = dcp_state.get_model_state_dict(model, options=whole) if WORLD > 1 else None
+    if RANK == 0:
         save_model(model, work, state)
         tokenizer.save(work)
         draw(work)
-        shutil.rmtree(work / "resume", ignore_errors=True)
         move_folder(work, folder)
+        shutil.rmtree(folder / "resume", ignore_errors=True)
     barrier()
 
 
@@ -409,34 +440,34 @@ def train(model, tokenizer, batches, loss_fn, args, evaluate=None):
 
     batches(step) -> list of dicts of tensors with a `count` of targets; loss_fn(model, batch) ->
     (loss sum, metrics); evaluate(model, step) -> dict for the log. An unfinished run is resumed
-    exactly. Ctrl-C and SIGTERM save, say how to go on, and exit with the shell's code for them.
+    exactly. Ctrl-C and SIGTERM save and say how to go on.
     """
     folder = Path(args.out) / args.stage
     work = folder.with_name(f"{args.stage}.unfinished")
     optimizers, first, log = start(model, args, work)
+    saved = first
     with catch_stops() as stops, ThreadPoolExecutor(1) as background, log.bar:
         ahead = background.submit(batches, first)
         for step in range(first, args.steps):
-            batch_list, ahead = ahead.result(), background.submit(batches, step + 1)
+            begin, done = time.perf_counter(), step + 1
+            batch_list, ahead = ahead.result(), background.submit(batches, done)
             count, stop = sum_over_ranks(sum(batch["count"] for batch in batch_list), len(stops))
             if stop:
-                if step > newest_resume(work):
-                    save_resume(work, step, model, optimizers)
-                say(f"stopped after step {step}; to go on: {' '.join(['python', *sys.argv])}")
-                sys.exit(128 + (stops or [signal.SIGTERM])[0])
+                stop_here(work, step, saved, model, optimizers, stops)
             lr = learning_rate(step, args.steps, args.lr)
             loss, norm = one_step(model, optimizers, batch_list, loss_fn, count, lr)
             [loss] = sum_over_ranks(loss)
-            if not math.isfinite(loss):
-                raise InputError(f"step {step + 1}: the loss is {loss}; step {newest_resume(work)} "
-                                 f"is kept in {work}. Lower --lr and start again with --fresh")
-            done = step + 1
-            measured = evaluate and (done % args.eval_every == 0 or done == args.steps)
-            log.step(done, partial(evaluate, model, done) if measured else None,
-                     loss=loss / count, lr=lr, grad_norm=norm)
+            if not math.isfinite(loss + norm):
+                raise InputError(f"step {done}: the loss is {loss}, the gradient's norm {norm}; "
+                                 f"step {saved} is kept in {work}. Lower --lr, use --fresh")
+            seconds, measured = time.perf_counter() - begin, {}
+            if evaluate and (done % args.eval_every == 0 or done == args.steps):
+                measured = evaluate(model, done)
+            log.step(done, seconds, dict(loss=loss / count, lr=lr, grad_norm=norm), measured)
             if done % args.save_every == 0 and done < args.steps:
                 save_resume(work, done, model, optimizers)
-    finish(model, tokenizer, work, folder)
+                saved = done
+        finish(model, tokenizer, work, folder)
 
 
 def training_flags(parser):
@@ -458,7 +489,8 @@ def training_flags(parser):
     parser.add_argument("--lr", type=float, help="peak learning rate")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon",
                         help="muon: blocks' matrices, adamw the rest (default: %(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=0.1, help="default: %(default)s")
+    parser.add_argument("--weight-decay", type=float, default=WEIGHT_DECAY,
+                        help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
     parser.add_argument("--device", choices=["cuda", "mps", "cpu"], default=default_device(),
                         help="default: %(default)s")
@@ -481,10 +513,12 @@ def fill_in(args):
             setattr(args, name, value)
     args.save_every = args.save_every or max(1, args.steps // 10)
     args.eval_every = args.eval_every or max(1, args.steps // 5)
-    for name in ("steps", "batch_tokens", "device_batch", "seq_len", "save_every", "eval_every"):
-        if getattr(args, name) < 1:
+    least = dict.fromkeys(
+        ("steps", "batch_tokens", "device_batch", "seq_len", "save_every", "eval_every"), 1)
+    for name, low in {**least, "seed": 0, "lr": 0.0, "weight_decay": 0.0}.items():
+        if not getattr(args, name) >= low:
             flag = name.replace("_", "-")
-            raise InputError(f"--{flag} {getattr(args, name)}: must be at least 1")
+            raise InputError(f"--{flag} {getattr(args, name)}: must be at least {low}")
     if args.batch_tokens % args.seq_len:
         raise InputError(f"--batch-tokens {args.batch_tokens} is not a multiple of "
                          f"--seq-len {args.seq_len}")
@@ -498,16 +532,21 @@ def next_token_loss(model, batch):
     return model(batch["input_ids"], batch["document_starts"], batch["targets"]), {}
 
 
-def prepare_data(args):
+def data_and_tokenizer(args):
     """Make what is missing on one process, read it on all -> (train, held-out, tokenizer)."""
     published = args.size not in PRESETS
     vocab_size = None if args.init or published else CONFIGS[args.size].vocab_size
+    name = Path(args.out) / "tokenizer" if vocab_size else args.init
+    name = name or f"Qwen/Qwen2.5-Coder-{args.size}"
     sources = args.source or (["stdlib"] if args.size == "tiny" else ["stdlib", "packages"])
-    if rank_and_world()[0] == 0:
-        report(args.out, prepare(args.out, sources, vocab_size, args.fresh))
+    if RANK == 0:
+        print_about(args.out, prepare_data(args.out, sources, args.fresh))
+        if vocab_size:
+            prepare_tokenizer(args.out, vocab_size, args.fresh)
+    if LOCAL_RANK == 0 and not vocab_size:              # one download a machine
+        hub_folder(name, weights=bool(args.init))
     barrier()
-    from_hub = args.init or f"Qwen/Qwen2.5-Coder-{args.size}"
-    tokenizer = Tokenizer.load(Path(args.out) / "tokenizer" if vocab_size else from_hub)
+    tokenizer = Tokenizer.load(name)
     return load_documents(args.out, "train"), load_documents(args.out, "validation"), tokenizer
 
 
@@ -515,35 +554,36 @@ def make_model(args, tokenizer, device):
     """The model to train, in fp32, on its device: from --init, or random weights of --size."""
     if args.init:
         model = load_model(args.init, device, torch.float32)
+        longest = max(model.config.max_position_embeddings, args.seq_len)
+        model.config.max_position_embeddings = longest
     else:
+        end = tokenizer.special[ENDOFTEXT]
         model = CausalLM(dataclasses.replace(
-            CONFIGS[args.size], max_position_embeddings=args.seq_len,
-            eos_token_id=tokenizer.special[ENDOFTEXT]))
+            CONFIGS[args.size], max_position_embeddings=args.seq_len, bos_token_id=end,
+            eos_token_id=end))
         init_weights(model, args.seed)
         model.to(device)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise InputError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only "
-                         f"{model.config.vocab_size} rows; they do not belong together")
-    model.config.max_position_embeddings = max(model.config.max_position_embeddings, args.seq_len)
+    check_vocabulary(model, tokenizer)
     return model.train()
 
 
 def show(folder, out, heldout, device):
     """Print what the model makes of code it has not seen, beside the truth, and what to type."""
-    model, tokenizer = load(folder, device)
-    lines = max(heldout, key=lambda document: len(document["text"]))["text"].split("\n")
+    model, tokenizer = load(folder, device)     # from the folder: FSDP holds only a part of it
+    text = max(heldout, key=lambda document: len(document["text"]))["text"]     # room on both sides
+    lines = text.split("\n")
     middle = len(lines) // 2
     at = next((i for i in range(middle, len(lines)) if len(lines[i].strip()) > 12), middle)
-    prefix, suffix = "\n".join(lines[:at]) + "\n", "\n" + "\n".join(lines[at + 1:])
+    prefix, truth, suffix = gap(text, at + 1, folder)
     length = min(48, model.config.max_position_embeddings // 4)
-    prompt = tokenizer.encode(prefix)[length - model.config.max_position_embeddings:]
+    prompt = tokenizer.encode(prefix)[-(model.config.max_position_embeddings - length):]
     [new] = generate(model, [prompt], length, vocab_size=tokenizer.vocab_size,
                      stop_ids={tokenizer.special[ENDOFTEXT]})
     filled = infill(model, tokenizer, prefix, suffix, length)
     before, after = "\n".join(lines[max(0, at - 5):at]), "\n".join(lines[at + 1:at + 4])
-    print(f"\n--- held-out code, as it stands\n{before}\n{lines[at]}\n{after}\n"
+    print(f"\n--- held-out code, as it stands\n{before}\n{truth}\n{after}\n"
           f"\n--- completed from the left, between ⟦ and ⟧\n{before}\n⟦{tokenizer.decode(new)}⟧\n"
-          f"\n--- one line filled in from both sides\n{before}\n⟦{filled}⟧\n{after}\n\n"
+          f"\n--- filled in from both sides\n{before}\n⟦{filled}⟧\n{after}\n\n"
           f"The model is in {folder}. On a file of yours:\n  python fim.py FILE --line N"
           + (f" --out {out}" if out != "out" else ""))
 
@@ -557,16 +597,15 @@ def main():
     parser.set_defaults(stage="pretrain")
     args = parser.parse_args()
     folder = Path(args.out) / args.stage
-    rank, world = rank_and_world()
-    if folder.exists() and not args.fresh:
+    if folder.exists() and not args.fresh and not folder.with_name("pretrain.unfinished").exists():
         return say(f"{folder} is finished; --fresh trains it again")
     fill_in(args)
+    if not 0 <= args.fim_rate <= 1:
+        raise InputError(f"--fim-rate {args.fim_rate}: must be between 0 and 1")
     device = start_processes(args.device)
-    if args.fresh and rank == 0:
-        shutil.rmtree(folder.with_name(f"{args.stage}.unfinished"), ignore_errors=True)
-    train_documents, heldout, tokenizer = prepare_data(args)
+    train_documents, heldout, tokenizer = data_and_tokenizer(args)
     batches = Batches(train_documents, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
-                      args.device_batch, args.seed, args.fim_rate, rank, world)
+                      args.device_batch, args.seed, args.fim_rate, RANK, WORLD)
     model = make_model(args, tokenizer, device)
     others = compressed_bits_per_byte([document["text"] for document in heldout])
     say("held-out bits per byte: " + ", ".join(f"{name} {n:.3f}" for name, n in others.items()))
@@ -575,9 +614,9 @@ def main():
         return {"bpb": bits_per_byte(model, tokenizer, heldout), **others}
 
     train(model, tokenizer, batches, next_token_loss, args, evaluate)
-    if rank == 0:
+    if RANK == 0:
         show(folder, args.out, heldout, device)
-    if world > 1:
+    if WORLD > 1:
         dist.destroy_process_group()
 
 

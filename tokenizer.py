@@ -71,8 +71,15 @@ def read_json(path):
                          "damaged, copy or download it again") from None
 
 
+def write_text(path, text):
+    """Write a file whole or not at all."""
+    beside = Path(f"{path}.writing")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
 def write_json(path, value):
-    Path(path).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -103,38 +110,60 @@ def move_folder(source, target):
     shutil.rmtree(old, ignore_errors=True)
 
 
+def download(url, part):
+    """Append to the file part what it lacks of url. requests.RequestException: not all came."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+    with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
+        if reply.status_code == 416 and have:               # nothing is lacking
+            return
+        if reply.status_code == 429 or reply.status_code >= 500:
+            raise requests.RequestException(reply.status_code)
+        if reply.status_code >= 400:
+            raise InputError(f"{url}: the server answers {reply.status_code}")
+        if reply.status_code != 206:                        # it cannot resume: from the start
+            have = 0
+        size = have + int(reply.headers.get("Content-Length", 0))
+        bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem)
+        with open(part, "ab" if have else "wb") as file, bar:
+            for block in reply.iter_content(1 << 16):
+                bar.update(file.write(block))
+
+
 def fetch(url, path, sha256=None, tries=3):
     """Download url to path, whole or not at all; a broken download goes on where it stopped.
 
     Raises InputError if the server has no such file or the SHA-256 is another one.
     """
     path, part = Path(path), Path(f"{path}.part")
+    if path.exists():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    while not path.exists():
-        have = part.stat().st_size if part.exists() else 0
+    for attempt in range(1, tries + 1):
         try:
-            with requests.get(url, headers={"Range": f"bytes={have}-"}, stream=True,
-                              timeout=60) as reply:
-                if reply.status_code >= 400:
-                    part.unlink(missing_ok=True)
-                    raise InputError(f"{url}: the server answers {reply.status_code}")
-                have *= reply.status_code == 206            # 200: it cannot resume, from the start
-                size = have + int(reply.headers.get("Content-Length", 0))
-                bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=path.name)
-                with open(part, "ab" if have else "wb") as file, bar:
-                    for block in reply.iter_content(1 << 16):
-                        bar.update(file.write(block))
+            download(url, part)
+            break
         except requests.RequestException as error:          # a short reply is one of them
-            tries -= 1
-            if not tries:
+            if attempt == tries:
                 raise InputError(f"{url}: cannot be downloaded ({type(error).__name__}); "
                                  "the same command goes on where it stopped") from None
-            continue
-        if sha256 and hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
-            part.unlink()
-            raise InputError(f"{url}: not the expected file (its SHA-256 differs)")
-        os.rename(part, path)
+    if sha256 and hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
+        part.unlink()
+        raise InputError(f"{url}: not the expected file (its SHA-256 differs)")
+    os.rename(part, path)
     return path
+
+
+def weight_names(folder):
+    """The safetensors files that a checkpoint folder's index lists; without an index, the one."""
+    index = Path(folder) / "model.safetensors.index.json"
+    if not index.exists():
+        return ["model.safetensors"]
+    data = read_json(index)
+    names = sorted(set(data.get("weight_map", {}).values())) if isinstance(data, dict) else []
+    if not names or not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
+        raise InputError(f"{index}: has no weight_map to safetensors files beside it")
+    return names
 
 
 def hub_folder(name, weights=True):
@@ -154,17 +183,15 @@ def hub_folder(name, weights=True):
         return fetch(f"{host}/{name}/resolve/main/{file}", folder / file)
 
     try:
-        for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        for file in ("config.json", "tokenizer.json"):
             get(file)
     except InputError as error:
         raise InputError(f"{name}: no such folder, nor can it be fetched: {error}") from None
-    files = ["model.safetensors"] if weights else []
-    if weights and not (folder / files[0]).exists():
+    if weights and not (folder / "model.safetensors").exists():
         with contextlib.suppress(InputError):               # small models have no index
-            index = read_json(get("model.safetensors.index.json"))
-            files = sorted(set(index["weight_map"].values()))
-    for file in files:
-        get(file)
+            get("model.safetensors.index.json")
+        for file in weight_names(folder):
+            get(file)
     return folder
 
 
@@ -223,8 +250,9 @@ CHAT_TEMPLATE = "".join(line.strip() for line in r"""
 {%- endfor %}
 {{- '<|im_start|>assistant\n' if add_generation_prompt }}
 """.splitlines())
-for name in ("SYSTEM_PROMPT", "TOOLS_BEFORE", "TOOLS_AFTER"):
-    CHAT_TEMPLATE = CHAT_TEMPLATE.replace(name, json.dumps(globals()[name]))
+CHAT_TEMPLATE = (CHAT_TEMPLATE.replace("SYSTEM_PROMPT", json.dumps(SYSTEM_PROMPT))
+                 .replace("TOOLS_BEFORE", json.dumps(TOOLS_BEFORE))
+                 .replace("TOOLS_AFTER", json.dumps(TOOLS_AFTER)))
 
 
 def byte_alphabet():
@@ -251,6 +279,16 @@ def to_bytes(chars):
 # Learning the vocabulary
 
 
+def join(word, pair, new):
+    """The ids of word with each occurrence of pair, from the left, replaced by new."""
+    joined, i = [], 0
+    while i < len(word):
+        found = tuple(word[i:i + 2]) == pair
+        joined.append(new if found else word[i])
+        i += 2 if found else 1
+    return joined
+
+
 def learn_merges(words, count):
     """Byte-pair encoding: the merges, most frequent first.
 
@@ -258,10 +296,12 @@ def learn_merges(words, count):
     once are not joined. Returns a list of (left, right) in bytes. Ties go to the pair with the
     smaller ids. A merge touches only the words that hold its pair, never the whole text.
     """
-    tokens, byte_ids = [bytes([byte]) for byte in TO_CHAR], {b: i for i, b in enumerate(TO_CHAR)}
-    occurrences, words = list(words.values()), [[byte_ids[b] for b in word] for word in words]
+    tokens = [bytes([byte]) for byte in TO_CHAR]
+    byte_ids = {byte: i for i, byte in enumerate(TO_CHAR)}
+    occurrences = list(words.values())
+    spelled = [[byte_ids[byte] for byte in word] for word in words]
     pair_count, pair_words = Counter(), defaultdict(set)
-    for w, word in enumerate(words):
+    for w, word in enumerate(spelled):
         for pair in zip(word, word[1:]):
             pair_count[pair] += occurrences[w]
             pair_words[pair].add(w)
@@ -270,28 +310,24 @@ def learn_merges(words, count):
 
     merges = []
     while heap and len(merges) < count:
-        n, pair = heapq.heappop(heap)
-        if -n != pair_count[pair]:                          # an old entry: its count has changed
+        negative, pair = heapq.heappop(heap)
+        if -negative != pair_count[pair]:                   # an old entry: its count has changed
             continue
-        if -n < 2:
+        if pair_count[pair] < 2:
             break
         new = len(tokens)
         merges.append((tokens[pair[0]], tokens[pair[1]]))
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
         changed = set()
         for w in pair_words.pop(pair):
-            word, joined, i = words[w], [], 0
-            while i < len(word):
-                found = tuple(word[i:i + 2]) == pair
-                joined.append(new if found else word[i])
-                i += 1 + found
+            word, joined = spelled[w], join(spelled[w], pair, new)
             for old in zip(word, word[1:]):
                 pair_count[old] -= occurrences[w]
             for now in zip(joined, joined[1:]):
                 pair_count[now] += occurrences[w]
                 pair_words[now].add(w)
             changed.update(zip(word, word[1:]), zip(joined, joined[1:]))
-            words[w] = joined
+            spelled[w] = joined
         for p in changed - {pair}:
             if pair_count[p] > 0:
                 heapq.heappush(heap, (-pair_count[p], p))
@@ -351,18 +387,20 @@ class Tokenizer:
                 special = {name: len(vocabulary) + i for i, name in enumerate(SPECIAL_TOKENS)}
             pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
             pairs = [(to_bytes(left), to_bytes(right)) for left, right in pairs]
+            tokens = [bytes([byte]) for byte in TO_CHAR] + [left + right for left, right in pairs]
+            wrong = [i for i, token in enumerate(tokens) if vocabulary.get(to_chars(token)) != i]
+            numbers = sorted(special.values())
+            follow = numbers == list(range(len(tokens), len(tokens) + len(numbers)))
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(f"{path}: not a byte-level BPE tokenizer of Qwen's kind") from None
         if missing := [name for name in SPECIAL_TOKENS if name not in special]:
             raise InputError(f"{path}: lacks {len(missing)} of Qwen2.5's control tokens, "
                              f"the first is {missing[0]}")
-        tokenizer = cls(pairs, special)
-        wrong = [i for i, token in enumerate(tokenizer.tokens)
-                 if vocabulary.get(to_chars(token)) != i]
-        if wrong:
-            raise InputError(f"{path}: vocabulary and merges do not fit together, "
-                             f"first at id {wrong[0]}; copy or download the folder again")
-        return tokenizer
+        if wrong or not follow:
+            first = (wrong or [len(tokens)])[0]
+            raise InputError(f"{path}: vocabulary, merges and control tokens do not fit together, "
+                             f"first at id {first}; copy or download it again")
+        return cls(pairs, special)
 
     def save(self, folder):
         """Write tokenizer.json and tokenizer_config.json as Hugging Face tokenizers read them."""
@@ -385,7 +423,8 @@ class Tokenizer:
                       "merges": [f"{to_chars(a)} {to_chars(b)}" for a, b in self.merges]}})
         write_json(Path(folder) / "tokenizer_config.json", {
             "tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "add_prefix_space": False,
-            "added_tokens_decoder": {str(token.pop("id")): token for token in added},
+            "added_tokens_decoder": {str(token["id"]): {k: v for k, v in token.items() if k != "id"}
+                                     for token in added},
             "bos_token": None, "eos_token": ENDOFTEXT, "pad_token": ENDOFTEXT, "unk_token": None,
             "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False,
             "errors": "replace", "model_max_length": 32768, "split_special_tokens": False})
@@ -393,15 +432,16 @@ class Tokenizer:
     def encode(self, text, allow_special=False):
         """Text -> ids, after Unicode NFC. A control token's name in text stays plain text unless
         allow_special: so nothing that was read from a file can steer the model."""
-        text = unicodedata.normalize("NFC", text)
-        if allow_special:
-            return self.encoding.encode(text, allowed_special="all")
-        if len(text) > LONGEST_BLANK:                       # cut runs of blanks that are too long
-            cuts = [cut for run in re.finditer(r"\s+", text)
-                    for cut in range(run.start() + LONGEST_BLANK, run.end(), LONGEST_BLANK)]
-            return [i for start, end in zip([0, *cuts], [*cuts, None])
-                    for i in self.encoding.encode_ordinary(text[start:end])]
-        return self.encoding.encode_ordinary(text)
+        text, cuts = unicodedata.normalize("NFC", text), []
+        if len(text) > LONGEST_BLANK:
+            cuts = [cut for blank in re.finditer(r"\s+", text)
+                    for cut in range(blank.start() + LONGEST_BLANK, blank.end(), LONGEST_BLANK)]
+        ids = []
+        for start, end in zip([0, *cuts], [*cuts, None]):
+            part = text[start:end]
+            ids += (self.encoding.encode(part, allowed_special="all") if allow_special
+                    else self.encoding.encode_ordinary(part))
+        return ids
 
     def encode_batch(self, texts):
         """encode() of many texts, on all cores -> one list of ids per text."""
@@ -498,19 +538,19 @@ class TextStream:
 
 def token_view(tokenizer, text, colour=True):
     """Text with its tokens set apart, each source line followed by the ids that begin in it."""
-    lines, pieces, ids = [], "", []
-    inks = ("\x1b[30;46m", "\x1b[30;43m") if colour else ("", "")
-    end, dim = ("\x1b[0m", "\x1b[2m") if colour else ("|", "")
-    stream = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for n, i in enumerate(tokenizer.encode(text)):
-        piece = stream.decode(tokenizer.decode_bytes([i])) or "·"       # a part of a character
+    inks, border = (("\x1b[30;46m", "\x1b[30;43m"), "\x1b[0m") if colour else (("", ""), "|")
+    dim, plain = ("\x1b[2m", "\x1b[0m") if colour else ("", "")
+    view, shown, ids, stream = [], "", [], TextStream(tokenizer)
+    encoded = tokenizer.encode(text)
+    for n, i in enumerate(encoded):
         ids.append(str(i))
+        piece = stream.add(i) or "·"                        # a part of a character
         for line in piece.replace("\n", "↵\n").splitlines(keepends=True):
-            pieces += inks[n % 2] + line.rstrip("\n") + end
-            if line.endswith("\n"):
-                lines += [pieces, f"{dim}    {' '.join(ids)}{end if colour else ''}"]
-                pieces, ids = "", []
-    return "\n".join(lines + ([pieces, f"{dim}    {' '.join(ids)}"] if pieces else []))
+            shown += inks[n % 2] + line.rstrip("\n") + border
+            if line.endswith("\n") or n == len(encoded) - 1:
+                view += [shown, f"{dim}    {' '.join(ids)}{plain}"]
+                shown, ids = "", []
+    return "\n".join(view)
 
 
 def main():

@@ -1,5 +1,6 @@
 """pytest tests/test_data.py"""
 
+import os
 from collections import Counter
 
 import numpy as np
@@ -13,7 +14,8 @@ from data import (
     drop_duplicates,
     drop_near_copies,
     load_documents,
-    prepare,
+    prepare_data,
+    prepare_tokenizer,
     shingles,
     split,
 )
@@ -40,12 +42,14 @@ def test_files_are_read_safely(tmp_path):
         (root / name).write_bytes(data)
     (root / "link.py").symlink_to(tmp_path / "secret.py")
     (root / "loop").symlink_to(root)
+    os.mkfifo(root / "pipe.py")
     dropped = Counter()
     found = list(documents(str(root), dropped))
     assert [(d["path"], d["text"], d["language"], d["repo"]) for d in found] == [
         ("a.c", "int x;\n", "c", "root"), ("b.py", "x = 1\n", "python", "root"),
         ("sub/c.py", "y\n", "python", "root")]
-    assert dropped == {"over 1 MB": 1, "not UTF-8": 1, "binary": 1, "empty": 1, "link": 1}
+    assert dropped == {"over 1 MB": 1, "not UTF-8": 1, "binary": 1, "empty": 1,
+                       "link or no plain file": 2}
 
 
 def test_standard_library_without_tests():
@@ -113,16 +117,17 @@ def test_near_copies_of_held_out_code_are_left_out():
 
 
 def test_prepare_is_made_once(code_folder, tmp_path):
-    about = prepare(tmp_path / "out", [code_folder], 400)
+    about = prepare_data(tmp_path / "out", [code_folder])
+    prepare_tokenizer(tmp_path / "out", 400)
     assert about["train"]["documents"] + about["validation"]["documents"] == 16
     made = (tmp_path / "out/data/train.jsonl").stat().st_mtime_ns
-    assert prepare(tmp_path / "out", [code_folder], 400) == about
+    assert prepare_data(tmp_path / "out", [code_folder]) == about
     assert (tmp_path / "out/data/train.jsonl").stat().st_mtime_ns == made
-    with pytest.raises(InputError, match="was made from .*code, not from stdlib"):
-        prepare(tmp_path / "out", ["stdlib"], 400)
-    with pytest.raises(InputError, match="was made for 400 ids, not 500"):
-        prepare(tmp_path / "out", [code_folder], 500)
-    prepare(tmp_path / "out", [code_folder], 500, fresh=True)
+    with pytest.raises(InputError, match=r"was made from sources .*code'\], not \['stdlib'\]"):
+        prepare_data(tmp_path / "out", ["stdlib"])
+    with pytest.raises(InputError, match="was made from vocab_size 400, not 500"):
+        prepare_tokenizer(tmp_path / "out", 500)
+    prepare_tokenizer(tmp_path / "out", 500, fresh=True)
     assert Tokenizer.load(tmp_path / "out" / "tokenizer").vocab_size <= 500
     texts = [d["path"] for part in ("train", "validation")
              for d in load_documents(tmp_path / "out", part)]
@@ -131,14 +136,15 @@ def test_prepare_is_made_once(code_folder, tmp_path):
 
 def test_prepare_is_the_same_everywhere(code_folder, tmp_path):
     for name in ("one", "two"):
-        prepare(tmp_path / name, [code_folder], 400)
+        prepare_data(tmp_path / name, [code_folder])
+        prepare_tokenizer(tmp_path / name, 400)
     for file in ("data/train.jsonl", "data/validation.jsonl", "tokenizer/tokenizer.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 def test_empty_corpus(tmp_path):
     with pytest.raises(InputError, match="no source code found there"):
-        prepare(tmp_path / "out", [tmp_path], 400)
+        prepare_data(tmp_path / "out", [tmp_path])
     assert not (tmp_path / "out").exists()
 
 
@@ -161,7 +167,7 @@ def test_rows_without_fim_are_slices_of_the_stream(corpus, small_tokenizer):
     for index in range(60):
         inputs, targets, starts = batches.row(index)
         ids = batches.slice(index)
-        assert inputs.tolist() == ids[:-1].tolist() and targets.tolist() == ids[1:].tolist()
+        assert inputs.tolist() == ids[:-1] and targets.tolist() == ids[1:]
         opened = np.flatnonzero(inputs == batches.end)
         expected = [max([0, *opened[opened <= i]]) for i in range(64)]
         assert starts.tolist() == expected
@@ -190,7 +196,7 @@ def test_fim_rows(corpus, small_tokenizer):
         assert len(inputs) == len(targets) == len(starts) == 64
         for i in range(63):
             assert targets[i] in (inputs[i + 1], -100, batches.end)
-        source = small_tokenizer.decode(batches.slice(index).tolist())
+        source = small_tokenizer.decode(batches.slice(index))
         for at in [i for i, token in enumerate(ids) if token == special[PREFIX]]:
             suffix, middle = ids.index(special[SUFFIX], at), ids.index(special[MIDDLE], at)
             close = next(i for i in range(middle, 65)

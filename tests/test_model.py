@@ -9,21 +9,9 @@ from conftest import CASES, ROOT, SMALL, YARN, fill_weights
 from safetensors.torch import load_file, save_file
 
 import model as module
-from model import (
-    CONFIGS,
-    CausalLM,
-    Config,
-    KVCache,
-    attention,
-    generate,
-    generate_naive,
-    load_model,
-    parameter_count,
-    penalize,
-    rotary_frequencies,
-    sample,
-    save_model,
-)
+from model import (CONFIGS, CausalLM, Config, KVCache, attention, choose, generate,
+                   generate_naive, load_model, make_mask, parameter_count, penalize,
+                   rotary_frequencies, save_model)
 from tokenizer import InputError
 
 GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text())
@@ -80,8 +68,9 @@ def test_plain_formula_and_sdpa_agree():
     q = torch.randn(2, 12, 4, 8, generator=generator).bfloat16()
     k, v = (torch.randn(2, 12, 2, 8, generator=generator).bfloat16() for _ in range(2))
     for starts in (None, torch.tensor([[0] * 5 + [5] * 7] * 2)):
-        plain = attention(q, k, v, starts)
-        exact = attention(q.float(), k.float(), v.float(), starts)
+        ids = torch.zeros(2, 12, dtype=torch.long)
+        plain = attention(q, k, v, make_mask(ids, starts, 0, q))
+        exact = attention(q.float(), k.float(), v.float(), make_mask(ids, starts, 0, q.float()))
         assert (plain - exact).abs().max() < 0.03
 
 
@@ -162,14 +151,14 @@ def test_sample_takes_each_id_as_often_as_it_should():
     chance = (torch.arange(1000) + 0.5)[:, None] / 1000
 
     def shares(temperature=1.0, top_k=0, top_p=1.0):
-        ids = sample(logits.clone(), temperature, top_k, top_p, chance)
+        ids = choose(logits.clone(), temperature, top_k, top_p, chance)
         return [round(x, 3) for x in (torch.bincount(ids, minlength=4) / 1000).tolist()]
 
     assert shares() == [0.1, 0.2, 0.4, 0.3]
     assert shares(top_k=2) == pytest.approx([0, 0, 4 / 7, 3 / 7], abs=2e-3)
     assert shares(top_p=0.75) == pytest.approx([0, 2 / 9, 4 / 9, 3 / 9], abs=2e-3)  # .4 + .3 < .75
     assert shares(top_p=0.65) == pytest.approx([0, 0, 4 / 7, 3 / 7], abs=2e-3)
-    assert shares(top_p=0.0001) == [0, 0, 1, 0]
+    assert shares(top_p=0.0001) == shares(top_p=0) == [0, 0, 1, 0]
     assert shares(temperature=0.5) == pytest.approx([1 / 30, 4 / 30, 16 / 30, 9 / 30], abs=2e-3)
     assert shares(temperature=0) == [0, 0, 1, 0]
 
@@ -202,6 +191,9 @@ def test_save_and_load(tmp_path, monkeypatch, case, shard_bytes):
     save_model(model, tmp_path)
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert (files == ["model.safetensors"]) == (shard_bytes > 1e6)
+    monkeypatch.setattr(module, "SHARD_BYTES", 9000 if shard_bytes > 1e6 else 5e9)
+    save_model(model, tmp_path)                             # over the other kind: nothing is left
+    save_model(model, tmp_path)
     loaded = load_model(tmp_path, "cpu")
     assert loaded.config == model.config
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters()))
@@ -244,18 +236,21 @@ def test_published_config_is_read(tmp_path):
         **YARN, "rope_theta": theta}}))
     config = Config.from_json(path)
     assert config.rope_theta == 1e6 and config.rope_scaling["factor"] == 4.0
-    assert config.eos_token_id == 151645
+    assert config.eos_token_id == [151645, 151643]
 
 
 @pytest.mark.parametrize("change,message", [
     ({"model_type": "llama"}, "model_type is 'llama', expected 'qwen2'"),
-    ({"hidden_size": None}, "missing 1 required positional argument: 'hidden_size'"),
+    ({"hidden_size": None}, "lacks hidden_size"),
+    ({"hidden_size": "32"}, "hidden_size is '32'"),
+    ({"num_key_value_heads": 0}, "num_key_value_heads is 0"),
+    ({"rope_scaling": "yarn"}, "rope_scaling is not yarn with a factor"),
     ({"num_key_value_heads": 3}, "heads are not a multiple of key-value heads"),
     ({"hidden_size": 33}, "hidden_size is not a multiple of 4 heads"),
     ({"hidden_act": "gelu"}, "hidden_act is not silu"),
     ({"head_dim": 64}, "head_dim is not hidden/heads"),
     ({"use_sliding_window": True}, "use_sliding_window is not supported"),
-    ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling of another type than yarn")])
+    ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling is not yarn with a factor")])
 def test_other_configs_are_refused(small_model, tmp_path, change, message):
     save_model(small_model, tmp_path)
     path = tmp_path / "config.json"
