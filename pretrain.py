@@ -37,6 +37,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data import (Batches, load_documents, prepare_data, prepare_tokenizer, print_about,
@@ -48,8 +49,7 @@ from model import (CONFIGS, CausalLM, check_device, check_vocabulary, default_de
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder, read_json, run,
                        write_json, write_text)
 
-# one process is no reason for dcp to warn
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # nothing to fear
 
 # What --size sets unless a flag says otherwise. batch_tokens: per step, over all devices.
 PRESETS = {
@@ -63,7 +63,6 @@ SLOW_CPU_SHARE = 1 / 3      # of the steps, on a CPU without bf16: it is about t
 
 # ------------------------------------------------------------------------------------------------
 # Machine: processes, device, precision
-
 
 RANK = int(os.environ.get("RANK", 0))               # this process among WORLD; torchrun sets both
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
@@ -92,9 +91,8 @@ def start_processes(device):
 
 def cpu_has_bf16():
     """Whether this CPU multiplies bf16 numbers itself: else bf16 would be slower than fp32."""
-    features = Path("/proc/cpuinfo")
-    words = features.read_text().split() if features.exists() else []
-    return bool({"avx512_bf16", "amx_bf16"} & set(words))
+    info = Path("/proc/cpuinfo")
+    return info.exists() and bool({"avx512_bf16", "amx_bf16"} & set(info.read_text().split()))
 
 
 def choose_dtype(device, wanted):
@@ -146,15 +144,14 @@ def sum_over_ranks(*numbers):
 
 
 def barrier():
-    if WORLD > 1:
-        dist.barrier()
+    sum_over_ranks(0)
 
 
 # ------------------------------------------------------------------------------------------------
 # Optimizer
 
 
-def make_optimizers(model, kind, weight_decay):
+def make_optimizers(model, kind):
     """AdamW for everything, or Muon for the matrices inside blocks and AdamW for the rest.
 
     No decay on norms and biases. With match_rms_adamw one learning rate serves both.
@@ -163,13 +160,13 @@ def make_optimizers(model, kind, weight_decay):
     for name, parameter in model.named_parameters():
         group = vectors if parameter.dim() < 2 else inner if ".layers." in name else outer
         group.append(parameter)
-    adam = dict(betas=BETAS, eps=1e-8)
+    matrices = dict(weight_decay=WEIGHT_DECAY)
+    groups = [dict(params=outer if kind == "muon" else inner + outer, **matrices),
+              dict(params=vectors, weight_decay=0.0)]
+    adamw = torch.optim.AdamW(groups, betas=BETAS, eps=1e-8)
     if kind == "adamw":
-        return [torch.optim.AdamW([dict(params=inner + outer, weight_decay=weight_decay),
-                                   dict(params=vectors, weight_decay=0.0)], **adam)]
-    return [torch.optim.Muon(inner, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW([dict(params=outer, weight_decay=weight_decay),
-                               dict(params=vectors, weight_decay=0.0)], **adam)]
+        return [adamw]
+    return [torch.optim.Muon(inner, adjust_lr_fn="match_rms_adamw", **matrices), adamw]
 
 
 def learning_rate(step, steps, peak, warmup=WARMUP, decay=DECAY):
@@ -191,12 +188,13 @@ def check_same_run(work, args):
     settings = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
     settings = json.loads(json.dumps(settings))         # as it will be read back
     path = work / "run.json"
+    barrier()                                           # the first process has cleared the folder
     before = read_json(path) if path.exists() else settings
     for name in sorted(set(settings) | set(before)):
         if settings.get(name) != before.get(name):
             raise InputError(f"{work} holds a run with --{name.replace('_', '-')} "
-                             f"{before.get(name)}, this one has {settings.get(name)}; give the same "
-                             "flags to go on, another --out, or --fresh to start anew")
+                             f"{before.get(name)}, this one has {settings.get(name)}; give the "
+                             "same flags to go on, another --out, or --fresh to start anew")
     barrier()
     if RANK == 0:
         write_json(path, settings)
@@ -267,31 +265,21 @@ def read_metrics(folder, before=math.inf):
     return [line for line in metrics if line["step"] <= before]
 
 
-def time_left(seconds):
-    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 1.5 * unit:
-            return f"{seconds / unit:.1f} {name} left"
-    return f"{seconds:.0f} s left"
-
-
 def log_line(row, steps, seconds):
     """One logged step as text, under 120 columns. seconds: those that are left."""
     bpb = f"  bpb {row['bpb']:.3f}" if "bpb" in row else ""
     return (f"step {row['step']:>{len(str(steps))}}/{steps}  loss {row['loss']:.3f}{bpb}  "
             f"lr {row['lr']:.1e}  norm {row['grad_norm']:.2g}  "
             f"{row['tokens_per_second'] / 1e3:,.1f}k tok/s  MFU {row['mfu']:.0%}  "
-            f"{row['memory_gb']:.1f} GB  {time_left(seconds)}")
+            f"{row['memory_gb']:.3g} GB  {seconds / 60:.1f} min left")
 
 
 def draw(folder):
     """loss.png: training loss, and held-out bits per byte beside the compressors'."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     metrics = read_metrics(folder)
     measured = [row for row in metrics if "bpb" in row]
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2)
     axes[0].plot([row["step"] for row in metrics], [row["loss"] for row in metrics], color="C0")
     axes[0].set(title="Training", xlabel="step", ylabel="loss (nats per token)")
     if measured:
@@ -306,7 +294,6 @@ def draw(folder):
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.savefig(folder / "loss.png", dpi=110)
-    plt.close(figure)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -324,11 +311,6 @@ def shard(model, dtype):
         fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def to_device(batch, device):
-    return {name: value.to(device) if torch.is_tensor(value) else value
-            for name, value in batch.items()}
-
-
 def one_step(model, optimizers, batch_list, loss_fn, count, lr):
     """Forward, backward and update over the batches of a step -> (loss sum, gradient norm).
 
@@ -337,7 +319,9 @@ def one_step(model, optimizers, batch_list, loss_fn, count, lr):
     """
     total, device = 0.0, model.head.device
     for batch in batch_list:
-        loss, _ = loss_fn(model, to_device(batch, device))
+        batch = {name: value.to(device) if torch.is_tensor(value) else value
+                 for name, value in batch.items()}
+        loss, _ = loss_fn(model, batch)
         (loss * (WORLD / count)).backward()
         total = total + loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -392,12 +376,11 @@ class Log:
 
 
 def start(model, args, work):
-    """What precedes the loop: check the folder, choose precision, shard, resume -> all it needs."""
+    """What precedes the loop: check the folder, choose precision, shard, resume."""
     if RANK == 0:
         if args.fresh:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
-    barrier()
     check_same_run(work, args)
     device, parameters = str(model.head.device), parameter_count(model)
     model.compute_dtype, why = choose_dtype(device, args.dtype)
@@ -407,7 +390,7 @@ def start(model, args, work):
         f"{peak / 1e9:,.0f} GFLOP/s at best")
     flops = flops_per_token(model.config, parameters, args.seq_len)
     shard(model, model.compute_dtype)
-    optimizers = make_optimizers(model, args.optimizer, args.weight_decay)
+    optimizers = make_optimizers(model, args.optimizer)
     first = load_resume(work, model, optimizers)
     return optimizers, first, Log(work, args, first, flops, peak)
 
@@ -480,26 +463,22 @@ def training_flags(parser):
     parser.add_argument("--init", metavar="FOLDER", help="checkpoint folder or hub name to start "
                         "from, with its tokenizer (default: random weights)")
     parser.add_argument("--fresh", action="store_true", help="start anew, data and tokenizer too")
-    # how much
+    # how much (default: by --size)
     parser.add_argument("--steps", type=int, help="optimizer updates")
-    parser.add_argument("--batch-tokens", type=int, help="tokens per step, over all devices")
-    parser.add_argument("--device-batch", type=int, help="rows per forward pass on one device")
+    parser.add_argument("--batch-tokens", type=int, help="tokens per step, all devices")
+    parser.add_argument("--device-batch", type=int, help="rows in a forward pass")
     parser.add_argument("--seq-len", type=int, help="tokens per row")
     # how
     parser.add_argument("--lr", type=float, help="peak learning rate")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon",
                         help="muon: blocks' matrices, adamw the rest (default: %(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=WEIGHT_DECAY,
-                        help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
     parser.add_argument("--device", choices=["cuda", "mps", "cpu"], default=default_device(),
                         help="default: %(default)s")
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto",
                         help="of activations (default: bfloat16 where the device computes in it)")
-    parser.add_argument("--save-every", type=int,
-                        help="steps between checkpoints (default: a tenth of all)")
-    parser.add_argument("--eval-every", type=int,
-                        help="steps between measurements (default: a fifth of all)")
+    parser.add_argument("--save-every", type=int, help="steps between checkpoints (a tenth)")
+    parser.add_argument("--eval-every", type=int, help="steps between measurements (a fifth)")
 
 
 def fill_in(args):
@@ -515,10 +494,10 @@ def fill_in(args):
     args.eval_every = args.eval_every or max(1, args.steps // 5)
     least = dict.fromkeys(
         ("steps", "batch_tokens", "device_batch", "seq_len", "save_every", "eval_every"), 1)
-    for name, low in {**least, "seed": 0, "lr": 0.0, "weight_decay": 0.0}.items():
+    for name, low in {**least, "seed": 0, "lr": 0.0}.items():
         if not getattr(args, name) >= low:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} {getattr(args, name)}: must be at least {low}")
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at "
+                             f"least {low}")
     if args.batch_tokens % args.seq_len:
         raise InputError(f"--batch-tokens {args.batch_tokens} is not a multiple of "
                          f"--seq-len {args.seq_len}")
@@ -570,7 +549,7 @@ def make_model(args, tokenizer, device):
 def show(folder, out, heldout, device):
     """Print what the model makes of code it has not seen, beside the truth, and what to type."""
     model, tokenizer = load(folder, device)     # from the folder: FSDP holds only a part of it
-    text = max(heldout, key=lambda document: len(document["text"]))["text"]     # room on both sides
+    text = max(heldout, key=lambda document: len(document["text"]))["text"]     # the longest
     lines = text.split("\n")
     middle = len(lines) // 2
     at = next((i for i in range(middle, len(lines)) if len(lines[i].strip()) > 12), middle)
@@ -607,7 +586,7 @@ def main():
     batches = Batches(train_documents, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
                       args.device_batch, args.seed, args.fim_rate, RANK, WORLD)
     model = make_model(args, tokenizer, device)
-    others = compressed_bits_per_byte([document["text"] for document in heldout])
+    others = compressed_bits_per_byte(document["text"] for document in heldout)
     say("held-out bits per byte: " + ", ".join(f"{name} {n:.3f}" for name, n in others.items()))
 
     def evaluate(model, step):

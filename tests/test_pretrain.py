@@ -125,6 +125,20 @@ def test_processes_and_accumulation_do_not_change_the_losses(code, tmp_path):
     assert len(weights(tmp_path / "two")) == 50
 
 
+def test_two_processes_with_the_default_settings(finished, code, tmp_path):
+    """Muon on sharded matrices and bf16: not the same bits, but the same curve; then resumed."""
+    out = tmp_path / "two"
+    process = subprocess.Popen(command(out, code, processes=2), stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if re.match(r"step +9/", line):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(60) != 0
+    assert newest_resume(out / "pretrain.unfinished") >= 8
+    pretrain(out, code, processes=2)
+    one, two = losses(finished[0]), losses(out)
+    assert len(one) == len(two) and max(abs(a - b) for a, b in zip(one, two)) < 0.05
+
+
 def test_starting_from_a_checkpoint(finished, code, tmp_path):
     out, _ = finished
     pretrain(tmp_path / "on", code, "--init", str(out / "pretrain"), "--lr", "1e-9")
@@ -158,7 +172,6 @@ def test_another_run_in_the_folder(code, tmp_path):
     done = pretrain(tmp_path, code, "--lr", "0.5", fails=True)
     assert "holds a run with --lr 0.004, this one has 0.5" in done.stderr
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    pretrain(tmp_path, code, "--lr", "0.001", "--fresh")
 
 
 def test_full_disk(code, tmp_path):
@@ -182,7 +195,7 @@ def test_schedule():
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_each_parameter_has_one_optimizer(small_model, kind):
-    optimizers = make_optimizers(small_model, kind, 0.1)
+    optimizers = make_optimizers(small_model, kind)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in small_model.parameters())
@@ -204,7 +217,7 @@ def test_a_batch_can_be_learned_by_heart():
     def loss_fn(model, batch):
         return model(batch["input_ids"], targets=batch["targets"]), {}
 
-    optimizers = make_optimizers(model, "muon", 0.0)
+    optimizers = make_optimizers(model, "muon")
     for _ in range(120):
         loss, norm = one_step(model, optimizers, [batch], loss_fn, 7, lr=3e-3)
     assert loss / 7 < 0.05 and math.isfinite(norm)
@@ -238,7 +251,7 @@ def test_newest_checkpoint_is_a_whole_one(tmp_path):
 def test_log_line_is_never_wide():
     row = dict(step=1_239_999, loss=12.3456, bpb=1.234, lr=3e-4, grad_norm=99.5, mfu=0.5,
                tokens_per_second=12_345_678.9, memory_gb=123.4)
-    assert len(log_line(row, 1_240_000, 1e7)) <= 120
+    assert len(log_line(row, 1_240_000, 1e6)) <= 120
 
 
 def test_picture(finished):
