@@ -505,13 +505,15 @@ def load_model(folder_or_hub_name, device=None, dtype=None):
             raise InputError(f"{file}: no such file; the folder holds no whole checkpoint")
         try:
             with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():
-                    if name == "lm_head.weight" and config.tie_word_embeddings:
-                        continue
-                    shape = tuple(tensors.get_slice(name).get_shape())
-                    if shape != shapes.get(name):
-                        raise InputError(f"{file}: {name} has shape {shape}, config.json asks for "
-                                         f"{shapes.get(name, 'no such tensor')}")
+                found = {name: tuple(tensors.get_slice(name).get_shape())
+                         for name in tensors.keys()}
+            if config.tie_word_embeddings:
+                found.pop("lm_head.weight", None)
+            for name, shape in found.items():
+                if shape != shapes.get(name):
+                    raise InputError(f"{file}: {name} has shape {shape}, config.json asks for "
+                                     f"{shapes.get(name, 'no such tensor')}")
+                with safe_open(file, framework="pt") as tensors:    # anew: frees what was copied
                     state[name] = tensors.get_tensor(name).to(device, dtype)
         except SafetensorError as error:
             raise InputError(f"{file}: cut off or damaged ({error}); "
