@@ -45,7 +45,7 @@ from data import (Batches, load_documents, prepare_data, prepare_tokenizer, prin
 from evaluate import bits_per_byte, compressed_bits_per_byte
 from fim import FIM_RATE, gap, infill, load
 from model import (CONFIGS, CausalLM, check_device, check_vocabulary, default_device, generate,
-                   init_weights, load_model, parameter_count, save_model)
+                   init_weights, load_model, parameter_count, runs_plain, save_model)
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder, read_json, run,
                        write_json, write_text)
 
@@ -162,13 +162,12 @@ def make_optimizers(model, kind):
     for name, parameter in model.named_parameters():
         group = vectors if parameter.dim() < 2 else inner if ".layers." in name else outer
         group.append(parameter)
-    matrices = dict(weight_decay=WEIGHT_DECAY)
-    groups = [dict(params=outer if kind == "muon" else inner + outer, **matrices),
+    decay = dict(weight_decay=WEIGHT_DECAY)
+    groups = [dict(params=outer if kind == "muon" else inner + outer, **decay),
               dict(params=vectors, weight_decay=0.0)]
-    adamw = torch.optim.AdamW(groups, betas=BETAS, eps=1e-8)
-    if kind == "adamw":
-        return [adamw]
-    return [torch.optim.Muon(inner, adjust_lr_fn="match_rms_adamw", **matrices), adamw]
+    adamw = [torch.optim.AdamW(groups, betas=BETAS, eps=1e-8)]
+    muon = [torch.optim.Muon(inner, adjust_lr_fn="match_rms_adamw", **decay)]
+    return muon + adamw if kind == "muon" else adamw
 
 
 def learning_rate(step, steps, peak, warmup=WARMUP, decay=DECAY):
@@ -386,8 +385,10 @@ def start(model, args, work):
     model.compute_dtype, why = choose_dtype(device, args.dtype)
     peak = WORLD * matmul_rate(device, model.compute_dtype)
     name = str(model.compute_dtype).removeprefix("torch.")
-    say(f"{parameters:,} parameters on {WORLD} x {device}, activations in {name} ({why}), "
-        f"{peak / 1e9:,.0f} GFLOP/s at best")
+    plain = runs_plain(model.head.to(model.compute_dtype), args.seq_len)
+    say(f"{parameters:,} parameters on {WORLD} x {device}, {peak / 1e9:,.0f} GFLOP/s in products\n"
+        f"activations in {name} ({why}), attention "
+        + ("as a formula (fastest for short bf16 rows)" if plain else "by PyTorch's SDPA"))
     flops = flops_per_token(model.config, parameters, args.seq_len)
     shard(model, model.compute_dtype)
     optimizers = make_optimizers(model, args.optimizer)
@@ -513,8 +514,8 @@ def next_token_loss(model, batch):
 
 def data_and_tokenizer(args):
     """Make what is missing on one process, read it on all -> (train, held-out, tokenizer)."""
-    published = args.size not in PRESETS
-    vocab_size = None if args.init or published else CONFIGS[args.size].vocab_size
+    ours = not args.init and args.size in PRESETS       # a tokenizer of our own
+    vocab_size = CONFIGS[args.size].vocab_size if ours else None
     name = Path(args.out) / "tokenizer" if vocab_size else args.init
     name = name or f"Qwen/Qwen2.5-Coder-{args.size}"
     sources = args.source or (["stdlib"] if args.size == "tiny" else ["stdlib", "packages"])
