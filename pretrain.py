@@ -53,7 +53,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # no
 
 # What --size sets unless a flag says otherwise. batch_tokens: per step, over all devices.
 PRESETS = {
-    "tiny": dict(seq_len=256, batch_tokens=4096, device_batch=16, steps=1500, lr=4e-3),
+    "tiny": dict(seq_len=256, batch_tokens=4096, device_batch=16, steps=1400, lr=4e-3),
     "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=3000, lr=2e-3)}
 # batch_tokens and lr: not published; values of Qwen (arXiv 2309.16609). steps: 5.2T tokens
 PUBLISHED = dict(seq_len=8192, batch_tokens=2 ** 22, device_batch=1, steps=1_240_000, lr=3e-4)
