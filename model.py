@@ -25,12 +25,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from kernels import (attention_mask, attention_reference, linear_cross_entropy,
-                     linear_log_probabilities)
+from kernels import (attention_reference, linear_cross_entropy, linear_log_probabilities, make_mask,
+                     runs_plain)
 from tokenizer import InputError, hub_folder, read_json, weight_names, write_json
 
 SHARD_BYTES = 5e9       # a larger model is saved in several files with an index
-PLAIN_ATTENTION_TOKENS = 512    # in a row; up to here the plain formula beats SDPA, measured
 
 # ------------------------------------------------------------------------------------------------
 # Configurations
@@ -152,21 +151,6 @@ def rotate(x, cos, sin):
     """
     swapped = x.roll(x.shape[-1] // 2, dims=-1)                         # (x2, x1)
     return torch.addcmul(x * cos, swapped, sin)
-
-
-def runs_plain(x, T):
-    """Whether the plain formula is the fastest attention: bf16 on a CPU, short rows."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and T <= PLAIN_ATTENTION_TOKENS
-
-
-def make_mask(input_ids, document_starts, past, x):
-    """The mask that attention() needs for these tokens after `past` others; None: plain causal."""
-    B, T = input_ids.shape
-    if document_starts is None and (T == 1 or not past and not runs_plain(x, T)):
-        return None
-    if document_starts is None:
-        document_starts = torch.zeros(1, T, dtype=torch.long, device=x.device)
-    return attention_mask(document_starts, past + T, x.dtype)
 
 
 def attention(q, k, v, mask=None):

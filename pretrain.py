@@ -1,11 +1,10 @@
 """Pretraining: random weights to a model that completes and infills code.
 
-Builds out/data and out/tokenizer if they are missing, trains a Qwen2.5-Coder with next-token
-prediction and fill-in-the-middle (the file phase of the report, section 3.2.1), measures it on
-held-out code beside gzip, bz2 and xz, and leaves a Hugging Face folder in out/pretrain.
-
-The training loop of every stage is here, once: train(). Stages differ in two arguments, where
-batches come from and which loss is taken. What a row is stands in data.py, the model in model.py.
+Builds out/data and out/tokenizer if they are missing, trains with next-token prediction and
+fill-in-the-middle (the file phase of the report, section 3.2.1), measures bits per byte on held-out
+code, and leaves a Hugging Face folder in out/pretrain. The training loop of every stage is here,
+once: train(). Stages differ in where batches come from and which loss is taken. What a row is
+stands in data.py, the model in model.py.
 
     python pretrain.py                            # size tiny: about 5 minutes on 2 CPU cores
     torchrun --nproc-per-node 8 pretrain.py       # size small on the GPUs of one machine
@@ -497,11 +496,9 @@ def fill_in(args):
         ("steps", "batch_tokens", "device_batch", "seq_len", "save_every", "eval_every"), 1)
     for name, low in {**least, "seed": 0, "lr": 0.0}.items():
         if not getattr(args, name) >= low:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at "
-                             f"least {low}")
+            raise InputError(f"--{name.replace('_', '-')}: must be at least {low}")
     if args.batch_tokens % args.seq_len:
-        raise InputError(f"--batch-tokens {args.batch_tokens} is not a multiple of "
-                         f"--seq-len {args.seq_len}")
+        raise InputError("--batch-tokens: must be a multiple of --seq-len")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def head_inputs(rows=37, D=8, V=50, dtype=torch.float64):
 
 @pytest.mark.parametrize("chunk", [1, 150, 1 << 22])
 def test_linear_cross_entropy_is_cross_entropy(monkeypatch, chunk):
-    monkeypatch.setattr(kernels, "CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(kernels, "CHUNK_LOGITS", chunk)
     hidden, weight, targets = head_inputs(dtype=torch.float32)
     loss = linear_cross_entropy(hidden, weight, targets)
     (loss * 0.5).backward()
@@ -38,7 +38,7 @@ def test_linear_cross_entropy_is_cross_entropy(monkeypatch, chunk):
 
 @pytest.mark.parametrize("chunk", [1, 150, 1 << 22])
 def test_log_probabilities_and_their_gradient(monkeypatch, chunk):
-    monkeypatch.setattr(kernels, "CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(kernels, "CHUNK_LOGITS", chunk)
     hidden, weight, targets = head_inputs(dtype=torch.float32)
     out = linear_log_probabilities(hidden, weight, targets)
     scale = torch.linspace(-1, 2, len(targets))

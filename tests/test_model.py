@@ -9,8 +9,9 @@ from conftest import CASES, ROOT, SMALL, YARN, fill_weights
 from safetensors.torch import load_file, save_file
 
 import model as module
+from kernels import make_mask
 from model import (CONFIGS, CausalLM, Config, KVCache, attention, choose, generate,
-                   generate_naive, load_model, make_mask, parameter_count, penalize,
+                   generate_naive, load_model, parameter_count, penalize,
                    rotary_frequencies, save_model)
 from tokenizer import InputError
 

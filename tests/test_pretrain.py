@@ -151,11 +151,11 @@ def test_starting_from_a_checkpoint(finished, code, tmp_path):
 
 
 @pytest.mark.parametrize("flags,message", [
-    (["--steps", "0"], "--steps 0: must be at least 1"),
-    (["--batch-tokens", "100"], "--batch-tokens 100 is not a multiple of --seq-len 32"),
+    (["--steps", "0"], "--steps: must be at least 1"),
+    (["--batch-tokens", "100"], "--batch-tokens: must be a multiple of --seq-len"),
     (["--init", "nowhere"], "nowhere: no such folder"),
     (["--lr", "1e9", "--optimizer", "adamw", "--fresh"], "the loss is"),
-    (["--seed", "-1"], "--seed -1: must be at least 0"),
+    (["--seed", "-1"], "--seed: must be at least 0"),
     (["--fim-rate", "5"], "--fim-rate 5.0: must be between 0 and 1"),
     (["--device", "cuda"], "--device cuda:0: not available here")])
 def test_one_line_for_what_is_wrong(finished, code, tmp_path, flags, message):
