@@ -109,9 +109,10 @@ def documents(source, dropped=None):
 
 
 def drop_duplicates(corpus, dropped):
-    """Of equal texts keep the one whose (source, path) comes first."""
+    """Of equal texts keep that of the standard library, else the first by (source, path)."""
     kept = {}
-    for document in sorted(corpus, key=lambda document: (document["source"], document["path"])):
+    for document in sorted(corpus, key=lambda document: (
+            document["source"] != "stdlib", document["source"], document["path"])):
         kept.setdefault(hashlib.sha256(document["text"].encode()).digest(), document)
     dropped["exact duplicate"] += len(corpus) - len(kept)
     return list(kept.values())

@@ -70,6 +70,8 @@ def test_exact_duplicates():
     assert [d["path"] for d in drop_duplicates(corpus, dropped)] == ["a", "c"]
     assert dropped["exact duplicate"] == 1
     assert drop_duplicates(corpus[::-1], dropped) == drop_duplicates(corpus, dropped)
+    both = [document("x", "a", "packages"), document("x", "b", "stdlib")]
+    assert drop_duplicates(both, dropped) == both[1:]
 
 
 def test_split_by_module():
