@@ -75,9 +75,10 @@ class Config:
         scaled = rope if rope.get("rope_type", "default") != "default" else None
         # what a file leaves out has the defaults of transformers
         data = {"tie_word_embeddings": False, "rope_theta": rope.get("rope_theta", 1e4),
-                "rope_scaling": scaled, "rms_norm_eps": 1e-6, **data}
+                "rope_scaling": scaled, "rms_norm_eps": 1e-6,
+                **{name: value for name, value in data.items() if value is not None}}
         given = {field.name: data[field.name] for field in dataclasses.fields(cls)
-                 if data.get(field.name) is not None}
+                 if field.name in data}
         for field in dataclasses.fields(cls):
             value = given.get(field.name, field.default)
             require(value is not dataclasses.MISSING, f"lacks {field.name}")

@@ -233,8 +233,9 @@ def test_published_config_is_read(tmp_path):
     path.write_text(json.dumps(published))
     assert Config.from_json(path) == CONFIGS["14B"]
     theta = published.pop("rope_theta")
-    path.write_text(json.dumps({**published, "eos_token_id": [151645, 151643], "rope_parameters": {
-        **YARN, "rope_theta": theta}}))
+    path.write_text(json.dumps({**published, "eos_token_id": [151645, 151643],
+                                "rope_scaling": None,
+                                "rope_parameters": {**YARN, "rope_theta": theta}}))
     config = Config.from_json(path)
     assert config.rope_theta == 1e6 and config.rope_scaling["factor"] == 4.0
     assert config.eos_token_id == [151645, 151643]
