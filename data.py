@@ -47,8 +47,8 @@ LANGUAGES = {               # by extension; what is not here is not read
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages", "build", "dist"}
 STDLIB_SKIPPED = {"test", "tests", "idle_test", "encodings", "pydoc_data", "lib-dynload"}
 LARGEST_FILE = 1_000_000    # bytes
-HELD_OUT_SHARE = 0.05       # of the corpus' bytes, in whole top-level modules
-NEAR = 0.5                  # Jaccard similarity from which a document counts as a copy
+HELD_OUT_SHARE = 0.05       # of the corpus' text, in whole top-level modules; not published; ours
+NEAR = 0.5                  # Jaccard similarity of a copy, from here on; not published; ours
 SHORTEST_FIM = 16           # tokens; smaller pieces are not worth cutting in three
 TOKENIZER_TEXT = 100_000_000    # characters that a tokenizer is trained on, at most
 

@@ -48,7 +48,7 @@ from model import (CONFIGS, CausalLM, check_device, check_vocabulary, default_de
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder, read_json, run,
                        write_json, write_text)
 
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # nothing to fear
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is meant
 
 # What --size sets unless a flag says otherwise. batch_tokens: per step, over all devices.
 PRESETS = {
