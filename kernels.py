@@ -1,20 +1,405 @@
-"""The two costly pieces of a decoder, tensors to tensors: attention and the loss head.
+"""The two costly pieces of a decoder, by hand: attention and the loss head. Tensors to tensors.
 
-Attention is here in plain PyTorch, as a formula: softmax of the scores times the values. In bf16 on
-a CPU and over short rows that is also the fastest way to train.
+Attention. For each query i of a document, over the keys j that it may see, start[i] <= j <= i:
 
-The loss head gives the next-token loss without ever holding all the logits: with 151,936 vocabulary
-rows those of 8,192 tokens take 5 GB in fp32, and their gradient as much again. So a chunk of tokens
-at a time is multiplied with the head, turned into its loss and at once into its gradient.
+    s[i,j] = q[i].k[j] / sqrt(d)      p[i,:] = softmax(s[i,:])      out[i] = sum_j p[i,j] v[j]
 
-This file knows no configurations, models or text. It is imported, not run.
+Written like that it moves T x T scores to memory and back. FlashAttention-2 (arXiv 2307.08691) never
+writes them: a program keeps a tile of queries on the chip, walks over tiles of keys and corrects
+what it has so far whenever a larger score turns up (the online softmax; algorithm 1, lines 8 to 13):
+
+    top'  = max(top, max_j s[:,j])               the largest score so far
+    total = total * e^(top - top') + sum_j p     with p = e^(s - top')
+    out   = out   * e^(top - top') + p v
+    at the end: out / total, and lse = top + log(total), from which the backward makes p again
+
+Backward (algorithm 2): scores are computed anew, tile by tile, with delta[i] = out[i].d_out[i]:
+
+    p = e^(s - lse)    dp = d_out v'    ds = p * (dp - delta)
+    d_v = p' d_out     d_k = ds' q / sqrt(d)     d_q = ds k / sqrt(d)
+
+The mask is never a matrix. A batch is one long row of documents, and of a tile of queries only the
+tiles of keys between its first document's start and its last query are touched:
+
+    keys      first      full              after        stop
+                |          |                 |            |
+    queries  ...|..:xxxxxxx|xxxxxxxxxxxxxxxxx|xxxxxx\\     |     . not seen   x seen
+    [q0,q0+BQ)  |  :xxxxxxx|xxxxxxxxxxxxxxxxx|xxxxxxxx\\   |     : start of the document
+             ...|......:xxx|xxxxxxxxxxxxxxxxx|xxxxxxxxxx\\ |     \\ the query itself
+                 boundary     no mask needed    boundary
+
+The loss head gives next-token losses without ever holding all the logits: with 151,936 vocabulary
+rows those of 8,192 tokens take 5 GB in fp32, and their gradient as much again. A chunk of tokens at
+a time is multiplied with the head, turned into its losses and, in place, into its gradient.
+
+Each kernel has its twin in plain PyTorch beside it, for CPU, MPS, old GPUs and tests. This file
+knows no configurations, models or text.
+
+    python kernels.py bench     # on a GPU: every kernel beside its rivals, under 8 minutes
 """
+
+import functools
+import math
+import os
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-CHUNK_LOGITS = 1 << 22          # logits held at a time: 16 MB in fp32, they stay in a CPU's cache
-PLAIN_ATTENTION_TOKENS = 512    # in a row; up to here the plain formula beats SDPA, measured
+try:
+    import triton
+    import triton.language as tl
+    jit = triton.jit
+except ImportError:                 # macOS: the twins do all the work
+    triton, jit = None, lambda kernel: kernel
+
+    class tl:                       # what the kernels' signatures name
+        constexpr = None
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"     # kernels run as Python, on the CPU
+HEAD_DIMS, DTYPES = (64, 128), (torch.float32, torch.bfloat16, torch.float16)
+LOG2E = math.log2(math.e)           # e^x = 2^(x log2 e): the chip computes powers of 2
+PADDING = 128                       # a packed row's vectors are as long as the largest tiles need
+PLAIN_ATTENTION_TOKENS = 512        # in a row; up to here the formula beats SDPA, measured
+CHUNK_LOGITS = 1 << 22              # held at a time on a CPU: 16 MB in fp32, they stay in its cache
+CHUNK_ROWS = 4096                   # held at a time on a GPU: enough to fill it
+
+# Queries and keys of a tile, warps and stages of a program, by kernel, head_dim and architecture.
+# Chosen by what the compiler says (tests/compile_kernels.py); speeds are not measured yet.
+TILES = {
+    ("_forward", 64): {80: (128, 64, 4, 3), 86: (128, 64, 8, 3), 90: (128, 64, 4, 3),
+                      100: (128, 128, 8, 3)},
+    ("_forward", 128): {80: (128, 64, 8, 3), 86: (128, 32, 8, 3), 90: (128, 64, 8, 3),
+                       100: (128, 128, 8, 2)},
+    ("_dq", 64): {80: (128, 64, 8, 2), 86: (64, 64, 4, 2), 90: (128, 64, 8, 3),
+                 100: (128, 64, 8, 2)},
+    ("_dq", 128): {80: (64, 64, 4, 2), 86: (128, 32, 8, 2), 90: (128, 64, 8, 2),
+                  100: (128, 64, 8, 2)},
+    ("_dkdv", 64): {80: (64, 128, 8, 2), 86: (64, 64, 4, 2), 90: (64, 128, 8, 2),
+                   100: (64, 128, 8, 2)},
+    ("_dkdv", 128): {80: (64, 64, 8, 2), 86: (64, 64, 8, 2), 90: (64, 128, 8, 2),
+                    100: (64, 128, 8, 2)}}
+FP32_TILES = {"_forward": (64, 32, 4, 2), "_dq": (32, 32, 4, 2), "_dkdv": (32, 32, 4, 2)}
+
+# ------------------------------------------------------------------------------------------------
+# Attention: kernels
+
+
+@jit
+def _load(x, first, stride, T, ROWS: tl.constexpr, d: tl.constexpr, EDGE: tl.constexpr):
+    """Rows [first, first + ROWS) of one head of x: (ROWS, d). With EDGE, zeros from row T on."""
+    row = first + tl.arange(0, ROWS)
+    place = x + row.to(tl.int64)[:, None] * stride + tl.arange(0, d)[None, :]
+    if EDGE:
+        tile = tl.load(place, mask=(row < T)[:, None], other=0.0)
+    else:
+        tile = tl.load(place)
+    return tile
+
+
+@jit
+def _store(x, tile, first, stride, T, ROWS: tl.constexpr, d: tl.constexpr):
+    row = first + tl.arange(0, ROWS)
+    place = x + row.to(tl.int64)[:, None] * stride + tl.arange(0, d)[None, :]
+    tl.store(place, tile.to(x.dtype.element_ty), mask=(row < T)[:, None])
+
+
+@jit
+def _dot(a, b, add=None):
+    """a @ b + add on the tensor cores; fp32 as three products in tf32, which is as exact."""
+    return tl.dot(a, b, add, input_precision="tf32x3")
+
+
+@jit
+def _key_tiles(START, q0, T, BQ: tl.constexpr, BK: tl.constexpr):
+    """Where the tiles of keys lie that the queries [q0, q0 + BQ) see: see the drawing."""
+    stop = tl.minimum(q0 + BQ, T)
+    first = tl.load(START + q0) // BK * BK                  # the first query reaches furthest back
+    after = tl.maximum(q0 // BK * BK, first)                # up to here even it sees whole tiles
+    full = tl.minimum(tl.cdiv(tl.load(START + stop - 1), BK) * BK, after)
+    return first, full, after, stop
+
+
+@jit
+def _query_tiles(END, k0, T, BQ: tl.constexpr, BK: tl.constexpr):
+    """Where the tiles of queries lie that see the keys [k0, k0 + BK): the drawing, turned."""
+    stop = tl.load(END + tl.minimum(k0 + BK, T) - 1)        # the last key is seen furthest on
+    first = k0 // BQ * BQ
+    full = tl.cdiv(k0 + BK, BQ) * BQ                        # from here on all come after all keys
+    after = tl.maximum(tl.load(END + k0) // BQ * BQ, full)
+    return first, full, after, stop
+
+
+@jit
+def _walk(first, full, after, stop, SIZE: tl.constexpr, EDGE: tl.constexpr):
+    """The tiles of [full, after), or with EDGE those before and behind it, as one walk.
+
+    Tile t of `count` begins at begin + t * SIZE, from tile `left` on further by `gap`.
+    """
+    if EDGE:
+        left = tl.maximum(tl.cdiv(tl.minimum(full, stop) - first, SIZE), 0)
+        count = left + tl.maximum(tl.cdiv(stop - after, SIZE), 0)
+        begin, gap = first, after - first - left * SIZE
+    else:
+        begin, left, gap, count = full, 0, 0, (after - full) // SIZE
+    return begin, left, gap, count
+
+
+@jit
+def _forward(Q, K, V, OUT, LSE, START, scale, q_stride, k_stride, v_stride, T, TP, G,
+             d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
+    """Program (head, tile of queries), the longest rows first: out and lse of its queries."""
+    head, H = tl.program_id(0), tl.num_programs(0)
+    q0 = (tl.num_programs(1) - 1 - tl.program_id(1)) * BQ
+    i = q0 + tl.arange(0, BQ)
+    start = tl.load(START + i)
+    q = _load(Q + head * d, q0, q_stride, T, BQ, d, True)
+    out = tl.zeros([BQ, d], tl.float32)
+    total = tl.zeros([BQ], tl.float32)
+    top = tl.full([BQ], -1e30, tl.float32)      # finite: a row that sees nothing makes no NaN
+    first, full, after, stop = _key_tiles(START, q0, T, BQ, BK)
+    for EDGE in tl.static_range(2):             # tiles seen in whole, then those on a boundary
+        begin, left, gap, count = _walk(first, full, after, stop, BK, EDGE)
+        for t in tl.range(0, count):
+            k0 = begin + t * BK + tl.where(t < left, 0, gap)
+            k = _load(K + head // G * d, k0, k_stride, T, BK, d, EDGE)
+            s = _dot(q, tl.trans(k))                                    # (BQ, BK)
+            if EDGE:
+                j = k0 + tl.arange(0, BK)[None, :]
+                s = tl.where((start[:, None] <= j) & (j <= i[:, None]), s, float("-inf"))
+            new_top = tl.maximum(top, tl.max(s, 1) * scale)
+            p = tl.exp2(tl.fma(s, scale, -new_top[:, None]))
+            shrink = tl.exp2(top - new_top)
+            total = total * shrink + tl.sum(p, 1)
+            v = _load(V + head // G * d, k0, v_stride, T, BK, d, EDGE)
+            out = _dot(p.to(v.dtype), v, out * shrink[:, None])         # (BQ, d)
+            top = new_top
+    total = tl.where(total > 0, total, 1)
+    _store(OUT + head * d, out / total[:, None], q0, H * d, T, BQ, d)
+    tl.store(LSE + head.to(tl.int64) * TP + i, top + tl.log2(total))
+
+
+@jit
+def _dq(Q, K, V, OUT, D_OUT, DQ, LSE, DELTA, START, scale, q_stride, k_stride, v_stride, T, TP, G,
+        d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
+    """Program (head, tile of queries) as in _forward: their gradient, and delta for _dkdv."""
+    head, H = tl.program_id(0), tl.num_programs(0)
+    q0 = (tl.num_programs(1) - 1 - tl.program_id(1)) * BQ
+    i = q0 + tl.arange(0, BQ)
+    start = tl.load(START + i)
+    q = _load(Q + head * d, q0, q_stride, T, BQ, d, True)
+    d_out = _load(D_OUT + head * d, q0, H * d, T, BQ, d, True)
+    out = _load(OUT + head * d, q0, H * d, T, BQ, d, True)
+    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
+    row = head.to(tl.int64) * TP + i
+    tl.store(DELTA + row, delta)
+    lse = tl.load(LSE + row)
+    dq = tl.zeros([BQ, d], tl.float32)
+    first, full, after, stop = _key_tiles(START, q0, T, BQ, BK)
+    for EDGE in tl.static_range(2):
+        begin, left, gap, count = _walk(first, full, after, stop, BK, EDGE)
+        for t in tl.range(0, count):
+            k0 = begin + t * BK + tl.where(t < left, 0, gap)
+            k = _load(K + head // G * d, k0, k_stride, T, BK, d, EDGE)
+            p = tl.exp2(tl.fma(_dot(q, tl.trans(k)), scale, -lse[:, None]))     # (BQ, BK)
+            if EDGE:
+                j = k0 + tl.arange(0, BK)[None, :]
+                p = tl.where((start[:, None] <= j) & (j <= i[:, None]), p, 0.0)
+            v = _load(V + head // G * d, k0, v_stride, T, BK, d, EDGE)
+            ds = p * (_dot(d_out, tl.trans(v)) - delta[:, None])
+            dq = _dot(ds.to(k.dtype), k, dq)                                    # (BQ, d)
+    _store(DQ + head * d, dq * (scale * 0.6931471805599453), q0, H * d, T, BQ, d)   # ln 2
+
+
+@jit
+def _dkdv(Q, K, V, D_OUT, DK, DV, LSE, DELTA, START, END, scale, q_stride, k_stride, v_stride,
+          T, TP, G, d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
+    """Program (key-value head, tile of keys): their gradients, summed over the group's heads."""
+    kv_head, KH = tl.program_id(0), tl.num_programs(0)
+    k0 = tl.program_id(1) * BK
+    j = k0 + tl.arange(0, BK)[:, None]
+    k = _load(K + kv_head * d, k0, k_stride, T, BK, d, True)
+    v = _load(V + kv_head * d, k0, v_stride, T, BK, d, True)
+    dk = tl.zeros([BK, d], tl.float32)
+    dv = tl.zeros([BK, d], tl.float32)
+    first, full, after, stop = _query_tiles(END, k0, T, BQ, BK)
+    for member in tl.range(0, G):
+        head = kv_head * G + member
+        row = head.to(tl.int64) * TP
+        for EDGE in tl.static_range(2):
+            begin, left, gap, count = _walk(first, full, after, stop, BQ, EDGE)
+            for t in tl.range(0, count):
+                q0 = begin + t * BQ + tl.where(t < left, 0, gap)
+                i = q0 + tl.arange(0, BQ)
+                q = _load(Q + head * d, q0, q_stride, T, BQ, d, EDGE)
+                lse, delta = tl.load(LSE + row + i), tl.load(DELTA + row + i)
+                p = tl.exp2(tl.fma(_dot(k, tl.trans(q)), scale, -lse[None, :]))     # (BK, BQ)
+                if EDGE:
+                    start = tl.load(START + i)[None, :]
+                    p = tl.where((start <= j) & (j <= i[None, :]), p, 0.0)
+                d_out = _load(D_OUT + head * d, q0, KH * G * d, T, BQ, d, EDGE)
+                dv = _dot(p.to(d_out.dtype), d_out, dv)                             # (BK, d)
+                ds = p * (_dot(v, tl.trans(d_out)) - delta[None, :])
+                dk = _dot(ds.to(q.dtype), q, dk)                                    # (BK, d)
+    _store(DK + kv_head * d, dk * (scale * 0.6931471805599453), k0, KH * d, T, BK, d)   # ln 2
+    _store(DV + kv_head * d, dv, k0, KH * d, T, BK, d)
+
+
+# ------------------------------------------------------------------------------------------------
+# Attention: from a batch to the kernels
+
+
+class Bounds(NamedTuple):
+    """What the tokens of a packed batch see, made once for all layers: int32, (B * T padded,)."""
+
+    start: Tensor       # first token of a query's document; past the end for the padding
+    end: Tensor         # one after the last query that sees a key
+
+
+def document_bounds(document_starts, B, T, device):
+    """Lay the B rows behind one another: document_starts (B, T), None: a row each -> Bounds.
+
+    In a row the starts must not fall; data.py checks that where it makes them.
+    """
+    padded = -(-B * T // PADDING) * PADDING
+    index = torch.arange(padded, device=device)
+    start = index - index % T                                           # its row's first token
+    if document_starts is not None:
+        start[:B * T] += document_starts.flatten()
+    start[B * T:] = padded                                              # the padding sees nothing
+    end = torch.searchsorted(start, index, right=True)                  # queries with start <= key
+    return Bounds(start.int(), end.int())
+
+
+def why_not_triton(device, head_dim=HEAD_DIMS[0], dtype=DTYPES[0]):
+    """What keeps the Triton kernels from running there; an empty string if nothing does."""
+    if head_dim not in HEAD_DIMS:
+        return f"the kernels have head_dim {HEAD_DIMS}, not {head_dim}"
+    if dtype not in DTYPES:
+        return f"the kernels have no {dtype}"
+    if triton is None or device.type != "cuda" and not INTERPRETED:
+        return "triton is not installed" if triton is None else f"{device.type} is no CUDA GPU"
+    major, minor = (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
+    return "" if major >= 8 else f"compute capability {major}.{minor} is below 8.0 (Ampere)"
+
+
+def tile_sizes(kernel, d, dtype, device):
+    """(queries, keys, warps, stages); a GPU that is not in the table is taken for a small one."""
+    major, minor = (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
+    table = TILES[kernel, d] if dtype != torch.float32 else {86: FP32_TILES[kernel]}
+    return table.get(80 + minor if major == 8 else 10 * major, table[86])
+
+
+def _launch(kernel, q, k, v, *others):
+    """Run a kernel with a program for each (head, tile); what all three take is put here."""
+    (T, H, d), K, TP = q.shape, k.shape[1], len(others[-1])
+    q, k, v = (x if x.stride(2) == 1 and x.stride(1) == d else x.contiguous() for x in (q, k, v))
+    BQ, BK, warps, stages = tile_sizes(kernel.__name__, d, q.dtype, q.device)
+    heads, rows = (K, BK) if kernel is _dkdv else (H, BQ)
+    with torch.cuda.device_of(q):
+        kernel[heads, -(-T // rows)](q, k, v, *others, d ** -0.5 * LOG2E, q.stride(0), k.stride(0),
+                                     v.stride(0), T, TP, H // K, d=d, BQ=BQ, BK=BK,
+                                     num_warps=warps, num_stages=stages)
+
+
+# Two ops, so that torch.compile, FSDP2 and activation checkpointing see no more of it than that.
+@torch.library.custom_op("minicoder::attention", mutates_args=())
+def _attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor
+               ) -> tuple[Tensor, Tensor]:
+    """Packed q (T, H, d), k and v (T, K, d) -> out (T, H, d), lse (H, T padded)."""
+    out, lse = _attention_shapes(q, k, v, start, end)
+    _launch(_forward, q, k, v, out, lse, start)
+    return out, lse
+
+
+@_attention.register_fake
+def _attention_shapes(q, k, v, start, end):
+    return q.new_empty(q.shape), q.new_empty(q.shape[1], len(start), dtype=torch.float32)
+
+
+@torch.library.custom_op("minicoder::attention_backward", mutates_args=())
+def _attention_backward(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor,
+                        out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = _gradient_shapes(d_out, q, k, v, start, end, out, lse)
+    d_out = d_out.contiguous()
+    delta = torch.zeros_like(lse)           # of the padding too: a NaN there would spread
+    _launch(_dq, q, k, v, out, d_out, dq, lse, delta, start)
+    _launch(_dkdv, q, k, v, d_out, dk, dv, lse, delta, start, end)
+    return dq, dk, dv
+
+
+@_attention_backward.register_fake
+def _gradient_shapes(d_out, q, k, v, start, end, out, lse):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+_attention.register_autograd(
+    lambda ctx, d_out, _: (*_attention_backward(d_out, *ctx.saved_tensors), None, None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, *output))
+
+
+def attention_reference(q, k, v, start):
+    """The twin of the kernels, all scores at once: packed q, k, v and Bounds.start -> out."""
+    T, H, d = q.shape
+    k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))    # (T, H, d)
+    index = torch.arange(T, device=q.device)
+    seen = (start[:T, None] <= index) & (index <= index[:, None])           # (T, T)
+    s = torch.einsum("ihd,jhd->hij", q.float(), k.float()) * d ** -0.5      # (H, T, T)
+    p = s.masked_fill(~seen, -1e30).softmax(-1) * seen          # a row that sees nothing: zeros
+    return torch.einsum("hij,jhd->ihd", p, v.float()).to(q.dtype)           # (T, H, d)
+
+
+def flash_attention(q, k, v, document_starts=None):
+    """Causal grouped-query attention within documents: q (B, T, H, d), k and v (B, T, K, d) -> q's.
+
+    document_starts (B, T): the row index at which each token's document starts, or the Bounds that
+    document_bounds() made of it; None: every row is one document. Views of one fused projection are
+    taken as they are. Without a GPU the twin runs. ValueError says what does not fit.
+    FlashAttention-2, arXiv 2307.08691.
+    """
+    _check(q, k, v, document_starts)
+    if not isinstance(document_starts, Bounds):
+        document_starts = document_bounds(document_starts, *q.shape[:2], q.device)
+    packed = [x.flatten(0, 1) for x in (q, k, v)]                       # (B * T, heads, d)
+    if why_not_triton(q.device):
+        return attention_reference(*packed, document_starts.start).view(q.shape)
+    return _attention(*packed, *document_starts)[0].view(q.shape)
+
+
+def _check(q, k, v, starts):
+    """Raise ValueError unless flash_attention() can take these."""
+    bounds = starts if isinstance(starts, Bounds) else () if starts is None else (starts,)
+    fits = (q.dim() == k.dim() == 4 and q.numel() and k.numel() and k.shape == v.shape
+            and q.shape[:2] == k.shape[:2] and q.shape[2] % k.shape[2] == 0
+            and q.shape[3] == k.shape[3] and q.shape[3] in HEAD_DIMS
+            and q.dtype in DTYPES and q.dtype == k.dtype == v.dtype
+            and all(x.device == q.device for x in (k, v, *bounds))
+            and all(x.numel() >= q.shape[0] * q.shape[1] for x in bounds)
+            and (starts is None or isinstance(starts, Bounds)
+                 or starts.shape == q.shape[:2] and starts.dtype in (torch.int32, torch.int64)))
+    if not fits:
+        given = zip(("q", "k", "v", "document_starts"), (q, k, v, *bounds))
+        words = ", ".join(f"{name} {tuple(x.shape)} {x.dtype} {x.device}" for name, x in given)
+        raise ValueError(f"attention: got {words}; accepted: q (B, T, H, d), k and v (B, T, K, d), "
+                         f"K divides H, d in {HEAD_DIMS}, one dtype of {DTYPES}, document_starts "
+                         "(B, T) whole numbers, all on one device")
+
+
+# ------------------------------------------------------------------------------------------------
+# Attention: the choice
+
+
+def attention_path(device, dtype, head_dim, T, wanted="auto"):
+    """Which attention runs for rows of T tokens, and why: ("triton", "formula" or "sdpa", why)."""
+    problem = why_not_triton(device, head_dim, dtype)
+    if wanted != "auto":
+        return wanted, "--attention"
+    if not problem:
+        return "triton", "the fastest on this GPU"
+    if device.type == "cpu" and dtype == torch.bfloat16 and T <= PLAIN_ATTENTION_TOKENS:
+        return "formula", "fastest for short bf16 rows on a CPU"
+    return "sdpa", problem
 
 
 def attention_mask(document_starts, keys, dtype):
@@ -30,22 +415,7 @@ def attention_mask(document_starts, keys, dtype):
     return mask.masked_fill_(~seen, float("-inf"))[:, None]
 
 
-def runs_plain(x, T):
-    """Whether the plain formula is the fastest attention: bf16 on a CPU, short rows."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and T <= PLAIN_ATTENTION_TOKENS
-
-
-def make_mask(input_ids, document_starts, past, x):
-    """The mask that attention() needs for these tokens after `past` others; None: plain causal."""
-    B, T = input_ids.shape
-    if document_starts is None and (T == 1 or not past and not runs_plain(x, T)):
-        return None
-    if document_starts is None:
-        document_starts = torch.zeros(1, T, dtype=torch.long, device=x.device)
-    return attention_mask(document_starts, past + T, x.dtype)
-
-
-def attention_reference(q, k, v, mask):
+def formula_attention(q, k, v, mask):
     """Attention as a formula: q (B, T, H, d), k and v (B, S, K, d), mask (1 or B, 1, T, S)."""
     B, T, H, d = q.shape
     S, K = k.shape[1], k.shape[2]
@@ -57,69 +427,145 @@ def attention_reference(q, k, v, mask):
     return out.view(B, H, T, d).transpose(1, 2)                         # (B, T, H, d)
 
 
-def _chunks(hidden, weight, targets):
-    """Yield slices of rows with their logits in fp32, and the mask and indices of their targets."""
-    rows = max(1, CHUNK_LOGITS // weight.shape[0])
-    for start in range(0, hidden.shape[0], rows):
-        part = slice(start, start + rows)
-        logits = (hidden[part] @ weight.t()).float()                        # (rows, V)
-        kept = targets[part] != -100
-        yield part, logits, kept, targets[part].clamp(min=0)[:, None]       # (rows, 1)
+def sdpa_attention(q, k, v, mask=None):
+    """The same by PyTorch; without a mask causal, where T is S or 1."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))                    # (B, heads, T or S, d)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1,
+        enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2)                                          # (B, T, H, d)
+
+
+def make_attention(path, document_starts, B, T, past, x):
+    """attend(q, k, v) for all layers: rows of T tokens after `past` others, in x's dtype.
+
+    What is seen depends on positions alone, so bounds or mask are made here, once. The kernels read
+    whole rows; what comes after a cache goes to SDPA.
+    """
+    if path == "triton" and not past and T > 1:
+        return functools.partial(flash_attention,
+                                 document_starts=document_bounds(document_starts, B, T, x.device))
+    if document_starts is None and (T == 1 or not past and path != "formula"):
+        return sdpa_attention
+    if document_starts is None:
+        document_starts = torch.zeros(1, T, dtype=torch.long, device=x.device)
+    mask = attention_mask(document_starts, past + T, x.dtype)
+    return functools.partial(formula_attention if path == "formula" else sdpa_attention, mask=mask)
+
+
+# ------------------------------------------------------------------------------------------------
+# The loss head
+
+
+@jit
+def _token_losses(LOGITS, TARGETS, SCALE, OUT, V, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
+    """Program (row): the log-probability of its target; in place of its logits the gradient of
+    -scale times that. A lane for each of BLOCK columns: lanes meet only after the loop."""
+    row = tl.program_id(0).to(tl.int64)
+    LOGITS += row * V
+    target = tl.load(TARGETS + row)
+    kept = target != -100
+    lane = tl.arange(0, BLOCK)
+    top = tl.full([BLOCK], -1e30, tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in tl.range(0, V, BLOCK):
+        column = first + lane
+        x = tl.load(LOGITS + column, mask=column < V, other=float("-inf")).to(tl.float32)
+        new_top = tl.maximum(top, x)
+        total = total * tl.exp(top - new_top) + tl.exp(x - new_top)
+        top = new_top
+    best = tl.max(top, 0)
+    lse = best + tl.log(tl.sum(total * tl.exp(top - best), 0))
+    picked = tl.load(LOGITS + tl.maximum(target, 0)).to(tl.float32)
+    tl.store(OUT + row, tl.where(kept, picked - lse, 0.0))
+    if GRADIENT:
+        tl.debug_barrier()                  # all lanes have read before the row is overwritten
+        scale = tl.where(kept, tl.load(SCALE + row), 0.0)
+        for first in tl.range(0, V, BLOCK):
+            column = first + lane
+            x = tl.load(LOGITS + column, mask=column < V, other=0.0)
+            p = tl.exp(x.to(tl.float32) - lse) - tl.where(column == target, 1.0, 0.0)
+            tl.store(LOGITS + column, (p * scale).to(x.dtype), mask=column < V)
+
+
+def token_losses_reference(logits, targets, scale=None):
+    """The twin of _token_losses: logits (N, V), targets, scale (N,) -> (N,), gradient (N, V)."""
+    x, kept, index = logits.float(), targets != -100, targets.clamp(min=0)[:, None]
+    top, picked = x.amax(-1, keepdim=True), x.gather(1, index)              # (N, 1)
+    powers = x.sub_(top).exp_()         # logits, powers and gradient: one buffer, written over
+    total = powers.sum(-1, keepdim=True)
+    out = (picked - top - total.log())[:, 0] * kept
+    if scale is None:
+        return out, None
+    scale = (scale * kept)[:, None]
+    gradient = powers.mul_(scale / total).scatter_add_(1, index, -scale)
+    return out, gradient.to(logits.dtype)
+
+
+def token_losses(logits, targets, scale=None):
+    """By the kernel or its twin; the logits are lost."""
+    if why_not_triton(logits.device):
+        return token_losses_reference(logits, targets, scale)
+    out = logits.new_empty(targets.shape, dtype=torch.float32)
+    with torch.cuda.device_of(logits):
+        _token_losses[len(targets),](logits, targets, scale, out, logits.shape[1],
+                                     GRADIENT=scale is not None, BLOCK=4096, num_warps=8)
+    return out, logits
+
+
+@torch.library.custom_op("minicoder::loss_head", mutates_args=())
+def _loss_head(hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | None = None
+               ) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of the targets, a chunk of tokens at a time: (N, D), (V, D), (N,) -> (N,).
+
+    With scale (N,) also the gradients of -(scale * them).sum() for hidden and weight, else zeros.
+    """
+    out, d_hidden, d_weight = _loss_head_shapes(hidden, weight, targets, scale)
+    w, N, V = weight.to(hidden.dtype), len(hidden), len(weight)
+    d_weight = torch.zeros_like(d_weight, dtype=torch.float32)
+    rows = max(1, CHUNK_LOGITS // V) if why_not_triton(hidden.device) else CHUNK_ROWS
+    for part in (slice(start, start + rows) for start in range(0, N, rows)):
+        logits = hidden[part] @ w.t()                                       # (rows, V)
+        out[part], gradient = token_losses(logits, targets[part],
+                                           None if scale is None else scale[part])
+        if scale is not None:
+            d_hidden[part] = gradient @ w                                   # (rows, D)
+            d_weight += gradient.t() @ hidden[part]                         # (V, D)
+    return out, d_hidden, d_weight.to(weight.dtype)
+
+
+@_loss_head.register_fake
+def _loss_head_shapes(hidden, weight, targets, scale=None):
+    out = hidden.new_empty(targets.shape, dtype=torch.float32)
+    size = slice(0 if scale is None else None)
+    return out, torch.empty_like(hidden[size]), torch.empty_like(weight[size])
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradient of a sum of losses is softmax - one_hot: it is made in the forward pass."""
+    """All losses have the same incoming gradient, so theirs is made in the forward pass."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets):
-        w = weight.to(hidden.dtype)
-        loss = hidden.new_zeros((), dtype=torch.float32)
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for part, logits, kept, index in _chunks(hidden, w, targets):
-            # logits, powers and gradient are one buffer, overwritten in place: (rows, V)
-            top, picked = logits.amax(-1, keepdim=True), logits.gather(1, index)
-            powers = logits.sub_(top).exp_()
-            total = powers.sum(-1, keepdim=True)                            # (rows, 1)
-            loss += ((total.log() + top - picked)[:, 0] * kept).sum()
-            gradient = powers.mul_(kept[:, None] / total)
-            gradient.scatter_add_(1, index, -kept[:, None].float())
-            gradient = gradient.to(hidden.dtype)
-            d_hidden[part] = gradient @ w                                   # (rows, D)
-            d_weight += gradient.t() @ hidden[part]                         # (V, D)
-        ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
-        return loss
+        out, *gradients = _loss_head(hidden, weight, targets, torch.ones_like(targets).float())
+        ctx.save_for_backward(*gradients)
+        return -out.sum()
 
     @staticmethod
     def backward(ctx, d_loss):
-        d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * d_loss.to(d_hidden.dtype), d_weight * d_loss, None
+        return *(gradient * d_loss for gradient in ctx.saved_tensors), None
 
 
 class _LinearLogProbabilities(torch.autograd.Function):
-    """Each target has its own incoming gradient, so here the logits are made again for it."""
+    """Each target has its own incoming gradient, so the logits are made again for it."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets):
         ctx.save_for_backward(hidden, weight, targets)
-        out = hidden.new_empty(targets.shape, dtype=torch.float32)
-        for part, logits, kept, index in _chunks(hidden, weight.to(hidden.dtype), targets):
-            out[part] = (logits.gather(1, index)[:, 0] - logits.logsumexp(-1)) * kept
-        return out
+        return _loss_head(hidden, weight, targets)[0]
 
     @staticmethod
     def backward(ctx, d_out):
-        hidden, weight, targets = ctx.saved_tensors
-        w = weight.to(hidden.dtype)
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for part, logits, kept, index in _chunks(hidden, w, targets):
-            gradient = logits.softmax(-1).neg_()
-            gradient.scatter_add_(1, index, torch.ones_like(gradient[:, :1]))   # one_hot - softmax
-            gradient = gradient.mul_((d_out[part] * kept)[:, None]).to(hidden.dtype)
-            d_hidden[part] = gradient @ w                                   # (rows, D)
-            d_weight += gradient.t() @ hidden[part]                         # (V, D)
-        return d_hidden, d_weight.to(weight.dtype), None
+        return *_loss_head(*ctx.saved_tensors, -d_out)[1:], None
 
 
 def linear_cross_entropy_reference(hidden, weight, targets):
@@ -131,7 +577,7 @@ def linear_cross_entropy_reference(hidden, weight, targets):
 def linear_cross_entropy(hidden, weight, targets):
     """Sum of the next-token losses in nats: hidden (N, D), weight (V, D), targets (N,) -> ().
 
-    Targets of -100 are left out. The product runs in hidden's dtype, the softmax in fp32.
+    Targets of -100 are left out. The products run in hidden's dtype, the softmax in fp32.
     """
     if not torch.is_grad_enabled():                         # measuring only: no gradient
         return -linear_log_probabilities(hidden, weight, targets).sum()

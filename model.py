@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from kernels import (attention_reference, linear_cross_entropy, linear_log_probabilities, make_mask,
-                     runs_plain)
+from kernels import (attention_path, linear_cross_entropy, linear_log_probabilities, make_attention,
+                     why_not_triton)
 from tokenizer import InputError, hub_folder, read_json, weight_names, write_json
 
 SHARD_BYTES = 5e9       # a larger model is saved in several files with an index
@@ -154,21 +154,6 @@ def rotate(x, cos, sin):
     return torch.addcmul(x * cos, swapped, sin)
 
 
-def attention(q, k, v, mask=None):
-    """Grouped-query attention: q (B, T, H, d), k and v (B, S, K, d) -> (B, T, H, d).
-
-    The T queries are the last of S positions. mask: what each sees, from make_mask(); None: all
-    that stands before it. This is the place where kernels come in; now it is PyTorch's SDPA.
-    """
-    if mask is not None and runs_plain(q, q.shape[1]):
-        return attention_reference(q, k, v, mask)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))                    # SDPA: (B, H, T, d)
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1,
-        enable_gqa=q.shape[1] != k.shape[1])
-    return out.transpose(1, 2)                                          # (B, T, H, d)
-
-
 # ------------------------------------------------------------------------------------------------
 # The decoder
 
@@ -207,7 +192,7 @@ class Attention(nn.Module):
         self.v_proj = Linear(D, K * d)
         self.o_proj = Linear(H * d, D, bias=False)
 
-    def forward(self, x, rotary, mask, cache=None, layer=None):
+    def forward(self, x, rotary, attend, cache=None, layer=None):
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)                # (B, T, H, d)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)                # (B, T, K, d)
@@ -215,7 +200,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.append(layer, k, v)                            # (B, all so far, K, d)
-        return self.o_proj(attention(q, k, v, mask).flatten(2))        # (B, T, D)
+        return self.o_proj(attend(q, k, v).flatten(2))                  # (B, T, D)
 
 
 class MLP(nn.Module):
@@ -242,8 +227,8 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x, rotary, mask, cache=None, layer=None):
-        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache, layer)
+    def forward(self, x, rotary, attend, cache=None, layer=None):
+        x = x + self.self_attn(self.input_layernorm(x), rotary, attend, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -271,27 +256,32 @@ class Decoder(nn.Module):
             cos, sin = cos * self.rotary_scale, sin * self.rotary_scale
         return cos.to(dtype), sin.to(dtype)
 
-    def forward(self, input_ids, document_starts=None, cache=None, dtype=None):
+    def forward(self, input_ids, document_starts=None, cache=None, dtype=None, attention="auto"):
         x = self.embed_tokens(input_ids)                                            # (B, T, D)
         x = x.to(dtype or x.dtype)
-        past = cache.length if cache is not None else 0
+        (B, T), past = input_ids.shape, cache.length if cache is not None else 0
         # what depends on positions alone is made once for all layers
         rotary = self.rotary(input_ids, document_starts, past, x.dtype)
-        mask = make_mask(input_ids, document_starts, past, x)
+        path, _ = attention_path(x.device, x.dtype, len(self.frequencies), T, attention)
+        attend = make_attention(path, document_starts, B, T, past, x)
         for layer, block in enumerate(self.layers):
-            x = block(x, rotary, mask, cache, layer)
+            x = block(x, rotary, attend, cache, layer)
         if cache is not None:
             cache.length += input_ids.shape[1]
         return self.norm(x)
 
 
 class CausalLM(nn.Module):
-    """The decoder and its head. compute_dtype: activations' dtype, if not that of the weights."""
+    """The decoder and its head.
+
+    compute_dtype: the activations' dtype, if not that of the weights. attention: "auto" takes the
+    fastest that runs, "triton" and "sdpa" name one (kernels.attention_path).
+    """
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.compute_dtype = None
+        self.compute_dtype, self.attention = None, "auto"
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -308,7 +298,8 @@ class CausalLM(nn.Module):
         With targets (B, T), -100 = no loss: their loss summed, in nats; with reduce="none" the
         log-probability of each target (B, T). Then the logits are never all there at once.
         """
-        hidden = self.model(input_ids, document_starts, cache, self.compute_dtype)  # (B, T, D)
+        hidden = self.model(input_ids, document_starts, cache, self.compute_dtype,
+                            self.attention)                                         # (B, T, D)
         if targets is None:
             hidden = hidden[:, -1:] if last else hidden
             return F.linear(hidden, self.head.to(hidden.dtype))             # (B, T or 1, V)
@@ -331,6 +322,21 @@ def init_weights(model, seed):
 
 def parameter_count(model):
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def choose_attention(model, wanted, T):
+    """Set what computes attention, for rows of T tokens -> that and the loss head in words, and why.
+
+    wanted: "auto", "triton" or "sdpa". InputError: triton is wanted and does not run here.
+    """
+    device, dtype = model.head.device, model.compute_dtype or model.head.dtype
+    problem = why_not_triton(device, model.config.head_dim, dtype)
+    if problem and wanted == "triton":
+        raise InputError(f"--attention triton: {problem}; --attention sdpa runs anywhere")
+    model.attention = wanted
+    path, why = attention_path(device, dtype, model.config.head_dim, T, wanted)
+    head = "torch" if why_not_triton(device) else "triton"
+    return f"attention by {path} ({why}), loss head by {head}"
 
 
 # ------------------------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ from data import (Batches, load_documents, prepare_data, prepare_tokenizer, prin
                   source_flag)
 from evaluate import bits_per_byte, compressed_bits_per_byte
 from fim import FIM_RATE, gap, infill, load
-from model import (CONFIGS, CausalLM, check_device, check_vocabulary, default_device, generate,
-                   init_weights, load_model, parameter_count, runs_plain, save_model)
+from model import (CONFIGS, CausalLM, check_device, check_vocabulary, choose_attention,
+                   default_device, generate, init_weights, load_model, parameter_count, save_model)
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder, read_json, run,
                        write_json, write_text)
 
@@ -180,7 +180,7 @@ def learning_rate(step, steps, peak, warmup=WARMUP, decay=DECAY):
 # Resuming
 
 # flags that may change between two calls of one run: it still learns the same
-FREE_FLAGS = {"out", "fresh", "device_batch", "save_every", "eval_every", "device"}
+FREE_FLAGS = {"out", "fresh", "device_batch", "save_every", "eval_every", "device", "attention"}
 
 
 def check_same_run(work, args):
@@ -384,10 +384,9 @@ def start(model, args, work):
     model.compute_dtype, why = choose_dtype(device, args.dtype)
     peak = WORLD * matmul_rate(device, model.compute_dtype)
     name = str(model.compute_dtype).removeprefix("torch.")
-    plain = runs_plain(model.head.to(model.compute_dtype), args.seq_len)
+    attention = choose_attention(model, args.attention, args.seq_len)
     say(f"{parameters:,} parameters on {WORLD} x {device}, {peak / 1e9:,.0f} GFLOP/s in products\n"
-        f"activations in {name} ({why}), attention "
-        + ("as a formula (fastest for short bf16 rows)" if plain else "by PyTorch's SDPA"))
+        f"activations in {name} ({why})\n{attention}")
     flops = flops_per_token(model.config, parameters, args.seq_len)
     shard(model, model.compute_dtype)
     optimizers = make_optimizers(model, args.optimizer)
@@ -477,6 +476,8 @@ def training_flags(parser):
                         help="default: %(default)s")
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto",
                         help="of activations (default: bfloat16 where the device computes in it)")
+    parser.add_argument("--attention", choices=["auto", "triton", "sdpa"], default="auto",
+                        help="what computes it (default: the fastest that runs here)")
     parser.add_argument("--save-every", type=int, help="steps between checkpoints (a tenth)")
     parser.add_argument("--eval-every", type=int, help="steps between measurements (a fifth)")
 

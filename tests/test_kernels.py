@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import kernels
 from kernels import (
     attention_mask,
-    attention_reference,
+    formula_attention,
     linear_cross_entropy,
     linear_log_probabilities,
 )
@@ -90,4 +90,4 @@ def test_reference_equals_sdpa_with_expanded_heads():
     mask = attention_mask(torch.tensor([[0, 0, 3, 3, 3], [1, 1, 1, 5, 5]]), 7, torch.float32)
     expanded = (x.repeat_interleave(3, dim=2).transpose(1, 2) for x in (k, v))
     expected = F.scaled_dot_product_attention(q.transpose(1, 2), *expanded, attn_mask=mask)
-    assert torch.allclose(attention_reference(q, k, v, mask), expected.transpose(1, 2), atol=1e-6)
+    assert torch.allclose(formula_attention(q, k, v, mask), expected.transpose(1, 2), atol=1e-6)

@@ -9,8 +9,8 @@ from conftest import CASES, ROOT, SMALL, YARN, fill_weights
 from safetensors.torch import load_file, save_file
 
 import model as module
-from kernels import make_mask
-from model import (CONFIGS, CausalLM, Config, KVCache, attention, choose, generate,
+from kernels import make_attention
+from model import (CONFIGS, CausalLM, Config, KVCache, choose, generate,
                    generate_naive, load_model, parameter_count, penalize,
                    rotary_frequencies, save_model)
 from tokenizer import InputError
@@ -69,9 +69,8 @@ def test_plain_formula_and_sdpa_agree():
     q = torch.randn(2, 12, 4, 8, generator=generator).bfloat16()
     k, v = (torch.randn(2, 12, 2, 8, generator=generator).bfloat16() for _ in range(2))
     for starts in (None, torch.tensor([[0] * 5 + [5] * 7] * 2)):
-        ids = torch.zeros(2, 12, dtype=torch.long)
-        plain = attention(q, k, v, make_mask(ids, starts, 0, q))
-        exact = attention(q.float(), k.float(), v.float(), make_mask(ids, starts, 0, q.float()))
+        plain = make_attention("formula", starts, 2, 12, 0, q)(q, k, v)
+        exact = make_attention("sdpa", starts, 2, 12, 0, q.float())(q.float(), k.float(), v.float())
         assert (plain - exact).abs().max() < 0.03
 
 
