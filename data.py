@@ -252,6 +252,19 @@ def generator(seed, purpose, index):
     return np.random.default_rng([seed, *purpose.encode(), index])
 
 
+def check_document_starts(starts):
+    """Raise ValueError unless each start (B, T) is its own index or that of the token before it.
+
+    The attention kernels rely on it, and cannot look themselves without stopping the GPU.
+    """
+    before = np.concatenate([np.zeros_like(starts[:, :1]), starts[:, :-1]], axis=1)
+    wrong = np.argwhere((starts != before) & (starts != np.arange(starts.shape[1])))
+    if len(wrong):
+        row, place = wrong[0]
+        raise ValueError(f"document_starts[{row}, {place}] is {starts[row, place]}, expected "
+                         f"{before[row, place]} (as before) or {place} (a new document)")
+
+
 class Batches:
     """batches(step) -> the step's rows for one rank: a list of device batches, dicts of tensors.
 
@@ -335,7 +348,9 @@ class Batches:
                 for j in range(0, share, self.device_batch)]
 
     def device_rows(self, rows):
-        inputs, targets, starts = (torch.from_numpy(np.stack(column)) for column in zip(*rows))
+        inputs, targets, starts = map(np.stack, zip(*rows))                         # (B, T) each
+        check_document_starts(starts)
+        inputs, targets, starts = map(torch.from_numpy, (inputs, targets, starts))
         return {"input_ids": inputs, "targets": targets, "count": int((targets != -100).sum()),
                 "document_starts": starts if starts.any() else None}
 

@@ -81,7 +81,7 @@ def read_documents(path):
 
 def main():
     from fim import load, newest_model
-    from model import default_device
+    from model import choose_attention, default_device, loss_head
     from tokenizer import InputError
 
     parser = argparse.ArgumentParser(description="Bits per byte of a model on text.")
@@ -101,8 +101,9 @@ def main():
     model, tokenizer = load(folder, args.device)
     texts = [document["text"] for document in documents]
     size = sum(len(text.encode()) for text in texts)
-    print(f"{len(texts)} documents, {size:,} bytes, rows of {model.config.max_position_embeddings} "
-          "tokens; bits per byte:")
+    T = model.config.max_position_embeddings
+    print(f"{len(texts)} documents, {size:,} bytes, rows of {T} tokens on {args.device}\n"
+          f"{choose_attention(model, 'auto', T)}, loss head by {loss_head(model)}\nbits per byte:")
     results = compressed_bits_per_byte(texts)
     results[str(folder)] = bits_per_byte(model, tokenizer, documents)
     for name, bits in results.items():

@@ -17,7 +17,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
-from model import check_vocabulary, default_device, generate, load_model
+from model import check_vocabulary, choose_attention, default_device, generate, load_model
 from tokenizer import ENDOFTEXT, InputError, TextStream, Tokenizer, read_text, run
 
 PREFIX, MIDDLE, SUFFIX = "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"
@@ -144,7 +144,9 @@ def main():
     model, tokenizer = load(folder, args.device)
     green, plain = ("\x1b[1;32m", "\x1b[0m") if sys.stdout.isatty() else ("⟦", "⟧")
     before, after = prefix.split("\n")[-12:], suffix.split("\n")[:12]
-    print(f"{folder} fills {args.file}:\n\n" + "\n".join(before) + green, end="", flush=True)
+    path = choose_attention(model, "auto", model.config.max_position_embeddings)
+    print(f"{folder} fills {args.file} on {args.device}, {path}:\n\n" + "\n".join(before) + green,
+          end="", flush=True)
     infill(model, tokenizer, prefix, suffix, args.max_new_tokens, args.temperature,
            on_text=lambda piece: print(piece, end="", flush=True), seed=args.seed)
     print(plain + "\n".join(after))

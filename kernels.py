@@ -1,39 +1,39 @@
-"""The two costly pieces of a decoder, by hand: attention and the loss head. Tensors to tensors.
+r"""The two costly pieces of a decoder, by hand: attention and the loss head. Tensors to tensors.
 
 Attention. For each query i of a document, over the keys j that it may see, start[i] <= j <= i:
 
     s[i,j] = q[i].k[j] / sqrt(d)      p[i,:] = softmax(s[i,:])      out[i] = sum_j p[i,j] v[j]
 
-Written like that it moves T x T scores to memory and back. FlashAttention-2 (arXiv 2307.08691) never
-writes them: a program keeps a tile of queries on the chip, walks over tiles of keys and corrects
-what it has so far whenever a larger score turns up (the online softmax; algorithm 1, lines 8 to 13):
+Written like that it moves T x T scores to memory and back. FlashAttention-2 (arXiv 2307.08691)
+never writes them: a program keeps a tile of queries on the chip, walks over tiles of keys and
+corrects what it has whenever a larger score turns up (online softmax; algorithm 1, lines 8 to 13):
 
-    top'  = max(top, max_j s[:,j])               the largest score so far
-    total = total * e^(top - top') + sum_j p     with p = e^(s - top')
+    top'  = max(top, max_j s[:,j])                   the largest score so far
+    total = total * e^(top - top') + sum_j p[:,j]    where p = e^(s - top')
     out   = out   * e^(top - top') + p v
     at the end: out / total, and lse = top + log(total), from which the backward makes p again
 
-Backward (algorithm 2): scores are computed anew, tile by tile, with delta[i] = out[i].d_out[i]:
+Backward (algorithm 2): the scores are made again, tile by tile; delta[i] = out[i].d_out[i]:
 
-    p = e^(s - lse)    dp = d_out v'    ds = p * (dp - delta)
-    d_v = p' d_out     d_k = ds' q / sqrt(d)     d_q = ds k / sqrt(d)
+    p = e^(s - lse)       dp = d_out v'             ds = p * (dp - delta)
+    dv = p' d_out         dk = ds' q / sqrt(d)      dq = ds k / sqrt(d)
 
 The mask is never a matrix. A batch is one long row of documents, and of a tile of queries only the
 tiles of keys between its first document's start and its last query are touched:
 
-    keys      first      full              after        stop
-                |          |                 |            |
-    queries  ...|..:xxxxxxx|xxxxxxxxxxxxxxxxx|xxxxxx\\     |     . not seen   x seen
-    [q0,q0+BQ)  |  :xxxxxxx|xxxxxxxxxxxxxxxxx|xxxxxxxx\\   |     : start of the document
-             ...|......:xxx|xxxxxxxxxxxxxxxxx|xxxxxxxxxx\\ |     \\ the query itself
-                 boundary     no mask needed    boundary
+    keys        first    full              after       stop
+                  |        |                 |           |
+    queries       | :xxxxxx|xxxxxxxxxxxxxxxxx|xx\        |    x  seen
+    [q0, q0 + BQ) | :xxxxxx|xxxxxxxxxxxxxxxxx|xxxxxx\    |    :  the document's start
+                  |    :xxx|xxxxxxxxxxxxxxxxx|xxxxxxxxxx\|    \  the query itself
+                   boundary    no mask here    boundary
 
 The loss head gives next-token losses without ever holding all the logits: with 151,936 vocabulary
 rows those of 8,192 tokens take 5 GB in fp32, and their gradient as much again. A chunk of tokens at
 a time is multiplied with the head, turned into its losses and, in place, into its gradient.
 
-Each kernel has its twin in plain PyTorch beside it, for CPU, MPS, old GPUs and tests. This file
-knows no configurations, models or text.
+Each kernel has its twin in plain PyTorch, for CPU, MPS, old GPUs and tests. This file knows no
+configurations, models or text.
 
     python kernels.py bench     # on a GPU: every kernel beside its rivals, under 8 minutes
 """
@@ -64,23 +64,24 @@ PADDING = 128                       # a packed row's vectors are as long as the 
 PLAIN_ATTENTION_TOKENS = 512        # in a row; up to here the formula beats SDPA, measured
 CHUNK_LOGITS = 1 << 22              # held at a time on a CPU: 16 MB in fp32, they stay in its cache
 CHUNK_ROWS = 4096                   # held at a time on a GPU: enough to fill it
+BLOCK = 4096                        # logits that a program of the loss kernel reads at a time
 
-# Queries and keys of a tile, warps and stages of a program, by kernel, head_dim and architecture.
-# Chosen by what the compiler says (tests/compile_kernels.py); speeds are not measured yet.
+# Tiles by kernel, head_dim and architecture: queries, keys, warps, stages. 86: GPUs with 99 KB of
+# shared memory. Chosen by what the compiler makes of them (tests/compile_kernels.py).
 TILES = {
     ("_forward", 64): {80: (128, 64, 4, 3), 86: (128, 64, 8, 3), 90: (128, 64, 4, 3),
-                      100: (128, 128, 8, 3)},
-    ("_forward", 128): {80: (128, 64, 8, 3), 86: (128, 32, 8, 3), 90: (128, 64, 8, 3),
-                       100: (128, 128, 8, 2)},
-    ("_dq", 64): {80: (128, 64, 8, 2), 86: (64, 64, 4, 2), 90: (128, 64, 8, 3),
-                 100: (128, 64, 8, 2)},
-    ("_dq", 128): {80: (64, 64, 4, 2), 86: (128, 32, 8, 2), 90: (128, 64, 8, 2),
+                       100: (128, 128, 8, 3)},
+    ("_forward", 128): {80: (128, 128, 8, 2), 86: (128, 64, 8, 2), 90: (128, 128, 8, 2),
+                        100: (128, 128, 8, 2)},
+    ("_dq", 64): {80: (128, 64, 8, 2), 86: (128, 64, 8, 2), 90: (128, 64, 8, 3),
                   100: (128, 64, 8, 2)},
-    ("_dkdv", 64): {80: (64, 128, 8, 2), 86: (64, 64, 4, 2), 90: (64, 128, 8, 2),
-                   100: (64, 128, 8, 2)},
+    ("_dq", 128): {80: (64, 64, 4, 2), 86: (128, 32, 8, 2), 90: (128, 64, 8, 2),
+                   100: (128, 64, 8, 2)},
+    ("_dkdv", 64): {80: (64, 128, 8, 2), 86: (64, 128, 8, 2), 90: (64, 128, 8, 2),
+                    100: (64, 128, 8, 2)},
     ("_dkdv", 128): {80: (64, 64, 8, 2), 86: (64, 64, 8, 2), 90: (64, 128, 8, 2),
-                    100: (64, 128, 8, 2)}}
-FP32_TILES = {"_forward": (64, 32, 4, 2), "_dq": (32, 32, 4, 2), "_dkdv": (32, 32, 4, 2)}
+                     100: (64, 64, 8, 2)}}
+FP32_TILES = {"_forward": (32, 32, 4, 1), "_dq": (32, 32, 8, 1), "_dkdv": (32, 32, 8, 1)}
 
 # ------------------------------------------------------------------------------------------------
 # Attention: kernels
@@ -257,17 +258,20 @@ class Bounds(NamedTuple):
     end: Tensor         # one after the last query that sees a key
 
 
+def padded(tokens):
+    return -(-tokens // PADDING) * PADDING
+
+
 def document_bounds(document_starts, B, T, device):
     """Lay the B rows behind one another: document_starts (B, T), None: a row each -> Bounds.
 
     In a row the starts must not fall; data.py checks that where it makes them.
     """
-    padded = -(-B * T // PADDING) * PADDING
-    index = torch.arange(padded, device=device)
+    index = torch.arange(padded(B * T), device=device)
     start = index - index % T                                           # its row's first token
     if document_starts is not None:
         start[:B * T] += document_starts.flatten()
-    start[B * T:] = padded                                              # the padding sees nothing
+    start[B * T:] = len(index)                                          # the padding sees nothing
     end = torch.searchsorted(start, index, right=True)                  # queries with start <= key
     return Bounds(start.int(), end.int())
 
@@ -309,7 +313,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor
                ) -> tuple[Tensor, Tensor]:
     """Packed q (T, H, d), k and v (T, K, d) -> out (T, H, d), lse (H, T padded)."""
     out, lse = _attention_shapes(q, k, v, start, end)
-    _launch(_forward, q, k, v, out, lse, start)
+    _launch(_forward, q, k, v, out, lse.zero_(), start)             # the padding is defined, too
     return out, lse
 
 
@@ -369,17 +373,18 @@ def flash_attention(q, k, v, document_starts=None):
 
 def _check(q, k, v, starts):
     """Raise ValueError unless flash_attention() can take these."""
-    bounds = starts if isinstance(starts, Bounds) else () if starts is None else (starts,)
-    fits = (q.dim() == k.dim() == 4 and q.numel() and k.numel() and k.shape == v.shape
+    fits = starts is None
+    if isinstance(starts, Bounds):
+        fits = len(starts.start) == padded(q.shape[0] * q.shape[1])
+    elif starts is not None:
+        fits = starts.shape == q.shape[:2] and starts.dtype in (torch.int32, torch.int64)
+    others = () if starts is None else starts if isinstance(starts, Bounds) else (starts,)
+    if not (fits and q.dim() == k.dim() == 4 and q.numel() and k.numel() and k.shape == v.shape
             and q.shape[:2] == k.shape[:2] and q.shape[2] % k.shape[2] == 0
             and q.shape[3] == k.shape[3] and q.shape[3] in HEAD_DIMS
             and q.dtype in DTYPES and q.dtype == k.dtype == v.dtype
-            and all(x.device == q.device for x in (k, v, *bounds))
-            and all(x.numel() >= q.shape[0] * q.shape[1] for x in bounds)
-            and (starts is None or isinstance(starts, Bounds)
-                 or starts.shape == q.shape[:2] and starts.dtype in (torch.int32, torch.int64)))
-    if not fits:
-        given = zip(("q", "k", "v", "document_starts"), (q, k, v, *bounds))
+            and all(x.device == q.device for x in (k, v, *others))):
+        given = zip(("q", "k", "v", "document_starts"), (q, k, v, *others))
         words = ", ".join(f"{name} {tuple(x.shape)} {x.dtype} {x.device}" for name, x in given)
         raise ValueError(f"attention: got {words}; accepted: q (B, T, H, d), k and v (B, T, K, d), "
                          f"K divides H, d in {HEAD_DIMS}, one dtype of {DTYPES}, document_starts "
@@ -390,13 +395,12 @@ def _check(q, k, v, starts):
 # Attention: the choice
 
 
-def attention_path(device, dtype, head_dim, T, wanted="auto"):
+def attention_path(device, head_dim, dtype, T, wanted="auto"):
     """Which attention runs for rows of T tokens, and why: ("triton", "formula" or "sdpa", why)."""
-    problem = why_not_triton(device, head_dim, dtype)
     if wanted != "auto":
         return wanted, "--attention"
-    if not problem:
-        return "triton", "the fastest on this GPU"
+    if not (problem := why_not_triton(device, head_dim, dtype)):
+        return "triton", "this GPU runs the kernels"
     if device.type == "cpu" and dtype == torch.bfloat16 and T <= PLAIN_ATTENTION_TOKENS:
         return "formula", "fastest for short bf16 rows on a CPU"
     return "sdpa", problem
@@ -509,7 +513,7 @@ def token_losses(logits, targets, scale=None):
     out = logits.new_empty(targets.shape, dtype=torch.float32)
     with torch.cuda.device_of(logits):
         _token_losses[len(targets),](logits, targets, scale, out, logits.shape[1],
-                                     GRADIENT=scale is not None, BLOCK=4096, num_warps=8)
+                                     GRADIENT=scale is not None, BLOCK=BLOCK, num_warps=8)
     return out, logits
 
 
@@ -587,3 +591,9 @@ def linear_cross_entropy(hidden, weight, targets):
 def linear_log_probabilities(hidden, weight, targets):
     """Log-probability of each target, 0 where it is -100: (N, D), (V, D), (N,) -> (N,) in fp32."""
     return _LinearLogProbabilities.apply(hidden, weight, targets)
+
+
+if __name__ == "__main__":
+    import runpy
+    runpy.run_path(f"{os.path.dirname(os.path.abspath(__file__))}/tests/bench_kernels.py",
+                   run_name="__main__")

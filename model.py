@@ -262,7 +262,7 @@ class Decoder(nn.Module):
         (B, T), past = input_ids.shape, cache.length if cache is not None else 0
         # what depends on positions alone is made once for all layers
         rotary = self.rotary(input_ids, document_starts, past, x.dtype)
-        path, _ = attention_path(x.device, x.dtype, len(self.frequencies), T, attention)
+        path, _ = attention_path(x.device, len(self.frequencies), x.dtype, T, attention)
         attend = make_attention(path, document_starts, B, T, past, x)
         for layer, block in enumerate(self.layers):
             x = block(x, rotary, attend, cache, layer)
@@ -325,18 +325,20 @@ def parameter_count(model):
 
 
 def choose_attention(model, wanted, T):
-    """Set what computes attention, for rows of T tokens -> that and the loss head in words, and why.
+    """Set what computes attention -> in words, what that is for rows of T tokens, and why.
 
     wanted: "auto", "triton" or "sdpa". InputError: triton is wanted and does not run here.
     """
-    device, dtype = model.head.device, model.compute_dtype or model.head.dtype
-    problem = why_not_triton(device, model.config.head_dim, dtype)
-    if problem and wanted == "triton":
+    place = model.head.device, model.config.head_dim, model.compute_dtype or model.head.dtype
+    if wanted == "triton" and (problem := why_not_triton(*place)):
         raise InputError(f"--attention triton: {problem}; --attention sdpa runs anywhere")
     model.attention = wanted
-    path, why = attention_path(device, dtype, model.config.head_dim, T, wanted)
-    head = "torch" if why_not_triton(device) else "triton"
-    return f"attention by {path} ({why}), loss head by {head}"
+    return "attention by {} ({})".format(*attention_path(*place, T, wanted))
+
+
+def loss_head(model):
+    """In a word, what computes the losses."""
+    return "torch" if why_not_triton(model.head.device) else "triton"
 
 
 # ------------------------------------------------------------------------------------------------

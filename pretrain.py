@@ -44,7 +44,8 @@ from data import (Batches, load_documents, prepare_data, prepare_tokenizer, prin
 from evaluate import bits_per_byte, compressed_bits_per_byte
 from fim import FIM_RATE, gap, infill, load
 from model import (CONFIGS, CausalLM, check_device, check_vocabulary, choose_attention,
-                   default_device, generate, init_weights, load_model, parameter_count, save_model)
+                   default_device, generate, init_weights, load_model, loss_head, parameter_count,
+                   save_model)
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder, read_json, run,
                        write_json, write_text)
 
@@ -383,10 +384,10 @@ def start(model, args, work):
     device, parameters = str(model.head.device), parameter_count(model)
     model.compute_dtype, why = choose_dtype(device, args.dtype)
     peak = WORLD * matmul_rate(device, model.compute_dtype)
-    name = str(model.compute_dtype).removeprefix("torch.")
     attention = choose_attention(model, args.attention, args.seq_len)
     say(f"{parameters:,} parameters on {WORLD} x {device}, {peak / 1e9:,.0f} GFLOP/s in products\n"
-        f"activations in {name} ({why})\n{attention}")
+        f"activations in {str(model.compute_dtype)[6:]} ({why}), loss head by {loss_head(model)}\n"
+        f"{attention}")
     flops = flops_per_token(model.config, parameters, args.seq_len)
     shard(model, model.compute_dtype)
     optimizers = make_optimizers(model, args.optimizer)

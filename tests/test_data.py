@@ -10,6 +10,7 @@ from conftest import CODE
 
 from data import (
     Batches,
+    check_document_starts,
     documents,
     drop_duplicates,
     drop_near_copies,
@@ -173,6 +174,16 @@ def test_rows_without_fim_are_slices_of_the_stream(corpus, small_tokenizer):
         opened = np.flatnonzero(inputs == batches.end)
         expected = [max([0, *opened[opened <= i]]) for i in range(64)]
         assert starts.tolist() == expected
+
+
+@pytest.mark.parametrize("row,message", [
+    ([0, 0, 1, 1], "document_starts[1, 2] is 1, expected 0 (as before) or 2"),      # begun before
+    ([0, 1, 0, 0], "document_starts[1, 2] is 0, expected 1 (as before) or 2"),      # falls
+    ([0, 0, 3, 3], "document_starts[1, 2] is 3"), ([1, 1, 2, 3], "document_starts[1, 0] is 1")])
+def test_wrong_document_starts_are_refused(row, message):
+    with pytest.raises(ValueError) as error:
+        check_document_starts(np.array([[0, 1, 1, 3], row]))
+    assert message in str(error.value)
 
 
 def test_an_epoch_visits_every_slice_once(corpus, small_tokenizer):

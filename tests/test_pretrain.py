@@ -157,6 +157,8 @@ def test_starting_from_a_checkpoint(finished, code, tmp_path):
     (["--lr", "1e9", "--optimizer", "adamw", "--fresh"], "the loss is"),
     (["--seed", "-1"], "--seed: must be at least 0"),
     (["--fim-rate", "5"], "--fim-rate 5.0: must be between 0 and 1"),
+    (["--attention", "triton", "--fresh"], "--attention triton: cpu is no CUDA GPU; --attention "
+                                           "sdpa runs anywhere"),
     (["--device", "cuda"], "--device cuda:0: not available here")])
 def test_one_line_for_what_is_wrong(finished, code, tmp_path, flags, message):
     done = pretrain(tmp_path, code, *flags, fails=True)
