@@ -101,10 +101,8 @@ def choose_dtype(device, wanted):
     """The dtype of activations -> (dtype, reason). Weights and optimizer stay in fp32."""
     if wanted != "auto":
         return getattr(torch, wanted), "--dtype"
-    if device.startswith("cuda"):
-        fits = torch.cuda.get_device_capability()[0] >= 8
-        return ((torch.bfloat16, "this GPU computes in it") if fits else
-                (torch.float32, "this GPU has no bf16"))
+    if device.startswith("cuda") and torch.cuda.get_device_capability()[0] >= 8:
+        return torch.bfloat16, "this GPU computes in it"
     if device == "cpu" and cpu_has_bf16():
         return torch.bfloat16, "this CPU computes in it"
     return torch.float32, "no bf16 instructions here"
@@ -375,20 +373,20 @@ class Log:
 
 
 def start(model, args, work):
-    """What precedes the loop: check the folder, choose precision, shard, resume."""
+    """What precedes the loop: choose precision and kernels, check the folder, shard, resume."""
+    device, parameters = str(model.head.device), parameter_count(model)
+    model.compute_dtype, why = choose_dtype(device, args.dtype)
+    attention = choose_attention(model, args.attention, args.seq_len)
     if RANK == 0:
         if args.fresh:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
     check_same_run(work, args)
-    device, parameters = str(model.head.device), parameter_count(model)
-    model.compute_dtype, why = choose_dtype(device, args.dtype)
     peak = WORLD * matmul_rate(device, model.compute_dtype)
-    attention = choose_attention(model, args.attention, args.seq_len)
+    flops = flops_per_token(model.config, parameters, args.seq_len)
     say(f"{parameters:,} parameters on {WORLD} x {device}, {peak / 1e9:,.0f} GFLOP/s in products\n"
         f"activations in {str(model.compute_dtype)[6:]} ({why}), loss head by {loss_head(model)}\n"
-        f"{attention}")
-    flops = flops_per_token(model.config, parameters, args.seq_len)
+        + attention)
     shard(model, model.compute_dtype)
     optimizers = make_optimizers(model, args.optimizer)
     first = load_resume(work, model, optimizers)
@@ -478,7 +476,7 @@ def training_flags(parser):
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto",
                         help="of activations (default: bfloat16 where the device computes in it)")
     parser.add_argument("--attention", choices=["auto", "triton", "sdpa"], default="auto",
-                        help="what computes it (default: the fastest that runs here)")
+                        help="what computes it (default: auto, what is fastest here)")
     parser.add_argument("--save-every", type=int, help="steps between checkpoints (a tenth)")
     parser.add_argument("--eval-every", type=int, help="steps between measurements (a fifth)")
 
