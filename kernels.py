@@ -50,7 +50,7 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-    jit = triton.jit
+    jit = functools.partial(triton.jit, do_not_specialize=["T"])    # one build for every length
 except ImportError:                 # macOS: the twins do all the work
     triton, jit = None, lambda kernel: kernel
 
