@@ -1,39 +1,42 @@
-r"""The two costly pieces of a decoder, by hand: attention and the loss head. Tensors to tensors.
+r"""The two pieces of a decoder whose intermediate results outgrow memory: attention, loss head.
 
 Attention. For each query i of a document, over the keys j that it may see, start[i] <= j <= i:
 
     s[i,j] = q[i].k[j] / sqrt(d)      p[i,:] = softmax(s[i,:])      out[i] = sum_j p[i,j] v[j]
 
 Written like that it moves T x T scores to memory and back. FlashAttention-2 (arXiv 2307.08691)
-never writes them: a program keeps a tile of queries on the chip, walks over tiles of keys and
-corrects what it has whenever a larger score turns up (online softmax; algorithm 1, lines 8 to 13):
+never writes them. A kernel is a function that the GPU runs as many programs, in any order; here
+each keeps a tile of queries on the chip, walks over tiles of keys and corrects what it has
+whenever a larger score turns up (online softmax; algorithm 1, lines 8 to 13):
 
-    top'  = max(top, max_j s[:,j])                   the largest score so far
-    total = total * e^(top - top') + sum_j p[:,j]    where p = e^(s - top')
-    out   = out   * e^(top - top') + p v
+    new   = max(top, max_j s[:,j])                   the largest score so far
+    total = total * e^(top - new) + sum_j p[:,j]     where p = e^(s - new)
+    out   = out   * e^(top - new) + p v              then top = new
     at the end: out / total, and lse = top + log(total), from which the backward makes p again
 
-Backward (algorithm 2): the scores are made again, tile by tile; delta[i] = out[i].d_out[i]:
+Backward: the scores are made again, tile by tile, with delta[i] = out[i].d_out[i]. One kernel walks
+over keys for dq, one over queries for dk and dv, so no two programs add to the same sum:
 
-    p = e^(s - lse)       dp = d_out v'             ds = p * (dp - delta)
-    dv = p' d_out         dk = ds' q / sqrt(d)      dq = ds k / sqrt(d)
+    p  = e^(s - lse)      dp = d_out v^T            ds = p * (dp - delta)
+    dv = p^T d_out        dk = ds^T q / sqrt(d)     dq = ds k / sqrt(d)
 
 The mask is never a matrix. A batch is one long row of documents, and of a tile of queries only the
 tiles of keys between its first document's start and its last query are touched:
 
     keys        first    full              after       stop
                   |        |                 |           |
-    queries       | :xxxxxx|xxxxxxxxxxxxxxxxx|xx\        |    x  seen
+    queries       | :xxxxxx|xxxxxxxxxxxxxxxxx|xx\        |    x  seen, like : and \
     [q0, q0 + BQ) | :xxxxxx|xxxxxxxxxxxxxxxxx|xxxxxx\    |    :  the document's start
-                  |    :xxx|xxxxxxxxxxxxxxxxx|xxxxxxxxxx\|    \  the query itself
+                  | :xxxxxx|xxxxxxxxxxxxxxxxx|xxxxxxxxxx\|    \  the query itself
                    boundary    no mask here    boundary
 
-The loss head gives next-token losses without ever holding all the logits: with 151,936 vocabulary
-rows those of 8,192 tokens take 5 GB in fp32, and their gradient as much again. A chunk of tokens at
-a time is multiplied with the head, turned into its losses and, in place, into its gradient.
+Where a document starts among the queries, no tile is seen by all of them: full = after.
 
-Each kernel has its twin in plain PyTorch, for CPU, MPS, old GPUs and tests. This file knows no
-configurations, models or text.
+The loss head never holds all the logits: with 151,936 vocabulary rows those of 8,192 tokens take
+5 GB in fp32, and their gradient as much again. A chunk of tokens at a time is multiplied with the
+head; its logits become log-probabilities and, in place, their gradient.
+
+Without a GPU plain PyTorch does the same. This file knows no configurations, models or text.
 
     python kernels.py bench     # on a GPU: every kernel beside its rivals, under 8 minutes
 """
@@ -41,6 +44,7 @@ configurations, models or text.
 import functools
 import math
 import os
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -51,40 +55,38 @@ try:
     import triton
     import triton.language as tl
     jit = functools.partial(triton.jit, do_not_specialize=["T"])    # one build for every length
-except ImportError:                 # macOS: the twins do all the work
-    triton, jit = None, lambda kernel: kernel
-
-    class tl:                       # what the kernels' signatures name
-        constexpr = None
+except ImportError:                                             # macOS
+    triton, jit, tl = None, lambda kernel: kernel, SimpleNamespace(constexpr=None)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"     # kernels run as Python, on the CPU
 HEAD_DIMS, DTYPES = (64, 128), (torch.float32, torch.bfloat16, torch.float16)
 LOG2E = math.log2(math.e)           # e^x = 2^(x log2 e): the chip computes powers of 2
-PADDING = 128                       # a packed row's vectors are as long as the largest tiles need
-PLAIN_ATTENTION_TOKENS = 512        # in a row; up to here the formula beats SDPA, measured
-CHUNK_LOGITS = 1 << 22              # held at a time on a CPU: 16 MB in fp32, they stay in its cache
-CHUNK_ROWS = 4096                   # held at a time on a GPU: enough to fill it
-BLOCK = 4096                        # logits that a program of the loss kernel reads at a time
+PADDING = 128                       # START, END, LSE, DELTA: whole tiles long, read without a mask
+FORMULA_TOKENS = 512                # rows up to here go by formula, in bf16 on a CPU
+SPLIT_BELOW = 1 << 15               # keys x heads: in fewer tiles, dk and dv leave a GPU idle
+CHUNK_LOGITS = 1 << 22              # held at a time on a CPU: few enough for its cache
+CHUNK_ROWS = 4096                   # rows of logits held at a time on a GPU
+BLOCK = 4096                        # logits that a program reads at a time
 
-# Tiles by kernel, head_dim and architecture: queries, keys, warps, stages. 86: GPUs with 99 KB of
-# shared memory. Chosen by what the compiler makes of them (tests/compile_kernels.py).
+# Queries, keys, warps and stages by kernel and head_dim, for GPUs of these architectures; 86 stands
+# for all with 99 KB of shared memory. Chosen by what the compiler says (tests/compile_kernels.py).
+ARCHITECTURES = (80, 86, 90, 100)
 TILES = {
-    ("_forward", 64): {80: (128, 64, 4, 3), 86: (128, 64, 8, 3), 90: (128, 64, 4, 3),
-                       100: (128, 128, 8, 3)},
-    ("_forward", 128): {80: (128, 128, 8, 2), 86: (128, 64, 8, 2), 90: (128, 128, 8, 2),
-                        100: (128, 128, 8, 2)},
-    ("_dq", 64): {80: (128, 64, 8, 2), 86: (128, 64, 8, 2), 90: (128, 64, 8, 3),
-                  100: (128, 64, 8, 2)},
-    ("_dq", 128): {80: (64, 64, 4, 2), 86: (128, 32, 8, 2), 90: (128, 64, 8, 2),
-                   100: (128, 64, 8, 2)},
-    ("_dkdv", 64): {80: (64, 128, 8, 2), 86: (64, 128, 8, 2), 90: (64, 128, 8, 2),
-                    100: (64, 128, 8, 2)},
-    ("_dkdv", 128): {80: (64, 64, 8, 2), 86: (64, 64, 8, 2), 90: (64, 128, 8, 2),
-                     100: (64, 64, 8, 2)}}
+    ("_forward", 64): ((128, 64, 4, 3), (128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 8, 3)),
+    ("_forward", 128): ((128, 32, 8, 3), (128, 64, 8, 3), (128, 128, 8, 3), (128, 128, 8, 3)),
+    ("_dq", 64): ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+    ("_dq", 128): ((64, 32, 4, 3), (128, 32, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+    ("_dkdv", 64): ((64, 128, 8, 3), (64, 128, 8, 3), (64, 128, 8, 3), (64, 128, 8, 2)),
+    ("_dkdv", 128): ((64, 128, 8, 3), (32, 64, 8, 3), (64, 128, 8, 3), (64, 128, 8, 2))}
 FP32_TILES = {"_forward": (32, 32, 4, 1), "_dq": (32, 32, 8, 1), "_dkdv": (32, 32, 8, 1)}
 
 # ------------------------------------------------------------------------------------------------
 # Attention: kernels
+#
+# Q, K, V, OUT ... are where tensors begin in memory, small letters their tiles on the chip. T: the
+# tokens of the whole batch; TP: T padded; H: query heads, of which G share a key-value head.
+# scale is log2(e) / sqrt(d): e^x is made 2^x in the same product, so top and lse are in powers of
+# 2. A kernel is built anew for each value of a constexpr.
 
 
 @jit
@@ -108,16 +110,16 @@ def _store(x, tile, first, stride, T, ROWS: tl.constexpr, d: tl.constexpr):
 
 @jit
 def _dot(a, b, add=None):
-    """a @ b + add on the tensor cores; fp32 as three products in tf32, which is as exact."""
+    """a @ b + add on the tensor cores; fp32 as three products in tf32, nearly as exact."""
     return tl.dot(a, b, add, input_precision="tf32x3")
 
 
 @jit
 def _key_tiles(START, q0, T, BQ: tl.constexpr, BK: tl.constexpr):
-    """Where the tiles of keys lie that the queries [q0, q0 + BQ) see: see the drawing."""
+    """Where the tiles of keys lie that the queries [q0, q0 + BQ) see, as in the drawing."""
     stop = tl.minimum(q0 + BQ, T)
     first = tl.load(START + q0) // BK * BK                  # the first query reaches furthest back
-    after = tl.maximum(q0 // BK * BK, first)                # up to here even it sees whole tiles
+    after = q0 // BK * BK                                   # up to here even it sees whole tiles
     full = tl.minimum(tl.cdiv(tl.load(START + stop - 1), BK) * BK, after)
     return first, full, after, stop
 
@@ -134,36 +136,35 @@ def _query_tiles(END, k0, T, BQ: tl.constexpr, BK: tl.constexpr):
 
 @jit
 def _walk(first, full, after, stop, SIZE: tl.constexpr, EDGE: tl.constexpr):
-    """The tiles of [full, after), or with EDGE those before and behind it, as one walk.
+    """The tiles of [full, after), or with EDGE those on either side of them.
 
-    Tile t of `count` begins at begin + t * SIZE, from tile `left` on further by `gap`.
+    Tile t of `count` begins at begin + t * SIZE, and from t = `before` on `skip` tokens further.
     """
     if EDGE:
-        left = tl.maximum(tl.cdiv(tl.minimum(full, stop) - first, SIZE), 0)
-        count = left + tl.maximum(tl.cdiv(stop - after, SIZE), 0)
-        begin, gap = first, after - first - left * SIZE
+        begin, before, skip = first, (full - first) // SIZE, after - full
+        count = tl.cdiv(stop - first - skip, SIZE)
     else:
-        begin, left, gap, count = full, 0, 0, (after - full) // SIZE
-    return begin, left, gap, count
+        begin, before, skip, count = full, 0, 0, (after - full) // SIZE
+    return begin, before, skip, count
 
 
 @jit
-def _forward(Q, K, V, OUT, LSE, START, scale, q_stride, k_stride, v_stride, T, TP, G,
+def _forward(Q, K, V, OUT, LSE, START, scale, q_stride, k_stride, v_stride, T, TP, H, G,
              d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
-    """Program (head, tile of queries), the longest rows first: out and lse of its queries."""
-    head, H = tl.program_id(0), tl.num_programs(0)
+    """Program (head, tile of queries): out and lse. The last tile, which has most keys, first."""
+    head = tl.program_id(0)
     q0 = (tl.num_programs(1) - 1 - tl.program_id(1)) * BQ
     i = q0 + tl.arange(0, BQ)
     start = tl.load(START + i)
     q = _load(Q + head * d, q0, q_stride, T, BQ, d, True)
     out = tl.zeros([BQ, d], tl.float32)
     total = tl.zeros([BQ], tl.float32)
-    top = tl.full([BQ], -1e30, tl.float32)      # finite: a row that sees nothing makes no NaN
+    top = tl.full([BQ], -1e30, tl.float32)      # finite: -inf - -inf would be NaN
     first, full, after, stop = _key_tiles(START, q0, T, BQ, BK)
     for EDGE in tl.static_range(2):             # tiles seen in whole, then those on a boundary
-        begin, left, gap, count = _walk(first, full, after, stop, BK, EDGE)
+        begin, before, skip, count = _walk(first, full, after, stop, BK, EDGE)
         for t in tl.range(0, count):
-            k0 = begin + t * BK + tl.where(t < left, 0, gap)
+            k0 = begin + t * BK + tl.where(t < before, 0, skip)
             k = _load(K + head // G * d, k0, k_stride, T, BK, d, EDGE)
             s = _dot(q, tl.trans(k))                                    # (BQ, BK)
             if EDGE:
@@ -182,10 +183,10 @@ def _forward(Q, K, V, OUT, LSE, START, scale, q_stride, k_stride, v_stride, T, T
 
 
 @jit
-def _dq(Q, K, V, OUT, D_OUT, DQ, LSE, DELTA, START, scale, q_stride, k_stride, v_stride, T, TP, G,
-        d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
+def _dq(Q, K, V, OUT, D_OUT, DQ, LSE, DELTA, START, scale, q_stride, k_stride, v_stride, T, TP, H,
+        G, d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
     """Program (head, tile of queries) as in _forward: their gradient, and delta for _dkdv."""
-    head, H = tl.program_id(0), tl.num_programs(0)
+    head = tl.program_id(0)
     q0 = (tl.num_programs(1) - 1 - tl.program_id(1)) * BQ
     i = q0 + tl.arange(0, BQ)
     start = tl.load(START + i)
@@ -199,9 +200,9 @@ def _dq(Q, K, V, OUT, D_OUT, DQ, LSE, DELTA, START, scale, q_stride, k_stride, v
     dq = tl.zeros([BQ, d], tl.float32)
     first, full, after, stop = _key_tiles(START, q0, T, BQ, BK)
     for EDGE in tl.static_range(2):
-        begin, left, gap, count = _walk(first, full, after, stop, BK, EDGE)
+        begin, before, skip, count = _walk(first, full, after, stop, BK, EDGE)
         for t in tl.range(0, count):
-            k0 = begin + t * BK + tl.where(t < left, 0, gap)
+            k0 = begin + t * BK + tl.where(t < before, 0, skip)
             k = _load(K + head // G * d, k0, k_stride, T, BK, d, EDGE)
             p = tl.exp2(tl.fma(_dot(q, tl.trans(k)), scale, -lse[:, None]))     # (BQ, BK)
             if EDGE:
@@ -210,14 +211,16 @@ def _dq(Q, K, V, OUT, D_OUT, DQ, LSE, DELTA, START, scale, q_stride, k_stride, v
             v = _load(V + head // G * d, k0, v_stride, T, BK, d, EDGE)
             ds = p * (_dot(d_out, tl.trans(v)) - delta[:, None])
             dq = _dot(ds.to(k.dtype), k, dq)                                    # (BQ, d)
-    _store(DQ + head * d, dq * (scale * 0.6931471805599453), q0, H * d, T, BQ, d)   # ln 2
+    _store(DQ + head * d, dq * (scale * 0.6931471805599453), q0, H * d, T, BQ, d)   # / sqrt(d)
 
 
 @jit
 def _dkdv(Q, K, V, D_OUT, DK, DV, LSE, DELTA, START, END, scale, q_stride, k_stride, v_stride,
-          T, TP, G, d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
-    """Program (key-value head, tile of keys): their gradients, summed over the group's heads."""
-    kv_head, KH = tl.program_id(0), tl.num_programs(0)
+          T, TP, H, G, d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
+    """Program (share, tile of keys): their gradients, summed over the query heads of the share,
+    which is the group of a key-value head, or one query head and then added up outside."""
+    share, shares = tl.program_id(0), tl.num_programs(0)
+    kv_head = share * (H // shares) // G
     k0 = tl.program_id(1) * BK
     j = k0 + tl.arange(0, BK)[:, None]
     k = _load(K + kv_head * d, k0, k_stride, T, BK, d, True)
@@ -225,26 +228,26 @@ def _dkdv(Q, K, V, D_OUT, DK, DV, LSE, DELTA, START, END, scale, q_stride, k_str
     dk = tl.zeros([BK, d], tl.float32)
     dv = tl.zeros([BK, d], tl.float32)
     first, full, after, stop = _query_tiles(END, k0, T, BQ, BK)
-    for member in tl.range(0, G):
-        head = kv_head * G + member
-        row = head.to(tl.int64) * TP
-        for EDGE in tl.static_range(2):
-            begin, left, gap, count = _walk(first, full, after, stop, BQ, EDGE)
-            for t in tl.range(0, count):
-                q0 = begin + t * BQ + tl.where(t < left, 0, gap)
-                i = q0 + tl.arange(0, BQ)
-                q = _load(Q + head * d, q0, q_stride, T, BQ, d, EDGE)
-                lse, delta = tl.load(LSE + row + i), tl.load(DELTA + row + i)
-                p = tl.exp2(tl.fma(_dot(k, tl.trans(q)), scale, -lse[None, :]))     # (BK, BQ)
-                if EDGE:
-                    start = tl.load(START + i)[None, :]
-                    p = tl.where((start <= j) & (j <= i[None, :]), p, 0.0)
-                d_out = _load(D_OUT + head * d, q0, KH * G * d, T, BQ, d, EDGE)
-                dv = _dot(p.to(d_out.dtype), d_out, dv)                             # (BK, d)
-                ds = p * (_dot(v, tl.trans(d_out)) - delta[None, :])
-                dk = _dot(ds.to(q.dtype), q, dk)                                    # (BK, d)
-    _store(DK + kv_head * d, dk * (scale * 0.6931471805599453), k0, KH * d, T, BK, d)   # ln 2
-    _store(DV + kv_head * d, dv, k0, KH * d, T, BK, d)
+    for EDGE in tl.static_range(2):
+        begin, before, skip, count = _walk(first, full, after, stop, BQ, EDGE)
+        for step in tl.range(0, count * (H // shares)):     # the same tiles for each query head
+            head, t = share * (H // shares) + step // count, step % count
+            row = head.to(tl.int64) * TP
+            q0 = begin + t * BQ + tl.where(t < before, 0, skip)
+            i = q0 + tl.arange(0, BQ)
+            q = _load(Q + head * d, q0, q_stride, T, BQ, d, EDGE)
+            lse, delta = tl.load(LSE + row + i), tl.load(DELTA + row + i)
+            p = tl.exp2(tl.fma(_dot(k, tl.trans(q)), scale, -lse[None, :]))     # (BK, BQ)
+            if EDGE:
+                start = tl.load(START + i)[None, :]
+                p = tl.where((start <= j) & (j <= i[None, :]), p, 0.0)
+            d_out = _load(D_OUT + head * d, q0, H * d, T, BQ, d, EDGE)
+            dv = _dot(p.to(d_out.dtype), d_out, dv)                             # (BK, d)
+            ds = p * (_dot(v, tl.trans(d_out)) - delta[None, :])
+            dk = _dot(ds.to(q.dtype), q, dk)                                    # (BK, d)
+    dk = dk * (scale * 0.6931471805599453)                                      # / sqrt(d)
+    _store(DK + share * d, dk, k0, shares * d, T, BK, d)
+    _store(DV + share * d, dv, k0, shares * d, T, BK, d)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -254,57 +257,51 @@ def _dkdv(Q, K, V, D_OUT, DK, DV, LSE, DELTA, START, END, scale, q_stride, k_str
 class Bounds(NamedTuple):
     """What the tokens of a packed batch see, made once for all layers: int32, (B * T padded,)."""
 
-    start: Tensor       # first token of a query's document; past the end for the padding
+    start: Tensor       # where a query's document starts, in the batch; past its end for padding
     end: Tensor         # one after the last query that sees a key
 
 
-def padded(tokens):
-    return -(-tokens // PADDING) * PADDING
-
-
 def document_bounds(document_starts, B, T, device):
-    """Lay the B rows behind one another: document_starts (B, T), None: a row each -> Bounds.
-
-    In a row the starts must not fall; data.py checks that where it makes them.
-    """
-    index = torch.arange(padded(B * T), device=device)
+    """Lay the B rows behind one another: document_starts (B, T), None: a row each -> Bounds."""
+    index = torch.arange(-(-B * T // PADDING) * PADDING, device=device)
     start = index - index % T                                           # its row's first token
-    if document_starts is not None:
+    if document_starts is not None:     # in a row they never fall: data.py checks that
         start[:B * T] += document_starts.flatten()
-    start[B * T:] = len(index)                                          # the padding sees nothing
+    start[B * T:] = index.shape[0]                                      # the padding sees nothing
     end = torch.searchsorted(start, index, right=True)                  # queries with start <= key
     return Bounds(start.int(), end.int())
 
 
 def why_not_triton(device, head_dim=HEAD_DIMS[0], dtype=DTYPES[0]):
     """What keeps the Triton kernels from running there; an empty string if nothing does."""
-    if head_dim not in HEAD_DIMS:
-        return f"the kernels have head_dim {HEAD_DIMS}, not {head_dim}"
-    if dtype not in DTYPES:
-        return f"the kernels have no {dtype}"
-    if triton is None or device.type != "cuda" and not INTERPRETED:
-        return "triton is not installed" if triton is None else f"{device.type} is no CUDA GPU"
-    major, minor = (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
+    if head_dim not in HEAD_DIMS or dtype not in DTYPES:
+        return f"there are no kernels for head_dim {head_dim} in {dtype}"
+    if triton is None:
+        return "triton is not installed"
+    if device.type != "cuda" or not torch.version.cuda:
+        return "" if INTERPRETED else f"{device.type} is no CUDA GPU"
+    major, minor = torch.cuda.get_device_capability(device)
     return "" if major >= 8 else f"compute capability {major}.{minor} is below 8.0 (Ampere)"
 
 
 def tile_sizes(kernel, d, dtype, device):
     """(queries, keys, warps, stages); a GPU that is not in the table is taken for a small one."""
+    if dtype == torch.float32:
+        return FP32_TILES[kernel]
     major, minor = (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
-    table = TILES[kernel, d] if dtype != torch.float32 else {86: FP32_TILES[kernel]}
-    return table.get(80 + minor if major == 8 else 10 * major, table[86])
+    arch = 80 + minor if major == 8 else 10 * major
+    return TILES[kernel, d][ARCHITECTURES.index(arch if arch in ARCHITECTURES else 86)]
 
 
-def _launch(kernel, q, k, v, *others):
+def _launch(kernel, heads, q, k, v, *others):
     """Run a kernel with a program for each (head, tile); what all three take is put here."""
-    (T, H, d), K, TP = q.shape, k.shape[1], len(others[-1])
+    (T, H, d), TP = q.shape, others[-1].shape[0]
     q, k, v = (x if x.stride(2) == 1 and x.stride(1) == d else x.contiguous() for x in (q, k, v))
     BQ, BK, warps, stages = tile_sizes(kernel.__name__, d, q.dtype, q.device)
-    heads, rows = (K, BK) if kernel is _dkdv else (H, BQ)
     with torch.cuda.device_of(q):
-        kernel[heads, -(-T // rows)](q, k, v, *others, d ** -0.5 * LOG2E, q.stride(0), k.stride(0),
-                                     v.stride(0), T, TP, H // K, d=d, BQ=BQ, BK=BK,
-                                     num_warps=warps, num_stages=stages)
+        kernel[heads, -(-T // (BK if kernel is _dkdv else BQ))](
+            q, k, v, *others, d ** -0.5 * LOG2E, q.stride(0), k.stride(0), v.stride(0), T, TP, H,
+            H // k.shape[1], d=d, BQ=BQ, BK=BK, num_warps=warps, num_stages=stages)
 
 
 # Two ops, so that torch.compile, FSDP2 and activation checkpointing see no more of it than that.
@@ -313,23 +310,27 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor
                ) -> tuple[Tensor, Tensor]:
     """Packed q (T, H, d), k and v (T, K, d) -> out (T, H, d), lse (H, T padded)."""
     out, lse = _attention_shapes(q, k, v, start, end)
-    _launch(_forward, q, k, v, out, lse.zero_(), start)             # the padding is defined, too
+    _launch(_forward, q.shape[1], q, k, v, out, lse.zero_(), start)     # zeros for the padding
     return out, lse
 
 
 @_attention.register_fake
 def _attention_shapes(q, k, v, start, end):
-    return q.new_empty(q.shape), q.new_empty(q.shape[1], len(start), dtype=torch.float32)
+    return q.new_empty(q.shape), q.new_empty(q.shape[1], start.shape[0], dtype=torch.float32)
 
 
 @torch.library.custom_op("minicoder::attention_backward", mutates_args=())
 def _attention_backward(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor,
                         out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = _gradient_shapes(d_out, q, k, v, start, end, out, lse)
-    d_out = d_out.contiguous()
+    d_out, (T, H, d), K = d_out.contiguous(), q.shape, k.shape[1]
     delta = torch.zeros_like(lse)           # of the padding too: a NaN there would spread
-    _launch(_dq, q, k, v, out, d_out, dq, lse, delta, start)
-    _launch(_dkdv, q, k, v, d_out, dk, dv, lse, delta, start, end)
+    if split := H > K and T * K < SPLIT_BELOW:
+        dk, dv = (q.new_empty(q.shape, dtype=torch.float32) for _ in "kv")
+    _launch(_dq, H, q, k, v, out, d_out, dq, lse, delta, start)
+    _launch(_dkdv, H if split else K, q, k, v, d_out, dk, dv, lse, delta, start, end)
+    if split:
+        dk, dv = (x.view(T, K, H // K, d).sum(2).to(q.dtype) for x in (dk, dv))
     return dq, dk, dv
 
 
@@ -344,7 +345,7 @@ _attention.register_autograd(
 
 
 def attention_reference(q, k, v, start):
-    """The twin of the kernels, all scores at once: packed q, k, v and Bounds.start -> out."""
+    """The kernels' twin, all scores at once: q (T, H, d), k, v (T, K, d), Bounds.start -> as q."""
     T, H, d = q.shape
     k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))    # (T, H, d)
     index = torch.arange(T, device=q.device)
@@ -355,30 +356,30 @@ def attention_reference(q, k, v, start):
 
 
 def flash_attention(q, k, v, document_starts=None):
-    """Causal grouped-query attention within documents: q (B, T, H, d), k and v (B, T, K, d) -> q's.
+    """Causal grouped-query attention within documents: q (B, T, H, d), k, v (B, T, K, d) -> as q.
 
-    document_starts (B, T): the row index at which each token's document starts, or the Bounds that
-    document_bounds() made of it; None: every row is one document. Views of one fused projection are
-    taken as they are. Without a GPU the twin runs. ValueError says what does not fit.
-    FlashAttention-2, arXiv 2307.08691.
+    document_starts (B, T): the place in its row where each token's document starts; or the Bounds
+    that document_bounds() made of it; None: every row is one document. Views of one fused
+    projection are read where they lie. Without a GPU the twin runs, and holds H (B T)^2 scores.
+    ValueError says what does not fit.
     """
     _check(q, k, v, document_starts)
-    if not isinstance(document_starts, Bounds):
-        document_starts = document_bounds(document_starts, *q.shape[:2], q.device)
+    bounds = document_starts
+    if not isinstance(bounds, Bounds):
+        bounds = document_bounds(bounds, *q.shape[:2], q.device)
     packed = [x.flatten(0, 1) for x in (q, k, v)]                       # (B * T, heads, d)
     if why_not_triton(q.device):
-        return attention_reference(*packed, document_starts.start).view(q.shape)
-    return _attention(*packed, *document_starts)[0].view(q.shape)
+        return attention_reference(*packed, bounds.start).view(q.shape)
+    return _attention(*packed, *bounds)[0].view(q.shape)
 
 
 def _check(q, k, v, starts):
     """Raise ValueError unless flash_attention() can take these."""
-    fits = starts is None
     if isinstance(starts, Bounds):
-        fits = len(starts.start) == padded(q.shape[0] * q.shape[1])
-    elif starts is not None:
-        fits = starts.shape == q.shape[:2] and starts.dtype in (torch.int32, torch.int64)
-    others = () if starts is None else starts if isinstance(starts, Bounds) else (starts,)
+        others, fits = starts, 0 <= starts.start.shape[0] - q.shape[0] * q.shape[1] < PADDING
+    else:
+        others = () if starts is None else (starts,)
+        fits = all(x.shape == q.shape[:2] and x.dtype in (torch.int32, torch.int64) for x in others)
     if not (fits and q.dim() == k.dim() == 4 and q.numel() and k.numel() and k.shape == v.shape
             and q.shape[:2] == k.shape[:2] and q.shape[2] % k.shape[2] == 0
             and q.shape[3] == k.shape[3] and q.shape[3] in HEAD_DIMS
@@ -387,8 +388,8 @@ def _check(q, k, v, starts):
         given = zip(("q", "k", "v", "document_starts"), (q, k, v, *others))
         words = ", ".join(f"{name} {tuple(x.shape)} {x.dtype} {x.device}" for name, x in given)
         raise ValueError(f"attention: got {words}; accepted: q (B, T, H, d), k and v (B, T, K, d), "
-                         f"K divides H, d in {HEAD_DIMS}, one dtype of {DTYPES}, document_starts "
-                         "(B, T) whole numbers, all on one device")
+                         f"K divides H, d in {HEAD_DIMS}, one device and one dtype of {DTYPES}, "
+                         "document_starts (B, T) whole numbers")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -401,28 +402,27 @@ def attention_path(device, head_dim, dtype, T, wanted="auto"):
         return wanted, "--attention"
     if not (problem := why_not_triton(device, head_dim, dtype)):
         return "triton", "this GPU runs the kernels"
-    if device.type == "cpu" and dtype == torch.bfloat16 and T <= PLAIN_ATTENTION_TOKENS:
+    if device.type == "cpu" and dtype == torch.bfloat16 and T <= FORMULA_TOKENS:
         return "formula", "fastest for short bf16 rows on a CPU"
     return "sdpa", problem
 
 
-def attention_mask(document_starts, keys, dtype):
-    """What each query sees, as numbers to add to its scores: (B, T), keys -> (B, 1, T, keys).
+def attention_mask(document_starts, S, dtype):
+    """What each query sees, as numbers to add to its scores: (B, T) -> (B, 1, T, S).
 
-    The queries are the last T of `keys` positions; each sees from its document's start to itself.
+    The queries are the last T of S positions; each sees from its document's start to itself.
     """
     T = document_starts.shape[1]
-    index = torch.arange(keys, device=document_starts.device)
-    seen = index <= index[keys - T:, None]                              # (T, keys)
-    seen = seen & (index >= document_starts[:, :, None])                # (B, T, keys)
+    index = torch.arange(S, device=document_starts.device)
+    seen = index <= index[S - T:, None]                                 # (T, S)
+    seen = seen & (index >= document_starts[:, :, None])                # (B, T, S)
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill_(~seen, float("-inf"))[:, None]
 
 
 def formula_attention(q, k, v, mask):
     """Attention as a formula: q (B, T, H, d), k and v (B, S, K, d), mask (1 or B, 1, T, S)."""
-    B, T, H, d = q.shape
-    S, K = k.shape[1], k.shape[2]
+    (B, T, H, d), (_, S, K, _) = q.shape, k.shape
     rows = H // K * T           # the query heads that share a key-value head are more rows for it
     q = q.transpose(1, 2).reshape(B * K, rows, d) * d ** -0.5
     k, v = (x.transpose(1, 2).reshape(B * K, S, d) for x in (k, v))
@@ -444,7 +444,7 @@ def make_attention(path, document_starts, B, T, past, x):
     """attend(q, k, v) for all layers: rows of T tokens after `past` others, in x's dtype.
 
     What is seen depends on positions alone, so bounds or mask are made here, once. The kernels read
-    whole rows; what comes after a cache goes to SDPA.
+    whole rows; what comes after a cache goes to PyTorch's operations.
     """
     if path == "triton" and not past and T > 1:
         return functools.partial(flash_attention,
@@ -462,38 +462,40 @@ def make_attention(path, document_starts, B, T, past, x):
 
 
 @jit
-def _token_losses(LOGITS, TARGETS, SCALE, OUT, V, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
+def _log_probabilities(LOGITS, TARGETS, SCALE, OUT, COLUMNS, GRADIENT: tl.constexpr,
+                       BLOCK: tl.constexpr):
     """Program (row): the log-probability of its target; in place of its logits the gradient of
     -scale times that. A lane for each of BLOCK columns: lanes meet only after the loop."""
     row = tl.program_id(0).to(tl.int64)
-    LOGITS += row * V
+    LOGITS += row * COLUMNS
     target = tl.load(TARGETS + row)
     kept = target != -100
     lane = tl.arange(0, BLOCK)
     top = tl.full([BLOCK], -1e30, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
-    for first in tl.range(0, V, BLOCK):
+    for first in tl.range(0, COLUMNS, BLOCK):
         column = first + lane
-        x = tl.load(LOGITS + column, mask=column < V, other=float("-inf")).to(tl.float32)
-        new_top = tl.maximum(top, x)
-        total = total * tl.exp(top - new_top) + tl.exp(x - new_top)
-        top = new_top
+        x = tl.load(LOGITS + column, mask=column < COLUMNS, other=float("-inf")).to(tl.float32)
+        new = tl.maximum(top, x)
+        total = total * tl.exp(top - new) + tl.exp(x - new)
+        top = new
     best = tl.max(top, 0)
     lse = best + tl.log(tl.sum(total * tl.exp(top - best), 0))
-    picked = tl.load(LOGITS + tl.maximum(target, 0)).to(tl.float32)
+    inside = (target >= 0) & (target < COLUMNS)         # what is neither -100 nor inside gives NaN
+    picked = tl.load(LOGITS + target, mask=inside, other=float("nan")).to(tl.float32)
     tl.store(OUT + row, tl.where(kept, picked - lse, 0.0))
     if GRADIENT:
-        tl.debug_barrier()                  # all lanes have read before the row is overwritten
+        tl.debug_barrier()                  # all have read `picked` before its place is overwritten
         scale = tl.where(kept, tl.load(SCALE + row), 0.0)
-        for first in tl.range(0, V, BLOCK):
+        for first in tl.range(0, COLUMNS, BLOCK):
             column = first + lane
-            x = tl.load(LOGITS + column, mask=column < V, other=0.0)
+            x = tl.load(LOGITS + column, mask=column < COLUMNS, other=0.0)
             p = tl.exp(x.to(tl.float32) - lse) - tl.where(column == target, 1.0, 0.0)
-            tl.store(LOGITS + column, (p * scale).to(x.dtype), mask=column < V)
+            tl.store(LOGITS + column, (p * scale).to(x.dtype), mask=column < COLUMNS)
 
 
-def token_losses_reference(logits, targets, scale=None):
-    """The twin of _token_losses: logits (N, V), targets, scale (N,) -> (N,), gradient (N, V)."""
+def log_probabilities_reference(logits, targets, scale=None):
+    """The twin of log_probabilities()."""
     x, kept, index = logits.float(), targets != -100, targets.clamp(min=0)[:, None]
     top, picked = x.amax(-1, keepdim=True), x.gather(1, index)              # (N, 1)
     powers = x.sub_(top).exp_()         # logits, powers and gradient: one buffer, written over
@@ -506,14 +508,17 @@ def token_losses_reference(logits, targets, scale=None):
     return out, gradient.to(logits.dtype)
 
 
-def token_losses(logits, targets, scale=None):
-    """By the kernel or its twin; the logits are lost."""
+def log_probabilities(logits, targets, scale=None):
+    """Log-probabilities of targets (N,), those of -100 zero; the logits (N, V) are written over.
+
+    With scale (N,) also the gradient of -(scale * them).sum() for the logits, (N, V).
+    """
     if why_not_triton(logits.device):
-        return token_losses_reference(logits, targets, scale)
+        return log_probabilities_reference(logits, targets, scale)
     out = logits.new_empty(targets.shape, dtype=torch.float32)
     with torch.cuda.device_of(logits):
-        _token_losses[len(targets),](logits, targets, scale, out, logits.shape[1],
-                                     GRADIENT=scale is not None, BLOCK=BLOCK, num_warps=8)
+        _log_probabilities[len(targets),](logits, targets.contiguous(), scale, out, logits.shape[1],
+                                          GRADIENT=scale is not None, BLOCK=BLOCK, num_warps=8)
     return out, logits
 
 
@@ -522,7 +527,7 @@ def _loss_head(hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | 
                ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of the targets, a chunk of tokens at a time: (N, D), (V, D), (N,) -> (N,).
 
-    With scale (N,) also the gradients of -(scale * them).sum() for hidden and weight, else zeros.
+    With scale (N,) also the gradients of -(scale * them).sum() for hidden and weight, else (0, D).
     """
     out, d_hidden, d_weight = _loss_head_shapes(hidden, weight, targets, scale)
     w, N, V = weight.to(hidden.dtype), len(hidden), len(weight)
@@ -530,11 +535,12 @@ def _loss_head(hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | 
     rows = max(1, CHUNK_LOGITS // V) if why_not_triton(hidden.device) else CHUNK_ROWS
     for part in (slice(start, start + rows) for start in range(0, N, rows)):
         logits = hidden[part] @ w.t()                                       # (rows, V)
-        out[part], gradient = token_losses(logits, targets[part],
-                                           None if scale is None else scale[part])
+        out[part], gradient = log_probabilities(logits, targets[part],
+                                                None if scale is None else scale[part])
         if scale is not None:
             d_hidden[part] = gradient @ w                                   # (rows, D)
             d_weight += gradient.t() @ hidden[part]                         # (V, D)
+        del logits, gradient            # or the next chunk's would be made beside them
     return out, d_hidden, d_weight.to(weight.dtype)
 
 
@@ -572,16 +578,10 @@ class _LinearLogProbabilities(torch.autograd.Function):
         return *_loss_head(*ctx.saved_tensors, -d_out)[1:], None
 
 
-def linear_cross_entropy_reference(hidden, weight, targets):
-    """The twin of linear_cross_entropy() that holds all the logits."""
-    logits = (hidden @ weight.to(hidden.dtype).t()).float()                 # (N, V)
-    return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
-
-
 def linear_cross_entropy(hidden, weight, targets):
     """Sum of the next-token losses in nats: hidden (N, D), weight (V, D), targets (N,) -> ().
 
-    Targets of -100 are left out. The products run in hidden's dtype, the softmax in fp32.
+    Targets of -100 are left out. Products in hidden's dtype, softmax in fp32, no second derivative.
     """
     if not torch.is_grad_enabled():                         # measuring only: no gradient
         return -linear_log_probabilities(hidden, weight, targets).sum()
@@ -595,5 +595,4 @@ def linear_log_probabilities(hidden, weight, targets):
 
 if __name__ == "__main__":
     import runpy
-    runpy.run_path(f"{os.path.dirname(os.path.abspath(__file__))}/tests/bench_kernels.py",
-                   run_name="__main__")
+    runpy.run_path(__file__.replace("kernels.py", "tests/bench_kernels.py"), run_name="__main__")

@@ -262,7 +262,7 @@ class Decoder(nn.Module):
         (B, T), past = input_ids.shape, cache.length if cache is not None else 0
         # what depends on positions alone is made once for all layers
         rotary = self.rotary(input_ids, document_starts, past, x.dtype)
-        path, _ = attention_path(x.device, len(self.frequencies), x.dtype, T, attention)
+        path, _ = attention_path(x.device, rotary[0].shape[-1], x.dtype, T, attention)
         attend = make_attention(path, document_starts, B, T, past, x)
         for layer, block in enumerate(self.layers):
             x = block(x, rotary, attend, cache, layer)
@@ -274,8 +274,8 @@ class Decoder(nn.Module):
 class CausalLM(nn.Module):
     """The decoder and its head.
 
-    compute_dtype: the activations' dtype, if not that of the weights. attention: "auto" takes the
-    fastest that runs, "triton" and "sdpa" name one (kernels.attention_path).
+    compute_dtype: the activations' dtype, if not that of the weights. attention: "auto" leaves the
+    choice to kernels.attention_path, "triton", "sdpa" and "formula" name one.
     """
 
     def __init__(self, config):

@@ -18,14 +18,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import kernels  # noqa: E402
 
-ARCHITECTURES = {80: 166912, 86: 101376, 90: 232448, 100: 232448}   # shared memory of a program
+SHARED = {80: 166912, 86: 101376, 90: 232448, 100: 232448}          # bytes that a program may have
 TENSOR_CORES = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")       # of sm_90, sm_100, the others
 DTYPES = ("bf16", "fp16", "fp32")
-CASES = [*itertools.product(("_forward", "_dq", "_dkdv"), (64, 128), DTYPES, ARCHITECTURES),
-         *itertools.product(("_token_losses",), (0,), DTYPES, ARCHITECTURES)]
+CASES = [*itertools.product(("_forward", "_dq", "_dkdv"), (64, 128), DTYPES, SHARED),
+         *itertools.product(("_log_probabilities",), (0,), DTYPES, SHARED)]
 TYPES = {"START": "*i32", "END": "*i32", "LSE": "*fp32", "DELTA": "*fp32", "scale": "fp32",
-         "T": "i32", "TP": "i32", "G": "i32"}
-LOSS_TYPES = {"TARGETS": "*i64", "SCALE": "*fp32", "OUT": "*fp32", "V": "i32"}
+         "T": "i32", "TP": "i32", "H": "i32", "G": "i32"}
+LOSS_TYPES = {"TARGETS": "*i64", "SCALE": "*fp32", "OUT": "*fp32", "COLUMNS": "i32"}
 
 
 def tool(name, *args):
@@ -43,18 +43,18 @@ def build(kernel, d, dtype, arch):
     from triton.compiler import ASTSource
 
     function = getattr(kernels, kernel)
-    if kernel == "_token_losses":
+    if kernel == "_log_probabilities":
         constants, special = dict(GRADIENT=True, BLOCK=kernels.BLOCK), LOSS_TYPES
         warps, stages = 8, 3
     else:
-        table = {arch: kernels.FP32_TILES[kernel]} if dtype == "fp32" else kernels.TILES[kernel, d]
-        queries, keys, warps, stages = table[arch]
+        queries, keys, warps, stages = kernels.FP32_TILES[kernel] if dtype == "fp32" else \
+            kernels.TILES[kernel, d][kernels.ARCHITECTURES.index(arch)]
         constants, special = dict(d=d, BQ=queries, BK=keys), TYPES
     types = {name: "constexpr" if name in constants else
              special.get(name, f"*{dtype}" if name.isupper() else "i32")
              for name in function.arg_names}
     even = {(i,): [["tt.divisibility", 16]] for i, (name, kind) in enumerate(types.items())
-            if kind[0] == "*" or name == "TP" or name.endswith("_stride")}
+            if kind[0] == "*" or name in ("TP", "COLUMNS") or name.endswith("_stride")}
     source = ASTSource(function, types, {(function.arg_names.index(name),): value
                                          for name, value in constants.items()}, even)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32),
@@ -95,26 +95,29 @@ def examine(kernel, d, dtype, arch):
 
     plain = min(loops, key=lambda names: count(names, "FSEL"))      # the loop without a mask
     found = [(name, compiled.asm["ptx"].count(name)) for name in TENSOR_CORES]
+    waits = re.findall(r"async_wait[^\n]*num = (\d+)", compiled.asm["ttgir"])
     instruction, products = next((pair for pair in found if pair[1]), ("none", 0))
     return dict(kernel=kernel, d=d, dtype=dtype, arch=arch,
                 registers=int(re.search(r"Used (\d+) registers", said)[1]),
                 spilled=int(re.search(r"(\d+) bytes spill stores", said)[1]),
                 spills_in_loop=count(plain, "LDL", "STL"), shared=compiled.metadata.shared,
-                instruction=instruction, products=products, selects=count(plain, "FSEL"),
+                in_flight=max(map(int, waits), default=0), instruction=instruction,
+                products=products, selects=count(plain, "FSEL"),
                 most_selects=max(count(names, "FSEL") for names in loops))
 
 
 def main():
     import triton
     print(f"triton {triton.__version__}. Spilled: bytes, and instructions in the loop without a "
-          "mask; selects: in that loop, and in the one with a mask")
-    line = "{:13} {:>3} {:5} {:>6} {:>9} {:>7} {:>7} {:>9}  {:20} {:>7}"
+          "mask; in flight: copies to shared memory\nthat a loop need not wait for; selects: in the "
+          "loop without a mask, and in the one with it")
+    line = "{:18} {:>3} {:5} {:>6} {:>9} {:>7} {:>7} {:>9} {:>9}  {:20} {:>7}"
     print(line.format("kernel", "d", "dtype", "for", "registers", "spilled", "in loop", "shared KB",
-                      "tensor cores", "selects"))
+                      "in flight", "tensor cores", "selects"))
     for case in CASES:
         row = examine(*case)
         print(line.format(*case[:3], f"sm_{row['arch']}", row["registers"], row["spilled"],
-                          row["spills_in_loop"], row["shared"] // 1024,
+                          row["spills_in_loop"], row["shared"] // 1024, row["in_flight"],
                           f"{row['products']} {row['instruction']}",
                           f"{row['selects']}/{row['most_selects']}"), flush=True)
 

@@ -4,9 +4,9 @@
     TRITON_INTERPRET=1 pytest tests/kernel_cases.py           # on a CPU
     CASES=256 TRITON_INTERPRET=1 pytest tests/kernel_cases.py -k random
 
-test_kernels.py runs the second in a process of its own: the interpreter changes all of Triton. It
-is made strict here: bf16 rounds as hardware does, no access may leave the tensors that a kernel was
-given, and memory that nobody wrote holds NaN.
+test_kernels.py runs one of the first two in a process of its own: the interpreter changes all of
+Triton. It is made strict here: bf16 rounds as hardware does, no access may leave the tensors that a
+kernel was given, and memory that nobody wrote holds NaN.
 """
 
 import os
@@ -88,8 +88,9 @@ def small_tiles(monkeypatch):
         for kernel in KERNELS if kernels.INTERPRETED else ():
             tile = (rng.choice((16, 32, 64)), rng.choice((16, 32, 64)), 4, 2)
             monkeypatch.setitem(kernels.FP32_TILES, kernel, tile)
+            monkeypatch.setattr(kernels, "SPLIT_BELOW", rng.choice((0, 1 << 15)))
             for d in kernels.HEAD_DIMS:
-                monkeypatch.setitem(kernels.TILES, (kernel, d), {86: tile})
+                monkeypatch.setitem(kernels.TILES, (kernel, d), (tile,) * 4)
 
     choose(random.Random(0))
     return choose
@@ -144,25 +145,32 @@ def by_kernels(parts, d_out, starts):
     return [out, *torch.autograd.grad(out, parts, d_out)]
 
 
-def error(x, exact, scale=1.0):
-    """Relative, but to no less than half the inputs' size: dq and dk of short documents vanish."""
-    return float((x - exact).double().norm() / max(exact.norm(), 0.5 * scale * x.numel() ** 0.5))
+def error(x, exact, size):
+    """Relative, but to no less than half of `size`: dq and dk of short documents vanish."""
+    return float((x - exact).double().norm() / max(exact.norm(), 0.5 * size * x.numel() ** 0.5))
 
 
 SLACK = {torch.float32: 2e-6, torch.float16: 2e-4, torch.bfloat16: 2e-3}    # where SDPA is exact
 
 
-def assert_right(parts, d_out, starts, scale=1.0, slack=1):
-    """Within twice the error that SDPA makes in the same dtype; float64 is the truth."""
+def assert_right(parts, d_out, starts, scale=1, lse_error=1):
+    """Within twice the error that SDPA makes in the same dtype; float64 is the truth.
+
+    scale: that of q, to which dk is proportional. lse_error: lse is an fp32 number as large as the
+    scores, and every p that the backward makes again has its rounding; SDPA keeps p.
+    """
     starts = starts.to(DEVICE).expand(d_out.shape[:2])
     exact = by_sdpa(parts, d_out, starts, torch.float64)
     plain = by_sdpa(parts, d_out, starts, d_out.dtype)
     ours = by_kernels(parts, d_out, starts)
     for name, x, y, z in zip(("out", "dq", "dk", "dv"), ours, plain, exact):
         assert x.isfinite().all(), name
-        found, others = error(x, z, scale), error(y, z, scale)
+        size, slack = (scale if name == "dk" else 1), SLACK[d_out.dtype]
+        if name == "dv" and d_out.dtype == torch.float32:
+            slack *= max(lse_error, scale / 5)
+        found, others = error(x, z, size), error(y, z, size)
         print(f"{name} {found:.2e} {others:.2e}", end="  ")
-        assert found <= 2 * others + slack * SLACK[d_out.dtype], (name, found, others)
+        assert found <= 2 * others + slack, (name, found, others)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -219,9 +227,8 @@ def test_extreme_scores(kind, small_tiles):
     if kind == "one key wins":
         k[:, 3] = 40 * q[:, 60, :1]
     parts = [x.requires_grad_() for x in (q, k, v)]
-    # scores in the hundreds: lse is rounded to 3e-5, and with it what the backward makes of it
     assert_right(parts, d_out, torch.zeros(1, 70, dtype=torch.long),
-                 scale=1000 if kind == "large" else 1, slack=10 if kind == "one key wins" else 1)
+                 1000 if kind == "large" else 1, lse_error=10 if kind == "one key wins" else 1)
 
 
 def test_rows_that_see_nothing_give_zeros(small_tiles):
@@ -274,6 +281,24 @@ def test_packed_is_what_each_document_is_alone(small_tiles):
         for x, y in zip(together, alone):
             assert torch.allclose(x[:, part], y, atol=2e-6)
         place += length
+
+
+@pytest.mark.skipif(not kernels.INTERPRETED, reason="the tiles are counted in the interpreter")
+@pytest.mark.parametrize("lengths,boundary,whole", [([256], 8, 28), ([64] * 4, 8, 4)])
+def test_only_tiles_that_are_seen_are_walked(lengths, boundary, whole, monkeypatch):
+    """Of n tiles of 32 a document has n on the diagonal and n (n - 1) / 2 seen in whole."""
+    for kernel in KERNELS:
+        monkeypatch.setitem(kernels.FP32_TILES, kernel, (32, 32, 4, 2))
+    walk, counts = kernels._walk, {0: 0, 1: 0}
+
+    def note(*arguments):
+        found = walk(*arguments)
+        counts[int(arguments[-1])] += max(int(found[-1]), 0)
+        return found
+
+    monkeypatch.setattr(kernels, "_walk", note)
+    by_kernels(*make(1, 256, 1, 1, 64), starts_from_lengths(lengths)[None])
+    assert counts == {0: 3 * whole, 1: 3 * boundary}            # by each of the three kernels
 
 
 def test_order_of_the_batch_does_not_matter_and_two_runs_are_the_same(small_tiles):
@@ -337,11 +362,11 @@ def head(N, D, V, dtype, seed=0):
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
 @pytest.mark.parametrize("V", [7, 4096, 9001])
-def test_token_losses_are_what_the_twin_makes(V, dtype):
+def test_log_probabilities_are_what_the_twin_makes(V, dtype):
     hidden, weight, targets = head(9, 16, V, dtype)
     logits, scale = (hidden @ weight.t()).detach(), torch.linspace(-2, 3, 9, device=DEVICE)
-    out, gradient = kernels.token_losses(logits.clone(), targets, scale)
-    wanted, slope = kernels.token_losses_reference(logits.clone(), targets, scale)
+    out, gradient = kernels.log_probabilities(logits.clone(), targets, scale)
+    wanted, slope = kernels.log_probabilities_reference(logits.clone(), targets, scale)
     assert torch.allclose(out, wanted, atol=1e-5) and not out[::4].any()
     exact = logits.double().requires_grad_()
     loss = F.cross_entropy(exact, targets, reduction="none", ignore_index=-100)
@@ -351,15 +376,29 @@ def test_token_losses_are_what_the_twin_makes(V, dtype):
     tolerance = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
     for x in (gradient, slope):
         assert torch.allclose(x.double(), exact.grad, atol=tolerance)
-    assert torch.equal(kernels.token_losses(logits, targets)[0], out)      # without a gradient
+    assert torch.equal(kernels.log_probabilities(logits, targets)[0], out)      # without a gradient
 
 
 def test_losses_of_huge_logits_are_finite():
     logits = torch.full((2, 5000), -3e4, device=DEVICE)
     logits[:, 4999] = 3e4
-    out, gradient = kernels.token_losses(logits, torch.tensor([4999, 0], device=DEVICE),
+    out, gradient = kernels.log_probabilities(logits, torch.tensor([4999, 0], device=DEVICE),
                                          torch.ones(2, device=DEVICE))
     assert out.tolist() == [0, -6e4] and gradient[0].abs().max() == 0 and gradient[1, 0] == -1
+
+
+def test_wrong_targets_are_not_taken_for_others():
+    """Neither -100 nor a column: NaN, on a GPU as in the interpreter; nobody's logit is read."""
+    logits = torch.zeros(4, 50, device=DEVICE)
+    out, _ = kernels.log_probabilities(logits, torch.tensor([-1, 50, 49, -100], device=DEVICE))
+    assert out[:2].isnan().all() and out[2:].isfinite().all()
+
+
+def test_strided_targets_are_read_right():
+    targets = torch.tensor([[3, 0], [1, 0], [-100, 0]], device=DEVICE)[:, 0]
+    logits = torch.arange(30., device=DEVICE).view(3, 10).sin()
+    out, _ = kernels.log_probabilities(logits.clone(), targets)
+    assert torch.allclose(out[:2], logits.log_softmax(-1)[[0, 1], [3, 1]]) and out[2] == 0
 
 
 @pytest.mark.parametrize("rows", [4, 4096])
@@ -426,6 +465,23 @@ def test_whole_graph_compiles(model, small_tiles):
     assert torch.allclose(loss, eager)
     for p, gradient in zip(model.parameters(), wanted):
         assert torch.allclose(p.grad, gradient, atol=1e-5)
+
+
+def test_one_graph_serves_every_length():
+    """Dynamic shapes: nothing of the ops turns a length into a number."""
+    compiled, graphs = [], []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    loss = torch.compile(lambda q, k, v: flash_attention(q, k, v).sum(), backend=count,
+                         fullgraph=True, dynamic=True)
+    for T in (20, 130, 270, 400):
+        parts = [x.detach() for x in make(1, T, 2, 1, 64)[0]]
+        compiled.append(float(loss(*parts)))
+        assert compiled[-1] == pytest.approx(float(flash_attention(*parts).sum()), abs=1e-3)
+    assert len(graphs) == 1
 
 
 def test_checkpointing_can_keep_the_attention(small_tiles, monkeypatch):

@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from compile_kernels import ARCHITECTURES, CASES, examine
+from compile_kernels import CASES, SHARED, examine
 from conftest import ROOT
 
 import kernels
@@ -49,11 +49,8 @@ def test_kernels_compute_what_they_should():
 
 IN_CI = [("_forward", 128, "bf16", 90), ("_dq", 128, "bf16", 90), ("_dkdv", 128, "bf16", 90),
          ("_forward", 64, "bf16", 80), ("_dkdv", 128, "fp16", 80), ("_forward", 128, "fp32", 86),
-         ("_forward", 128, "bf16", 100), ("_token_losses", 0, "bf16", 90)]
-# bytes as triton 3.7.1 makes them; none in the loop without a mask but in fp32 on sm_100
-SPILLED = {("_dkdv", 64): {80: 64, 86: 80, 100: 168}, ("_dkdv", 128): {90: 136, 100: 412},
-           ("_dq", 128): {80: 44}}
-SPILLED_FP32 = 120
+         ("_forward", 128, "bf16", 100), ("_log_probabilities", 0, "bf16", 90)]
+SPILLED, SPILLED_FP32 = 20, 124             # bytes at most, as triton 3.7.1 makes them
 
 
 @needs_triton
@@ -61,16 +58,15 @@ SPILLED_FP32 = 120
     pytest.param(case, marks=pytest.mark.slow) for case in CASES if case not in IN_CI])
 def test_kernels_compile_well(case, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    (kernel, d, dtype, arch), row = case, examine(*case)
+    (kernel, _, dtype, arch), row = case, examine(*case)
     print(row)
-    assert row["shared"] <= ARCHITECTURES[arch]
-    recorded = SPILLED.get((kernel, d), {}).get(arch, 8) if dtype != "fp32" else SPILLED_FP32
-    assert row["spilled"] <= recorded + 64
+    assert row["shared"] <= SHARED[arch]
+    assert row["spilled"] <= (SPILLED_FP32 if dtype == "fp32" else SPILLED) + 64
     if dtype != "fp32":                     # three products in tf32 need selects of their own
         assert row["spills_in_loop"] == 0 and row["selects"] == 0 < row["most_selects"]
-    if kernel != "_token_losses":
+    if kernel != "_log_probabilities":
         half = {90: "wgmma.mma_async", 100: "tcgen05.mma"}.get(arch, "mma.sync")
-        assert row["products"] >= 24
+        assert row["products"] >= 24 and (dtype == "fp32" or row["in_flight"] >= 2)
         assert row["instruction"] == ("mma.sync" if dtype == "fp32" else half)
 
 
@@ -142,8 +138,8 @@ def test_choice_of_attention():
     assert attention_path(CPU, 64, bf16, 513) == ("sdpa", "cpu is no CUDA GPU")
     assert attention_path(CPU, 64, torch.float32, 8)[0] == "sdpa"
     assert attention_path(CPU, 64, bf16, 8, "sdpa") == ("sdpa", "--attention")
-    assert why_not_triton(CPU, 96) == "the kernels have head_dim (64, 128), not 96"
-    assert why_not_triton(CPU, 64, torch.float64) == "the kernels have no torch.float64"
+    assert why_not_triton(CPU, 96, bf16) == "there are no kernels for head_dim 96 in torch.bfloat16"
+    assert why_not_triton(CPU, 64, torch.float64)[-13:] == "torch.float64"
 
 
 @pytest.mark.parametrize("capability,path,why", [
@@ -157,8 +153,9 @@ def test_choice_on_a_gpu(monkeypatch, capability, path, why):
     cuda = torch.device("cuda")
     assert attention_path(cuda, 128, torch.bfloat16, 8192) == (path, why)
     if path == "triton":
-        row = kernels.TILES["_dq", 128][{(9, 0): 90, (12, 0): 86}[capability]]
-        assert kernels.tile_sizes("_dq", 128, torch.bfloat16, cuda) == row
+        column = {(9, 0): 2, (12, 0): 1}[capability]        # sm_90; the small one
+        found = kernels.tile_sizes("_forward", 128, torch.bfloat16, cuda)
+        assert found == kernels.TILES["_forward", 128][column]
 
 
 def test_works_without_triton():
@@ -186,25 +183,26 @@ ids = (torch.arange(4 * 17).view(4, 17) * 7) % 96
 starts = torch.tensor([[0] * 5 + [5] * 11] * 4)
 part = slice(pretrain.RANK * 4 // pretrain.WORLD, (pretrain.RANK + 1) * 4 // pretrain.WORLD)
 batch = {"input_ids": ids[part, :-1], "targets": ids[part, 1:], "document_starts": starts[part]}
-for step in range(6):
+for step in range(4):
     loss, norm = pretrain.one_step(model, optimizers, [batch], pretrain.next_token_loss, 64, 1e-3)
     [loss] = pretrain.sum_over_ranks(loss)
     pretrain.say(f"{loss:.5f} {norm:.5f}")
 """
 
 
-def test_two_processes_compute_what_one_does(tmp_path):
-    """The attention op under FSDP2, with the twin."""
+@pytest.mark.parametrize("interpret", ["0", pytest.param("1", marks=needs_triton)])
+def test_two_processes_compute_what_one_does(tmp_path, interpret):
+    """The twin under FSDP2, and the op, in the interpreter."""
     printed, script = [], tmp_path / "steps.py"
     script.write_text(FSDP)
     two = ["-m", "torch.distributed.run", "--nproc-per-node=2",
            f"--master-port={20000 + os.getpid() % 20000}"]
     for launch in ([], two):
         done = subprocess.run([sys.executable, *launch, script], cwd=ROOT, capture_output=True,
-                              text=True)
+                              text=True, env={**os.environ, "TRITON_INTERPRET": interpret})
         assert done.returncode == 0, done.stderr[-2000:]
         printed.append([float(word) for word in done.stdout.split()])
-    assert len(printed[0]) == 12 and printed[0] == pytest.approx(printed[1], rel=2e-5)
+    assert len(printed[0]) == 8 and printed[0] == pytest.approx(printed[1], rel=2e-5)
 
 
 # ---- the loss head's twin
