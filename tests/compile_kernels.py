@@ -109,8 +109,8 @@ def examine(kernel, d, dtype, arch):
 def main():
     import triton
     print(f"triton {triton.__version__}. Spilled: bytes, and instructions in the loop without a "
-          "mask; in flight: copies to shared memory\nthat a loop need not wait for; selects: in the "
-          "loop without a mask, and in the one with it")
+          "mask; in flight: copies to shared memory\nthat a loop need not wait for; selects: in "
+          "that loop, and in the one with a mask")
     line = "{:18} {:>3} {:5} {:>6} {:>9} {:>7} {:>7} {:>9} {:>9}  {:20} {:>7}"
     print(line.format("kernel", "d", "dtype", "for", "registers", "spilled", "in loop", "shared KB",
                       "in flight", "tensor cores", "selects"))
