@@ -125,7 +125,7 @@ def both_ways(attend, parts, d_out):
 
 
 def bench_attention(name, peak):
-    """Print a case: TFLOP/s, ours as a share of the matrix product, and over each rival."""
+    """Two lines of the table: TFLOP/s, ours as a share of the matrix product, over each rival."""
     B, T, H, K, d, packed = CASES[name]
     starts = document_starts(B, T) if packed else None
     first = torch.zeros(B, T).long().cuda() if starts is None else starts
