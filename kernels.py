@@ -211,7 +211,7 @@ def _dq(Q, K, V, OUT, D_OUT, DQ, LSE, DELTA, START, scale, q_stride, k_stride, v
             v = _load(V + head // G * d, k0, v_stride, T, BK, d, EDGE)
             ds = p * (_dot(d_out, tl.trans(v)) - delta[:, None])
             dq = _dot(ds.to(k.dtype), k, dq)                                    # (BQ, d)
-    _store(DQ + head * d, dq * (scale * 0.6931471805599453), q0, H * d, T, BQ, d)   # / sqrt(d)
+    _store(DQ + head * d, dq * d ** -0.5, q0, H * d, T, BQ, d)
 
 
 @jit
@@ -245,8 +245,7 @@ def _dkdv(Q, K, V, D_OUT, DK, DV, LSE, DELTA, START, END, scale, q_stride, k_str
             dv = _dot(p.to(d_out.dtype), d_out, dv)                             # (BK, d)
             ds = p * (_dot(v, tl.trans(d_out)) - delta[None, :])
             dk = _dot(ds.to(q.dtype), q, dk)                                    # (BK, d)
-    dk = dk * (scale * 0.6931471805599453)                                      # / sqrt(d)
-    _store(DK + share * d, dk, k0, shares * d, T, BK, d)
+    _store(DK + share * d, dk * d ** -0.5, k0, shares * d, T, BK, d)
     _store(DV + share * d, dv, k0, shares * d, T, BK, d)
 
 

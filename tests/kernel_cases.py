@@ -23,6 +23,8 @@ from kernels import (Bounds, document_bounds, flash_attention, linear_cross_entr
 from model import CausalLM, Config, generate, init_weights
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+# numpy warns of 2^x = inf where the mask then puts 0, and of rows past the last, never stored
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = ("_forward", "_dq", "_dkdv")
 if kernels.why_not_triton(torch.device(DEVICE)):
@@ -137,17 +139,17 @@ def by_sdpa(parts, d_out, starts, dtype):
     with sdpa_kernel(SDPBackend.MATH):
         out = F.scaled_dot_product_attention(*parts, attn_mask=mask, enable_gqa=True)
     grads = torch.autograd.grad(out, parts, d_out.to(dtype).transpose(1, 2))
-    return [x.transpose(1, 2) for x in (out, *grads)]
+    return [x.detach().transpose(1, 2) for x in (out, *grads)]
 
 
 def by_kernels(parts, d_out, starts):
     out = flash_attention(*parts, starts)
-    return [out, *torch.autograd.grad(out, parts, d_out)]
+    return [out.detach(), *torch.autograd.grad(out, parts, d_out)]
 
 
 def error(x, exact, size):
     """Relative, but to no less than half of `size`: dq and dk of short documents vanish."""
-    return float((x - exact).double().norm() / max(exact.norm(), 0.5 * size * x.numel() ** 0.5))
+    return float((x - exact).norm() / max(exact.norm(), 0.5 * size * x.numel() ** 0.5))
 
 
 SLACK = {torch.float32: 2e-6, torch.float16: 2e-4, torch.bfloat16: 2e-3}    # where SDPA is exact
