@@ -38,7 +38,7 @@ head; its logits become log-probabilities and, in place, their gradient.
 
 Without a GPU plain PyTorch does the same. This file knows no configurations, models or text.
 
-    python kernels.py bench     # on a GPU: every kernel beside its rivals, under 8 minutes
+    python kernels.py bench     # on a GPU: beside its rivals; begins no case after 7 minutes
 """
 
 import functools
@@ -530,7 +530,7 @@ def _loss_head(hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | 
     """
     out, d_hidden, d_weight = _loss_head_shapes(hidden, weight, targets, scale)
     w, N, V = weight.to(hidden.dtype), len(hidden), len(weight)
-    d_weight = torch.zeros_like(d_weight, dtype=torch.float32)
+    d_weight = d_weight.float().zero_()
     rows = max(1, CHUNK_LOGITS // V) if why_not_triton(hidden.device) else CHUNK_ROWS
     for part in (slice(start, start + rows) for start in range(0, N, rows)):
         logits = hidden[part] @ w.t()                                       # (rows, V)

@@ -1,6 +1,6 @@
 """Times of the kernels on this GPU, beside PyTorch's attentions for the same documents.
 
-    python kernels.py bench             # one table, under 8 minutes
+    python kernels.py bench             # one table; no case is begun after 7 minutes
     python kernels.py tiles             # other tiles for the attention kernels, the fastest first
 
 Rates count the pairs of tokens that see each other: 4 H d FLOP each forward, 2.5 times that

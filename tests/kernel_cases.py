@@ -285,6 +285,13 @@ def test_packed_is_what_each_document_is_alone(small_tiles):
         place += length
 
 
+@pytest.mark.parametrize("split_below", [0, 1 << 15])
+def test_both_ways_of_adding_up_a_group(split_below, monkeypatch):
+    """dk and dv of a key-value head: inside one program, or of each query head and then added."""
+    monkeypatch.setattr(kernels, "SPLIT_BELOW", split_below)
+    assert_right(*make(2, 70, 6, 2, 64, torch.bfloat16), torch.zeros(2, 70, dtype=torch.long))
+
+
 @pytest.mark.skipif(not kernels.INTERPRETED, reason="the tiles are counted in the interpreter")
 @pytest.mark.parametrize("lengths,boundary,whole", [([256], 8, 28), ([64] * 4, 8, 4)])
 def test_only_tiles_that_are_seen_are_walked(lengths, boundary, whole, monkeypatch):
@@ -384,8 +391,8 @@ def test_log_probabilities_are_what_the_twin_makes(V, dtype):
 def test_losses_of_huge_logits_are_finite():
     logits = torch.full((2, 5000), -3e4, device=DEVICE)
     logits[:, 4999] = 3e4
-    out, gradient = kernels.log_probabilities(logits, torch.tensor([4999, 0], device=DEVICE),
-                                         torch.ones(2, device=DEVICE))
+    targets, scale = torch.tensor([4999, 0], device=DEVICE), torch.ones(2, device=DEVICE)
+    out, gradient = kernels.log_probabilities(logits, targets, scale)
     assert out.tolist() == [0, -6e4] and gradient[0].abs().max() == 0 and gradient[1, 0] == -1
 
 
@@ -404,25 +411,27 @@ def test_strided_targets_are_read_right():
 
 
 @pytest.mark.parametrize("rows", [4, 4096])
-def test_loss_head_in_chunks(rows, monkeypatch):
+@pytest.mark.parametrize("summed", [True, False])
+def test_loss_head_in_chunks(rows, summed, monkeypatch):
     monkeypatch.setattr(kernels, "CHUNK_ROWS", rows)
     hidden, weight, targets = head(11, 16, 300, torch.float32)
-    scale = torch.linspace(-1, 2, 11, device=DEVICE)
-    for loss in (lambda: linear_cross_entropy(hidden, weight, targets),
-                 lambda: (linear_log_probabilities(hidden, weight, targets) * scale).sum()):
-        value = loss()
-        found = torch.autograd.grad(value, (hidden, weight))
-        exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-        losses = F.cross_entropy(exact[0] @ exact[1].t(), targets, reduction="none")
-        true = losses.sum() if loss.__code__.co_names[0] == "linear_cross_entropy" else \
-            -(losses * scale).sum()
-        assert torch.allclose(value.double(), true, rtol=1e-5)
-        for x, y in zip(found, torch.autograd.grad(true, exact)):
-            assert torch.allclose(x.double(), y, atol=1e-5)
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    losses = F.cross_entropy(exact[0] @ exact[1].t(), targets, reduction="none")
+    if summed:
+        value, true = linear_cross_entropy(hidden, weight, targets), losses.sum()
+    else:
+        scale = torch.linspace(-1, 2, 11, device=DEVICE)
+        value = (linear_log_probabilities(hidden, weight, targets) * scale).sum()
+        true = -(losses * scale).sum()
+    assert torch.allclose(value.double(), true, rtol=1e-5)
+    found = torch.autograd.grad(value, (hidden, weight))
+    for x, y in zip(found, torch.autograd.grad(true, exact)):
+        assert torch.allclose(x.double(), y, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------
 # As one op among others
+
 
 def test_ops_are_well_behaved(small_tiles):
     parts, _ = make(1, 40, 2, 1, 64)
