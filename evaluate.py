@@ -1,27 +1,954 @@
-"""How good a model is. So far: bits per byte, beside what compressors make of the same text.
+"""How good a model is, and a grader that cannot be fooled.
 
-Bits per byte is the code length that the model's predictions give a text, divided by its UTF-8
-bytes. It does not depend on the tokenizer, so models with different vocabularies can be compared,
-and so can gzip, bz2 and xz, which predict too.
+Programs that a model wrote are run to see whether they are right, and such programs may do
+anything: hang, fill the memory, read files, or return an object that equals everything. So each
+check takes two locked-in processes. The *candidate* holds the program and no test; the *tester*
+holds the test, calls check(candidate) and sees of the candidate only plain values that came
+through a pipe. What the candidate prints, its exit code and late answers count for nothing.
+
+On top of that stand benchmarks in the formats of HumanEval, MBPP, EvalPlus, infilling and
+CRUXEval, our own ladder for small models, bits per byte, and pass@k (report, section 6).
 
 This file knows models and benchmarks, not training (pretrain.py) nor where data comes from
 (data.py): held-out documents reach it as a file.
 
-    python evaluate.py                              # the newest model in out/ on held-out code
-    python evaluate.py --model FOLDER --text FILE   # any model, any text; seconds
+    python evaluate.py                              # the newest model in out/; two minutes
+    python evaluate.py --benchmark humaneval --model FOLDER --problems HumanEval.jsonl.gz
+    python evaluate.py score --benchmark humaneval --problems HumanEval.jsonl.gz --samples S.jsonl
+    python evaluate.py --model FOLDER --text FILE   # bits per byte of any text; seconds
 """
 
 import argparse
+import ast
+import builtins
 import bz2
+import contextlib
+import ctypes
+import errno
+import gc
 import gzip
+import hashlib
+import importlib
 import json
 import lzma
 import math
+import os
+import platform
+import queue
+import random
+import resource
+import select
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import textwrap
+import time
+import types
+import zlib
+from collections import Counter, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # Imports of ours stand inside functions, so that a sandbox worker starts without loading torch.
 
 TOKENS_AT_ONCE = 16384      # in a forward pass: enough to keep a device busy
+MESSAGE_BYTES = 64 << 20    # of an answer by a candidate
+OUTPUT_BYTES = 1 << 20      # of what a program prints
+MEMORY_BYTES = 1 << 30      # of address space for a program
+
+# ------------------------------------------------------------------------------------------------
+# Plain values over a pipe: what a candidate may receive and return
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+def encode(value):
+    """A plain value as JSON data. What JSON lacks is an object with one key: {"tuple": [...]}.
+
+    Subclasses cross as the plain value they hold, read by the base's own method, so that nothing
+    they redefine is called. TypeError for what isn't plain; RecursionError for what holds itself.
+    """
+    kind = type(value)
+    if kind is int and value.bit_length() > 1 << 12:
+        return {"int": hex(value)}                          # decimal digits take quadratic time
+    if kind in PLAIN:
+        return value
+    if isinstance(value, list):
+        return [encode(item) for item in list.__iter__(value)]
+    for base in (tuple, set, frozenset):
+        if isinstance(value, base):
+            return {base.__name__: [encode(item) for item in base.__iter__(value)]}
+    if isinstance(value, dict):
+        return {"dict": [[encode(key), encode(item)] for key, item in dict.items(value)]}
+    if isinstance(value, (bytes, bytearray)):
+        return {kind.__name__ if kind is bytearray else "bytes": bytes(value).decode("latin-1")}
+    if isinstance(value, complex):
+        return {"complex": [complex.real.__get__(value), complex.imag.__get__(value)]}
+    for base, plain in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):
+        if isinstance(value, base):
+            return encode(plain(value))
+    if getattr(value, "ndim", None) == 0:                   # a number of numpy's
+        return encode(value.item())
+    raise TypeError(f"a value of type {kind.__name__} cannot be sent")
+
+
+def decode(data):
+    """The inverse of encode. It makes plain values only, whatever the data; else ValueError."""
+    if type(data) in PLAIN:
+        return data
+    if type(data) is list:
+        return [decode(item) for item in data]
+    try:
+        [(kind, data)] = data.items()
+        if kind in ("bytes", "bytearray"):
+            return getattr(builtins, kind)(data.encode("latin-1"))
+        if kind == "int":
+            return int(data, 16)
+        if kind == "complex":
+            return complex(*map(float, data))
+        return {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict}[kind](
+            map(decode, data))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not a plain value: {error}") from None
+
+
+def send(fd, value):
+    """Write one message: its length in four bytes, then JSON."""
+    data = json.dumps(value).encode()
+    data = memoryview(struct.pack("<I", len(data)) + data)
+    while data:
+        data = data[os.write(fd, data):]
+
+
+def read_exactly(fd, size):
+    parts = []
+    while size:
+        part = os.read(fd, min(size, 1 << 20))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def receive(fd, limit=1 << 31):
+    """Read one message. EOFError at the end of the pipe, ValueError if it is none."""
+    [size] = struct.unpack("<I", read_exactly(fd, 4))
+    if size > limit:
+        raise ValueError(f"a message of {size:,} bytes")
+    return json.loads(read_exactly(fd, size))
+
+
+# ------------------------------------------------------------------------------------------------
+# The jail
+
+# What a jailed program may ask of Linux: name, number on x86-64, on aarch64 (- : it has none).
+# To everything else the answer is "no such call": processes, signals, sockets, links, limits, ...
+CALLS = """
+read 0 63, write 1 64, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62,
+mmap 9 222, mprotect 10 226, munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135,
+rt_sigreturn 15 139, pread64 17 67, readv 19 65, writev 20 66, access 21 -, sched_yield 24 124,
+mremap 25 216, madvise 28 233, nanosleep 35 101, getpid 39 172, exit 60 93, uname 63 160,
+getcwd 79 17, readlink 89 -, gettimeofday 96 169, getrusage 98 165, times 100 153, getuid 102 174,
+getgid 104 176, geteuid 107 175, getegid 108 177, sigaltstack 131 132, gettid 186 178, time 201 -,
+futex 202 98, sched_getaffinity 204 123, getdents64 217 61, clock_gettime 228 113,
+clock_getres 229 114, clock_nanosleep 230 115, exit_group 231 94, newfstatat 262 79,
+pselect6 270 72, ppoll 271 73, set_robust_list 273 99, pipe2 293 59, getrandom 318 278,
+membarrier 324 283, statx 332 291, rseq 334 293
+"""
+# Allowed where an argument has none (0) or one (1) of some bits: files are opened for reading
+# only, and what is started shares the process: a thread. Fields: numbers, argument, bits, 0 or 1.
+CHECKED = [(2, None, 1, 0o1103, 0), (257, 56, 2, 0o1103, 0), (56, 220, 0, 0x10000, 1)]
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}    # as the kernel numbers them
+PRELOADED = """math cmath re string random itertools functools collections heapq bisect operator
+copy datetime decimal fractions statistics typing hashlib dataclasses enum threading textwrap
+unicodedata array calendar numbers""".split()                    # imported before the doors close
+
+
+def seccomp_filter(machine):
+    """The classic BPF program that answers every system call, packed; None on other machines."""
+    if machine not in MACHINES:
+        return None
+    column, load, equal, test, answer = list(MACHINES).index(machine), 0x20, 0x15, 0x45, 0x06
+    allow, kill, error = 0x7FFF0000, 0x80000000, 0x00050000
+    program = [(load, 0, 0, 4), (equal, 1, 0, MACHINES[machine]), (answer, 0, 0, kill),
+               (load, 0, 0, 0)]                                     # the call's number
+    for *numbers, argument, bits, wanted in CHECKED:
+        if numbers[column] is not None:
+            program += [(equal, 0, 4, numbers[column]), (load, 0, 0, 16 + 8 * argument),
+                        (test, 1 - wanted, wanted, bits), (answer, 0, 0, allow),
+                        (answer, 0, 0, error + (errno.ENOSYS if wanted else errno.EACCES))]
+    for call in CALLS.split(","):
+        if (number := call.split()[1 + column]) != "-":
+            program += [(equal, 0, 1, int(number)), (answer, 0, 0, allow)]
+    program.append((answer, 0, 0, error + errno.ENOSYS))
+    return b"".join(struct.pack("HBBI", *step) for step in program)
+
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def system(name, *args):
+    """Call a function of libc; OSError if it returns -1."""
+    args = [ctypes.c_ulong(arg) if isinstance(arg, int) else arg for arg in args]
+    if (result := getattr(LIBC, name)(*args)) == -1:
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def enter_namespaces():
+    """Network, IPC, host name, mounts and, for its children, process numbers of its own."""
+    user, group = os.getuid(), os.getgid()
+    system("unshare", (0x10000000 if user else 0)           # root needs no user namespace for it
+           | 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000 | 0x20000000)
+    if user:
+        with contextlib.suppress(OSError):  # an unmapped user cannot mount; the rest holds
+            for file, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"),
+                               ("gid_map", f"{group} {group} 1")):
+                Path("/proc/self", file).write_text(line)
+
+
+def enter_mounts(readable):
+    """An empty file system that holds what is readable. Its root is mounted over /proc."""
+    bind, recursive, private, plain = 4096, 16384, 1 << 18, 2 | 4
+    system("mount", None, b"/", None, recursive | private, None)
+    system("mount", b"tmpfs", b"/proc", b"tmpfs", plain, None)
+    for path in readable:
+        target = Path("/proc" + path)
+        if Path(path).is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
+        system("mount", path.encode(), str(target).encode(), None, bind | recursive, None)
+    os.chroot("/proc")
+    os.chdir("/")
+
+
+def enter_landlock(readable):
+    """From here on files are opened for reading only, and only below the readable paths."""
+    version = system("syscall", 444, None, 0, 1)
+    access = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1      # all the rights it knows
+    ruleset = system("syscall", 444, struct.pack("Q", access), 8, 0)
+    for path in readable:
+        file = os.open(path, os.O_PATH)
+        read = 1 << 2 | (1 << 3 if os.path.isdir(path) else 0)      # a file, and list a folder
+        system("syscall", 445, ruleset, 1, struct.pack("=Qi", read, file), 0)
+        os.close(file)
+    system("syscall", 446, ruleset, 0)
+    os.close(ruleset)
+
+
+def jail(readable, without):
+    """Lock this process in, with all that it forks -> the names of the layers that hold."""
+    layers = ["rlimits"]
+    for name, enter in (("no-new-privileges", lambda: system("prctl", 38, 1, 0, 0, 0)),
+                        ("namespaces", enter_namespaces),
+                        ("mounts", lambda: enter_mounts(readable)),
+                        ("Landlock", lambda: enter_landlock(readable))):
+        if name not in without and (name != "mounts" or "namespaces" in layers):
+            with contextlib.suppress(OSError, AttributeError):      # not on this system
+                enter()
+                layers.append(name)
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+    if "namespaces" in layers:
+        if os.fork():               # only a child stands in the new numbering, as its process 1
+            os.close(0)
+            os.close(1)
+            os.wait()
+            os._exit(0)
+        system("prctl", 1, 9, 0, 0, 0)                              # die with the parent
+    if "no-new-privileges" in layers:
+        system("prctl", 4, 0, 0, 0, 0)                              # nobody reads its memory
+    return layers
+
+
+def limit(seconds, threads):
+    """Set the rlimits of one program."""
+    limits = {"CORE": 0, "FSIZE": 0, "NOFILE": 64, "AS": MEMORY_BYTES, "CPU": int(seconds) + 2,
+              "NPROC": 512 if threads else 0}
+    for name, value in limits.items():
+        with contextlib.suppress(ValueError, OSError, AttributeError):      # macOS lacks some
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+
+# ------------------------------------------------------------------------------------------------
+# Who does what. The worker forks, for each check, a candidate, which holds the program and no
+# test, and a tester, which holds the test and asks the candidate for values over two pipes.
+
+
+def failure(error):
+    """(what it is, the builtin exception it derives from, its message) of an exception."""
+    builtin = next(c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins")
+    message = ""
+    with contextlib.suppress(BaseException):
+        message = str(error)[:200]
+    reason = {"MemoryError": "memory"}.get(builtin, "exception")
+    return [f"{reason}: {type(error).__name__}: {message}".removesuffix(": "), builtin, message]
+
+
+def load(program):
+    """Run a program as a module of its own -> its names. What stands under __main__ is not run."""
+    module = types.ModuleType("completion")
+    sys.modules["completion"] = module                              # dataclasses look it up
+    exec(compile(program, "completion.py", "exec"), module.__dict__)
+    return module.__dict__
+
+
+def candidate(program, entry_point, requests, replies):
+    """Load the program and answer each request [args, kwargs] with what the function returns."""
+    try:
+        names = load(program)
+        if not callable(names.get(entry_point)):
+            return send(replies, [f"no entry point: {entry_point} is not defined", "", ""])
+        function = names[entry_point]
+    except BaseException as error:
+        reason, *rest = failure(error)
+        syntax = isinstance(error, SyntaxError) and f"syntax: line {error.lineno}: {error.msg}"
+        return send(replies, [syntax or reason, *rest])
+    send(replies, {"value": None, "after": None})
+    while request := receive(requests):
+        args, kwargs = decode(request)
+        try:
+            value = function(*args, **kwargs)
+        except BaseException as error:
+            send(replies, failure(error))
+            continue
+        try:
+            after = encode([args, kwargs])
+            reply = {"value": encode(value), "after": None if after == request else after}
+        except (TypeError, RecursionError) as error:
+            reply = [f"protocol: {error}", "TypeError", str(error)]
+        send(replies, reply)
+
+
+ENDINGS = (StopIteration, StopAsyncIteration)       # would end a loop of the test's instead
+
+
+class Lost(BaseException):
+    """There is no candidate any more. Not an Exception, so that no test catches it."""
+
+
+class Proxy:
+    """Stands for the candidate's function in the tester. fault: why the check has failed."""
+
+    def __init__(self, requests, replies):
+        self.requests, self.replies = requests, replies
+        self.fault, self.raised, self.calls = None, None, 0
+
+    def lost(self, reason):
+        self.fault = self.fault or reason
+        raise Lost
+
+    def reply(self):
+        try:
+            reply = receive(self.replies, MESSAGE_BYTES)
+            if type(reply) is list:
+                reason, builtin, message = map(str, reply)
+                return reason, builtin, message
+            return None, decode(reply["value"]), reply["after"] and decode(reply["after"])
+        except EOFError:
+            self.lost("killed")
+        except MemoryError:
+            self.lost("memory: too large an answer")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            self.lost(f"protocol: not an answer ({error})")
+
+    def start(self):
+        """Wait until the program is loaded; raises Lost if it cannot be."""
+        reason, *_ = self.reply()
+        if reason:
+            self.lost(reason)
+
+    def __call__(self, *args, **kwargs):
+        request = encode([args, kwargs])
+        if self.fault or select.select([self.replies], [], [], 0)[0]:
+            self.lost("protocol: an answer before it was asked")
+        self.calls += 1
+        try:
+            send(self.requests, request)
+        except OSError:
+            self.lost("killed")
+        reason, value, after = self.reply()
+        if reason:
+            kind = getattr(builtins, value, None)
+            self.reason, self.raised = reason, Exception(after)
+            if isinstance(kind, type) and issubclass(kind, Exception) and kind not in ENDINGS:
+                with contextlib.suppress(TypeError):
+                    self.raised = kind(after)
+            raise self.raised
+        if after:                               # it changed what it was given: so do we
+            for old, new in zip((*args, *kwargs.values()), (*after[0], *after[1].values())):
+                if isinstance(old, (list, bytearray)):
+                    old[:] = new
+                elif isinstance(old, (dict, set)):
+                    old.clear()
+                    old.update(new)
+        return value
+
+
+def judge(names, secret, entry_point, function):
+    """Run the test's check(function), beside names -> {"passed", "reason"}."""
+    test = secret["test"]
+    try:
+        exec(compile(test, "<test>", "exec"), names)
+        check = names["check"]
+        names[entry_point] = function                           # a test may call it by name
+        check(function)
+        return {"passed": True, "reason": "passed"}
+    except Exception as error:
+        if error is getattr(function, "raised", None):
+            return {"passed": False, "reason": function.reason}
+        line, trace = 0, error.__traceback__
+        while trace:
+            if trace.tb_frame.f_code.co_filename == "<test>":
+                line = trace.tb_lineno
+            trace = trace.tb_next
+        what = "" if isinstance(error, AssertionError) else failure(error)[0] + " in "
+        where = str(error) if str(error) and not what else test.split("\n")[line - 1].strip()
+        return {"passed": False, "reason": f"wrong answer: {what}{where[:200]}"}
+
+
+def fetch_test(verdict):
+    """Read the test, which the worker never does: what it forks later must not find it."""
+    secret = receive(0)
+    os.close(0)                                                 # the next jobs come through there
+    os.write(verdict, b"r")                                     # ready: the time begins
+    return secret
+
+
+def own_names(secret, entry_point):
+    """What a test finds: DATA, the names of the problem's own program, its solution."""
+    names = {}
+    with contextlib.suppress(Exception):                        # a prompt alone may be no program
+        names = load(secret["helpers"])
+    return {**names, "DATA": decode(secret["data"]), "REFERENCE": names.get(entry_point)}
+
+
+def tester(entry_point, requests, replies, verdict):
+    """Let the test check the candidate at the other end of two pipes."""
+    secret, proxy = fetch_test(verdict), Proxy(requests, replies)
+    try:
+        proxy.start()
+        result = judge(own_names(secret, entry_point), secret, entry_point, proxy)
+        if result["passed"] and not proxy.calls:
+            proxy.lost("protocol: the test never calls the function")
+    except Lost:
+        pass
+    send(verdict, {"passed": False, "reason": proxy.fault} if proxy.fault else result)
+
+
+def inside(job, verdict):
+    """Program and test in one process, for values that cannot cross: it may forge its verdict."""
+    secret = fetch_test(verdict)
+    try:
+        own, names = own_names(secret, job["entry_point"]), load(job["program"])
+        result = judge({**own, **names}, secret, job["entry_point"], names[job["entry_point"]])
+    except BaseException as error:
+        result = {"passed": False, "reason": failure(error)[0]}
+    send(verdict, result)
+
+
+class Worker:
+    """The process behind a Sandbox. Each job's program runs in a fork of it that is then killed."""
+
+    def __init__(self, readable, packages, without):
+        for name in PRELOADED:
+            importlib.import_module(name)
+        sys.path += packages
+        if hasattr(sys, "set_int_max_str_digits"):
+            sys.set_int_max_str_digits(0)
+        self.null, self.filter = os.open(os.devnull, os.O_RDWR), None
+        self.layers = jail(readable, without)
+        gc.collect()
+        gc.freeze()                                             # so that forks copy less
+        if {"seccomp"} - set(without) and "no-new-privileges" in self.layers:
+            self.filter = seccomp_filter(platform.machine())
+            if not self.filter or os.waitpid(self.fork(lambda: None, 1), 0)[1]:     # a trial
+                self.filter = None
+            self.layers += ["seccomp"] if self.filter else []
+
+    def fork(self, body, seconds, *keep, stdin=None, stdout=None):
+        """Start a jailed process that keeps these descriptors, runs body() and ends -> its id."""
+        if pid := os.fork():
+            return pid
+        status = 1
+        try:
+            os.setsid()
+            for target, fd in enumerate((stdin, stdout, None)):
+                os.dup2(self.null if fd is None else fd, target)
+            low = 3
+            for fd in (*sorted(keep), 1 << 16):
+                os.closerange(low, fd)
+                low = fd + 1
+            limit(seconds, threads=self.filter)
+            if self.filter:
+                steps = ctypes.create_string_buffer(self.filter)
+                system("prctl", 22, 2, struct.pack("HP", len(self.filter) // 8,
+                                                   ctypes.addressof(steps)), 0, 0)
+            body()
+            status = 0
+        except MemoryError:
+            status = 3
+        finally:
+            os._exit(status)
+
+    def end(self, *pids):
+        """Kill these processes and whatever they left -> how each had ended."""
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                os.kill(pid, 9)
+                os.killpg(pid, 9)
+        if os.getpid() == 1:                                    # of its own numbering
+            with contextlib.suppress(OSError):
+                os.kill(-1, 9)
+        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+    def read_part(self, fd, deadline, data):
+        """Add to data what is in a pipe; False at its end and at the deadline."""
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([fd], [], [], left)[0]:
+            return False
+        data += (part := os.read(fd, 1 << 20))
+        return bool(part)
+
+    def check(self, job):
+        """Grade a program by the test that follows the job in the pipe, for the tester alone."""
+        requests, replies, verdict = os.pipe(), os.pipe(), os.pipe()
+        seconds = job["timeout"]
+        if job["inside"]:
+            pids = [self.fork(lambda: inside(job, verdict[1]), seconds, verdict[1], stdin=0)]
+        else:
+            pids = [self.fork(lambda: candidate(job["program"], job["entry_point"], requests[0],
+                                                replies[1]), seconds, requests[0], replies[1]),
+                    self.fork(lambda: tester(job["entry_point"], requests[1], replies[0],
+                                             verdict[1]),
+                              seconds, requests[1], replies[0], verdict[1], stdin=0)]
+        for fd in (*requests, *replies, verdict[1]):
+            os.close(fd)
+        if os.read(verdict[0], 1) != b"r":
+            sys.exit("the tester ended before it had its test")
+        data, deadline = bytearray(), time.monotonic() + seconds
+        while self.read_part(verdict[0], deadline, data):
+            pass
+        os.close(verdict[0])
+        [status, *_] = self.end(*pids)
+        if time.monotonic() >= deadline:
+            return {"passed": False, "reason": "timeout"}
+        try:
+            result = json.loads(data[4:])
+        except ValueError:
+            result = {"passed": False, "reason": "killed"}
+        if result["reason"] == "killed":
+            result["reason"] += f": signal {-status}" if status < 0 else f": it ended with {status}"
+        return result
+
+    def program(self, job):
+        """Run a script with the given standard input."""
+        output = os.pipe()
+        with (open(os.memfd_create("stdin"), "wb+") if hasattr(os, "memfd_create")
+              else tempfile.TemporaryFile()) as stdin:
+            stdin.write(job["stdin"].encode())
+            stdin.seek(0)
+            pid = self.fork(lambda: script(job["program"]), job["timeout"],
+                            stdin=stdin.fileno(), stdout=output[1])
+        os.close(output[1])
+        data, deadline = bytearray(), time.monotonic() + job["timeout"]
+        while self.read_part(output[0], deadline, data) and len(data) <= OUTPUT_BYTES:
+            pass
+        ended = False
+        while not ended and time.monotonic() < deadline and len(data) <= OUTPUT_BYTES:
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            time.sleep(0 if ended else 0.001)               # it closed its output before its end
+        os.close(output[0])
+        [status] = self.end(pid)
+        status = {0: "ok", 1: "exception", 3: "memory"}.get(status, f"killed: signal {-status}")
+        if not ended:
+            status = "timeout" if len(data) <= OUTPUT_BYTES else "killed: it prints too much"
+        return [data[:OUTPUT_BYTES].decode(errors="replace"), status]
+
+
+def script(program):
+    """Run a program as a script: its standard streams are the process's own."""
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    try:
+        exec(compile(program, "program.py", "exec"), module.__dict__)
+    except SystemExit as end:
+        if end.code:
+            raise
+    finally:
+        sys.stdout.flush()
+
+
+def worker(options):
+    """What the child process of a Sandbox runs: jobs come in through 0, results go out at 1."""
+    worker = Worker(**json.loads(options))
+    send(1, worker.layers)
+    while True:
+        try:
+            job = receive(0)
+        except EOFError:
+            return
+        send(1, getattr(worker, job.pop("kind"))(job))
+
+
+# ------------------------------------------------------------------------------------------------
+# Grading
+
+
+# passed, why not ("wrong answer: ...", "timeout", ...), and whether by the weaker way (inside)
+Grade = namedtuple("Grade", "passed reason weak", defaults=[False])
+REQUIRED = {"rlimits", "no-new-privileges", "seccomp"}
+
+
+class Sandbox:
+    """A worker process that grades and runs programs, one at a time. Close it at the end.
+
+    weak: go on where the system offers too little; else InputError. without: names of layers to
+    leave out, to see what they are for.
+    """
+
+    def __init__(self, weak=False, without=()):
+        paths = sysconfig.get_paths()
+        packages = sorted({paths["purelib"], paths["platlib"]})
+        readable = {paths["stdlib"], paths["platstdlib"], *packages,
+                    sysconfig.get_config_var("LIBDIR"), "/lib", "/lib64", "/usr/lib", "/usr/lib64",
+                    "/etc/ld.so.cache", "/usr/share/zoneinfo"}
+        self.options = {"packages": packages, "without": list(without), "readable": sorted(
+            path for path in readable if path and os.access(path, os.R_OK))}
+        self.crosses = {}
+        self.start()
+        layers = set(self.layers)
+        if not weak and not (REQUIRED <= layers and {"mounts", "Landlock"} & layers):
+            from tokenizer import InputError
+            self.close()
+            raise InputError("this system offers too little to lock programs in ("
+                             f"{', '.join(self.layers)}); --weak-sandbox runs them all the same")
+
+    def start(self):
+        """Start the worker, as a bare Python that has neither our modules nor our environment."""
+        folder = str(Path(__file__).resolve().parent)
+        code = (f"import sys; sys.path.insert(0, {folder!r}); import evaluate; del sys.path[0]; "
+                "evaluate.worker(sys.argv[1])")
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", code, json.dumps(self.options)],
+            env={"OPENBLAS_NUM_THREADS": "1"}, cwd="/", bufsize=0, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, start_new_session=True)
+        self.layers = self.ask(60)
+
+    def ask(self, seconds, *messages):
+        """Send messages and wait for the answer. A worker that gives none is replaced: None."""
+        try:
+            for message in messages:
+                send(self.process.stdin.fileno(), message)
+            if select.select([self.process.stdout], [], [], seconds)[0]:
+                return receive(self.process.stdout.fileno())
+        except (OSError, EOFError):
+            pass
+        self.close()
+        if messages:
+            self.start()
+
+    def check(self, program, entry_point, helpers, test, timeout, inside=False, data=None):
+        """Load a program and let a test check its entry point -> passed, reason.
+
+        helpers: a program whose names the test may use; data: what it finds as DATA, encoded.
+        """
+        result = self.ask(timeout + 30, {
+            "kind": "check", "program": program, "entry_point": entry_point, "timeout": timeout,
+            "inside": inside}, {"helpers": helpers, "test": test, "data": data})
+        return result or {"passed": False, "reason": "killed: the sandbox had to be started anew"}
+
+    def grade(self, problem, completion, timeout=3.0):
+        """Grade one completion of a problem -> Grade.
+
+        A problem whose own solution fails this way, because its values cannot cross a pipe, is
+        graded in one process with its test. Only the problem decides that, never the completion.
+        """
+        own = assemble(problem, problem.get("canonical_solution") or "    pass\n")
+        entry_point, test = problem["entry_point"], problem["test"]
+        program = problem.get("solution") or assemble(problem, completion)
+        data = encode(problem.get("inputs"))
+        result = self.check(program, entry_point, own, test, timeout, data=data)
+        if not result["passed"] and problem.get("canonical_solution"):
+            key = problem["prompt"], test
+            if key not in self.crosses:
+                self.crosses[key] = self.check(own, entry_point, own, test, timeout,
+                                               data=data)["passed"]
+            if not self.crosses[key]:
+                result = self.check(program, entry_point, own, test, timeout, True, data)
+                return Grade(result["passed"], result["reason"], weak=True)
+        return Grade(result["passed"], result["reason"])
+
+    def run(self, source, stdin="", timeout=3.0):
+        """Run a script -> (what it printed, "ok" or what went wrong)."""
+        job = {"kind": "program", "program": source, "stdin": stdin, "timeout": timeout}
+        return tuple(self.ask(timeout + 30, job) or ("", "killed"))
+
+    def close(self):
+        self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+
+def assemble(problem, completion):
+    """The program that a completion makes: what stands before it, it, and what stands after."""
+    return problem["prompt"] + completion + problem.get("suffix", "")
+
+
+def grades(pairs, workers=None, timeout=3.0, weak=False):
+    """Yield the Grade of each (problem, completion), in order; one sandbox per core."""
+    pairs, boxes = list(pairs), queue.SimpleQueue()
+    workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    with contextlib.ExitStack() as stack:
+        for _ in range(max(1, min(workers, len(pairs)))):
+            boxes.put(stack.enter_context(contextlib.closing(Sandbox(weak))))
+
+        def grade_one(pair):
+            box = boxes.get()
+            try:
+                return box.grade(*pair, timeout)
+            finally:
+                boxes.put(box)
+
+        with ThreadPoolExecutor(workers) as threads:
+            try:
+                yield from threads.map(grade_one, pairs)
+            finally:
+                threads.shutdown(cancel_futures=True)
+
+
+def grade_all(pairs, workers=None, timeout=3.0, weak=False):
+    """The Grade of each (problem, completion), in order. InputError: no way to lock them in."""
+    return list(grades(pairs, workers, timeout, weak))
+
+
+def grade(problem, completion, timeout=3.0, weak=False):
+    """Grade one completion: problem has prompt, entry_point and test, as in HumanEval.
+
+    Starting a sandbox takes most of its time: use grade_all for more than one.
+    """
+    return grade_all([(problem, completion)], 1, timeout, weak)[0]
+
+
+def run_program(source, stdin="", timeout=3.0, weak=False):
+    """Run a script in a sandbox -> (what it printed, "ok" or what went wrong)."""
+    with contextlib.closing(Sandbox(weak)) as box:
+        return box.run(source, stdin, timeout)
+
+
+# ------------------------------------------------------------------------------------------------
+# Problem files
+
+# Inputs of MBPP+ that JSON could not hold, by task: what becomes a tuple, complex or a set
+DEEP_TUPLES = {580, 615, 791}
+TUPLES = {2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630,
+          726, 740, 744, 809}
+LISTS_OF_TUPLES = {63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780}
+FIRST_LIST_OF_TUPLES = {75, 413, 444, 753}
+FIRST_TUPLE = {250, 307, 405, 446, 617, 720, 763, 808}
+# How EvalPlus compares; the names are those of functions with several right answers
+EVALPLUS_TEST = '''
+import copy
+import math
+
+SETS = ["similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly",
+        "larg_nnum", "intersection_array", "find_dissimilar", "Diff"]
+
+
+def floats(value):
+    return isinstance(value, float) or (isinstance(value, (list, tuple)) and len(value) > 0
+                                        and all(isinstance(item, float) for item in value))
+
+
+def close(value, expected, tolerance):
+    if isinstance(expected, (list, tuple)):
+        return len(value) == len(expected) and all(
+            close(*pair, tolerance) for pair in zip(value, expected))
+    return value == expected or abs(value - expected) <= tolerance + 1e-7 * abs(expected)
+
+
+def right(value, expected, inputs, tolerance):
+    if NAME == "find_zero":
+        return abs(sum(c * value ** i for i, c in enumerate(inputs[0]))) <= tolerance
+    if NAME == "are_equivalent" or NAME == "sum_div" and value == 0:
+        return True
+    if NAME == "surface_Area":
+        edge, height = inputs
+        other = edge ** 2 + 2 * edge * math.sqrt(edge ** 2 / 4 + height ** 2)
+        return value == expected or abs(value - other) <= tolerance
+    if NAME == "digit_distance_nums":
+        first, second = (str(number).zfill(40) for number in inputs)
+        other = sum(abs(int(a) - int(b)) for a, b in zip(first, second))
+        return value in (expected, other)
+    if NAME in SETS:
+        return set(value) == set(expected)
+    if NAME in ("check_str", "text_match_three", "text_starta_endb"):
+        return value == expected if isinstance(value, bool) else (
+            (value is not None) == (expected is not None))
+    if tolerance == 0 and floats(expected):
+        tolerance = 1e-6
+    if value == expected or tolerance == 0:
+        return value == expected
+    return type(value) == type(expected) and close(value, expected, tolerance)
+
+
+def check(candidate):
+    for inputs in DATA:
+        expected = REFERENCE(*copy.deepcopy(inputs))
+        value = candidate(*copy.deepcopy(inputs))
+        assert right(value, expected, inputs, TOLERANCE), f"{NAME}{tuple(inputs)}"[:200]
+'''
+
+
+def deep_tuple(value):
+    return tuple(map(deep_tuple, value)) if isinstance(value, list) else value
+
+
+def mbpp_arguments(task, args):
+    """The arguments of one call of MBPP+ as its solutions expect them."""
+    first, rest = args[0], args[1:]
+    if task in TUPLES:
+        return [tuple(item) for item in args]
+    if task in LISTS_OF_TUPLES:
+        return [[tuple(item) for item in part] for part in args]
+    if task in FIRST_LIST_OF_TUPLES:
+        return [[tuple(item) for item in first], *rest]
+    if task in FIRST_TUPLE:
+        return [tuple(first), *rest]
+    if task in DEEP_TUPLES:
+        return [deep_tuple(item) for item in args]
+    if task in (106, 750):
+        return [first, tuple(args[1])]
+    if task in (259, 401, 445):
+        return [tuple(tuple(item) for item in part) for part in args]
+    if task == 115:
+        return [[set(item) if isinstance(item, list) and item else {} for item in first]]
+    if task == 124:
+        return [float(first), complex(args[1])]
+    if task == 252:
+        return [complex(first)]
+    if task == 278:
+        return [tuple(tuple(item) if isinstance(item, list) else item for item in first)]
+    if task == 722:
+        return [{key: tuple(value) for key, value in first.items()}, *rest]
+    return args
+
+
+def called_name(code, test):
+    """The function of a program that a test calls first."""
+    defined = {node.name for node in ast.walk(ast.parse(code))
+               if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    return next(node.func.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name) and node.func.id in defined)
+
+
+def to_problem(row, plus=False):
+    """One row of a benchmark file, told apart by its fields, as a problem; None: not a benchmark.
+
+    A problem: task_id, prompt, entry_point, canonical_solution, test with check(candidate), and
+    perhaps suffix (infilling) or inputs. plus: all of EvalPlus's inputs, not the base ones alone.
+    """
+    if {"language", "prompt", "tests"} <= set(row) or "stop_tokens" in row:
+        from tokenizer import InputError
+        raise InputError("this is a MultiPL-E file; only Python programs can be graded so far")
+    if "base_input" in row:
+        number = int(row["task_id"].split("/")[-1])
+        inputs = row["base_input"] + (list(row["plus_input"]) if plus else [])
+        if row["task_id"].startswith("Mbpp"):
+            inputs = [mbpp_arguments(number, args) for args in inputs]
+        settings = f"NAME, TOLERANCE = {row['entry_point']!r}, {row['atol']!r}\n"
+        return {**{key: row[key] for key in ("task_id", "prompt", "entry_point",
+                                             "canonical_solution")},
+                "inputs": inputs, "test": settings + EVALPLUS_TEST}
+    if {"prompt", "entry_point", "test"} <= set(row):
+        return row
+    if {"code", "test_list"} <= set(row):
+        tests = textwrap.indent("\n".join(row["test_list"]), "    ")
+        setup = row.get("test_setup_code") or "\n".join(row.get("test_imports", []))
+        text = row.get("text") or row["prompt"]
+        return {"task_id": f"MBPP/{row['task_id']}", "canonical_solution": row["code"] + "\n",
+                "prompt": f'"""\n{text}\n{row["test_list"][0]}\n"""\n',
+                "entry_point": called_name(row["code"], "\n".join(row["test_list"])),
+                "test": f"{setup}\ndef check(candidate):\n{tests}\n"}
+    if {"code", "input", "output"} <= set(row):             # CRUXEval: what does f return?
+        return {"task_id": row["id"], "entry_point": "answer", "canonical_solution": row["output"],
+                "prompt": f"{row['code']}\n\n\ndef answer():\n    return ",
+                "test": f"def check(candidate):\n    assert candidate() == f({row['input']})\n"}
+    return None
+
+
+def to_input_problem(row):
+    """A row of CRUXEval asked the other way round: for which arguments does f return this?"""
+    return {"task_id": row["id"], "entry_point": "answer",
+            "canonical_solution": row["input"] + ")",
+            "prompt": f"{row['code']}\n\n\ndef pack(*args, **kwargs):\n"
+                      "    return args, kwargs\n\n\ndef answer():\n    return pack(",
+            "test": "def check(candidate):\n    args, kwargs = candidate()\n"
+                    f"    assert f(*args, **kwargs) == {row['output']}\n"}
+
+
+def read_rows(path):
+    """The rows of a .jsonl or .json file, also compressed; InputError names file and line."""
+    from tokenizer import InputError
+    try:
+        data = Path(path).read_bytes()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error):
+        raise InputError(f"{path}: cut off, or no text") from None
+    if text.startswith("["):
+        return [(number, row) for number, row in enumerate(json.loads(text), 1)]
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            if line.strip():
+                rows.append((number, json.loads(line)))
+                rows[-1][1].keys()
+        except (ValueError, AttributeError):
+            raise InputError(f"{path}, line {number}: not a JSON object") from None
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------
+# Scores
+
+
+def pass_at_k(n, c, k):
+    """The chance that one of k of n samples passes when c do, unbiased (arXiv 2107.03374, 3)."""
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {n} samples, {c} of them right")
+    return 1.0 - math.prod(1 - k / i for i in range(n - c + 1, n + 1)) if n - c >= k else 1.0
+
+
+def bootstrap(values, rounds=1000):
+    """The 95 % interval of the mean, over problems drawn again with replacement."""
+    draw, n = random.Random(0), len(values)
+    means = sorted(sum(draw.choices(values, k=n)) / n for _ in range(rounds))
+    return means[int(0.025 * rounds)], means[int(0.975 * rounds)]
+
+
+def edit_similarity(text, target):
+    """100 x 2 M / T: M characters in the longest common subsequence, T in both (InDel ratio)."""
+    if not text and not target:
+        return 100.0
+    row = [0] * (len(target) + 1)
+    for a in text:
+        last, row = row, [0]
+        for j, b in enumerate(target):
+            row.append(last[j] + 1 if a == b else max(last[j + 1], row[j]))
+    return 200.0 * row[-1] / (len(text) + len(target))
 
 
 def compressed_bits_per_byte(texts):
@@ -79,35 +1006,334 @@ def read_documents(path):
     return documents
 
 
-def main():
-    from fim import load, newest_model
-    from model import choose_attention, default_device, loss_head
-    from tokenizer import InputError
+# ------------------------------------------------------------------------------------------------
+# Asking a model
 
-    parser = argparse.ArgumentParser(description="Bits per byte of a model on text.")
-    parser.add_argument("--model", help="checkpoint folder or hub name (default: newest in --out)")
-    parser.add_argument("--text", nargs="+", help="text files or .jsonl with a text field, "
-                        "default: the held-out documents in --out")
-    parser.add_argument("--out", default="out",
-                        help="root folder of the stages (default: %(default)s)")
-    parser.add_argument("--device", default=default_device(), help="default: %(default)s")
-    args = parser.parse_args()
-    folder = args.model or newest_model(args.out)
-    files = args.text or [Path(args.out) / "data" / "validation.jsonl"]
-    documents = [document for file in files for document in read_documents(file)]
-    documents = [document for document in documents if document["text"]]
-    if not documents:
-        raise InputError(f"{files[0]}: no text to measure")
-    model, tokenizer = load(folder, args.device)
-    texts = [document["text"] for document in documents]
-    size = sum(len(text.encode()) for text in texts)
+# Where a completion of a function ends: EvalPlus's list, cut at the earliest
+STOPS = ["<|endoftext|>", "\nif __name__", "\ndef main(", "\nprint(", "\n```\n", "```", "\ndef ",
+         "\nclass ", "\nimport ", "\nfrom ", "\nassert "]
+MBPP_STOPS = [*STOPS[:6], '\n"""', "\nassert"]
+Benchmark = namedtuple("Benchmark", "file url sha256 stops max_new_tokens")
+RAW = "https://raw.githubusercontent.com/"
+HUMANEVAL_PLUS = ("HumanEvalPlus.jsonl.gz", RAW + "evalplus/humanevalplus_release/"
+                  "200defce9e3429d28ca215b6dd061c0f7f31c18b/HumanEvalPlus.jsonl.gz",
+                  "42526ec0e7d5f3ee0b06d6ced98f8c8bae3d76519151bfb3d36f79010645bd7f", STOPS, 768)
+MBPP_PLUS = ("MbppPlus-v0.1.0.jsonl", RAW + "QwenLM/Qwen3-Coder/"
+             "0ae30f55e9d6c47ff763c334f99c135ad68915dd/qwencoder-eval/base/eval_cache/evalplus/"
+             "MbppPlus-v0.1.0.jsonl",
+             "a855b9de667baea8e2f8aa61f898767a7336872208a85222b35622545e819fe9", MBPP_STOPS, 768)
+INFILLING = RAW + "openai/human-eval-infilling/88062ff9859c875d04db115b698ed4b0f0395170/data/"
+BENCHMARKS = {                      # sha256 of the decompressed content; None: give --problems
+    "ladder": Benchmark("ladder.jsonl", None, None, STOPS, 96),
+    "humaneval": Benchmark("HumanEval.jsonl.gz", RAW + "openai/human-eval/"
+                           "6d43fb980f9fee3c892a914eda09951f772ad10d/data/HumanEval.jsonl.gz",
+                           "1d49078ba3e2b196b9344535bef34a43021f038fad9561d6ee7c53450609a6a2",
+                           STOPS, 768),
+    "humaneval+": Benchmark(*HUMANEVAL_PLUS), "mbpp": Benchmark(*MBPP_PLUS),
+    "mbpp+": Benchmark(*MBPP_PLUS),
+    "infilling-single-line": Benchmark(
+        "HumanEval-SingleLineInfilling.jsonl.gz",
+        INFILLING + "HumanEval-SingleLineInfilling.jsonl.gz",
+        "6fffc71ec2f1674372fcc177511f92312f1a27a9eacd8e43255c9f5ee9eca8c8", [], 256),
+    "infilling-multi-line": Benchmark("HumanEval-MultiLineInfilling.jsonl.gz", None, None, [], 512),
+    "infilling-random-span": Benchmark("HumanEval-RandomSpanInfilling.jsonl.gz", None, None, [],
+                                       512),
+    "cruxeval-input": Benchmark("cruxeval.jsonl", None, None, ["\n"], 64),
+    "cruxeval-output": Benchmark("cruxeval.jsonl", None, None, ["\n"], 64)}
+# The report's tables 5 and 16 by parameters: HumanEval, HumanEval+, MBPP, MBPP+
+REPORTED = {494032768: (28.0, 23.8, 52.9, 47.1), 1543714304: (43.9, 36.6, 69.2, 58.6),
+            3085938688: (52.4, 42.7, 72.2, 61.4), 7615616512: (61.6, 53.0, 76.9, 62.9),
+            14770033664: (64.0, 57.9, 81.0, 66.7), 32763876352: (65.9, 60.4, 83.0, 68.2)}
+
+
+def find_problems(name, file=None):
+    """task_id -> problem, of a file, the cache or the official place."""
+    from tokenizer import InputError, fetch
+    benchmark = BENCHMARKS[name]
+    if file is None and name == "ladder":
+        file = Path(__file__).resolve().parent / "assets" / benchmark.file
+    if file is None:
+        cache = Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
+        file = cache / "benchmarks" / benchmark.file
+        try:
+            if not file.exists() and not benchmark.url:
+                raise InputError("there is no address to fetch it from")
+            fetch(benchmark.url, file)
+        except InputError as error:
+            raise InputError(f"{name}: put {benchmark.file} to {file} or give --problems "
+                             f"({error})") from None
+        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        if benchmark.sha256 not in (None, hashlib.sha256(data).hexdigest()):
+            raise InputError(f"{file}: not the published file (its SHA-256 differs); delete it")
+    problems = {}
+    for number, row in read_rows(file):
+        try:
+            problem = (to_input_problem(row) if name == "cruxeval-input"
+                       else to_problem(row, plus=name.endswith("+")))
+            problems[problem["task_id"]] = problem
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
+        except (KeyError, TypeError, ValueError, StopIteration):
+            raise InputError(f"{file}, line {number}: no problem of HumanEval, MBPP, EvalPlus, "
+                             "infilling or CRUXEval") from None
+    if not problems:
+        raise InputError(f"{file}: holds no problem")
+    return problems
+
+
+def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), **sampling):
+    """Continue prompts (lists of ids) -> (text, whether it stopped by itself) of each, in order.
+
+    Prompts of like length share a batch. Of a prompt too long for the context the end is kept.
+    """
+    from model import generate
+    from tqdm import tqdm
     T = model.config.max_position_embeddings
-    print(f"{len(texts)} documents, {size:,} bytes, rows of {T} tokens on {args.device}\n"
-          f"{choose_attention(model, 'auto', T)}, loss head by {loss_head(model)}\nbits per byte:")
+    max_new_tokens = min(max_new_tokens, T // 2)
+    prompts = [prompt[-(T - max_new_tokens):] for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    size, results = max(1, TOKENS_AT_ONCE // T), [None] * len(prompts)
+
+    def stop(ids):
+        tail = tokenizer.decode(ids[-16:])
+        return any(text in tail for text in stops)
+
+    for start in tqdm(range(0, len(order), size), desc="batches", disable=None):
+        rows = order[start:start + size]
+        new = generate(model, [prompts[i] for i in rows], max_new_tokens, stop=stop,
+                       stop_ids=stop_ids, vocab_size=tokenizer.vocab_size,
+                       **{**sampling, "seed": sampling.get("seed", 0) + start})
+        for i, ids in zip(rows, new):
+            text = tokenizer.decode(ids)
+            cut = min((text.find(part) for part in stops if part in text), default=len(text))
+            results[i] = text[:cut], len(ids) < max_new_tokens or cut < len(text)
+    return results
+
+
+def model_samples(model, tokenizer, name, problems, n=1, **sampling):
+    """n completions of each problem by a model, as rows of a samples file."""
+    from fim import MIDDLE, PREFIX, STOP_TOKENS, SUFFIX, fim_ids
+    from tokenizer import ENDOFTEXT
+    benchmark, special = BENCHMARKS[name], tokenizer.special
+    ends = {special[token] for token in STOP_TOKENS if token in special} | {special[ENDOFTEXT]}
+    infilling = "suffix" in next(iter(problems.values()))
+    if infilling:
+        shape = f"{PREFIX}prompt{SUFFIX}suffix{MIDDLE}"
+        prompts = [fim_ids(tokenizer, tokenizer.encode(p["prompt"]), tokenizer.encode(p["suffix"]))
+                   for p in problems.values()]
+    else:
+        shape = 'prompt.strip() + "\\n"' if name[:4] != "crux" else "code, then the call to finish"
+        prompts = [tokenizer.encode(p["prompt"] if name[:4] == "crux" else
+                                    p["prompt"].strip() + "\n") for p in problems.values()]
+    print(f"prompt: {shape}\nstops: {benchmark.stops}, {len(ends)} control tokens; tabs become "
+          f"four blanks; at most {benchmark.max_new_tokens} new tokens")
+    texts = complete(model, tokenizer, [p for p in prompts for _ in range(n)],
+                     benchmark.max_new_tokens, benchmark.stops, ends, **sampling)
+    ids = [task_id for task_id in problems for _ in range(n)]
+    return [{"task_id": task_id, "completion": text if infilling else text.replace("\t", "    "),
+             "stopped": stopped} for task_id, (text, stopped) in zip(ids, texts)]
+
+
+def read_samples(path, problems):
+    """The samples of a file whose task is among the problems; InputError names the line."""
+    from tokenizer import InputError
+    samples = []
+    for number, row in read_rows(path):
+        text = row.get("completion", row.get("solution"))
+        if row.get("task_id") not in problems:
+            raise InputError(f"{path}, line {number}: no task {row.get('task_id')!r} in this "
+                             "benchmark")
+        if not isinstance(text, str):
+            raise InputError(f"{path}, line {number}: expected a completion or a solution")
+        samples.append(row)
+    if missing := [task_id for task_id in problems if all(s["task_id"] != task_id
+                                                          for s in samples)]:
+        print(f"{len(missing)} of {len(problems)} tasks have no sample, {missing[0]} the first: "
+              "the score is of the others")
+    if not samples:
+        raise InputError(f"{path}: holds no sample")
+    return samples
+
+
+def grade_samples(samples, problems, results, args):
+    """Grade samples -> their grades; each is written to the results file as it comes.
+
+    With --resume, what that file already holds is not graded again.
+    """
+    from tqdm import tqdm
+    done = []
+    if args.resume and results.exists():
+        done = [row for _, row in read_rows(results)][:len(samples)]
+        if any(row["task_id"] != sample["task_id"] for row, sample in zip(done, samples)):
+            done = []
+    pairs = [({**problems[s["task_id"]], "solution": s.get("solution")}, s.get("completion", ""))
+             for s in samples]
+    with open(results, "w", encoding="utf-8") as file:
+        for row in done:
+            file.write(json.dumps(row) + "\n")
+        todo = grades(pairs[len(done):], args.workers, args.timeout, args.weak_sandbox)
+        for sample, result in zip(samples[len(done):], tqdm(todo, total=len(pairs) - len(done),
+                                                            desc="graded", disable=None)):
+            done.append({**sample, **result._asdict()})
+            file.write(json.dumps(done[-1]) + "\n")
+            file.flush()
+    return done
+
+
+def report(name, rows, ks=(1, 10, 100)):
+    """Print pass@k with its interval and why the others failed -> scores."""
+    counts = {}
+    for row in rows:
+        counts.setdefault(row["task_id"], []).append(row["passed"])
+    smallest = min(map(len, counts.values()))
+    scores = {"samples": len(rows), "problems": len(counts)}
+    for k in (k for k in ks if k <= smallest):
+        values = [pass_at_k(len(passed), sum(passed), k) for passed in counts.values()]
+        low, high = bootstrap(values)
+        scores[f"pass@{k}"] = sum(values) / len(values)
+        print(f"{name} pass@{k}: {scores[f'pass@{k}']:.4f} (95 % between {low:.3f} and {high:.3f}, "
+              f"{len(values)} problems)")
+    scores["reasons"] = dict(Counter(row["reason"].split(":")[0] for row in rows).most_common())
+    scores["weak"] = sum(row["weak"] for row in rows)
+    print("  " + ", ".join(f"{count} {reason}" for reason, count in scores["reasons"].items())
+          + (f"; {scores['weak']} graded in one process with their test" * bool(scores["weak"])))
+    if "stopped" in rows[0]:
+        scores["stopped"] = sum(row["stopped"] for row in rows) / len(rows)
+        print(f"  {scores['stopped']:.0%} stopped by themselves")
+    if name == "ladder":
+        for level in "123456":
+            passed = [row["passed"] for row in rows if row["task_id"].split("/")[1] == level]
+            if passed:
+                scores[f"level {level}"] = sum(passed) / len(passed)
+        print("  by level: " + ", ".join(f"{scores[f'level {n}']:.0%}" for n in "123456"
+                                         if f"level {n}" in scores))
+    return scores
+
+
+def infill_lines(model, tokenizer, documents, count=60):
+    """Single lines of held-out documents, filled in -> exact match, edit similarity, stopped."""
+    from fim import STOP_TOKENS, fim_ids, shorten
+    draw, spans = random.Random(0), []
+    while len(spans) < count:
+        lines = draw.choice(documents)["text"].split("\n")
+        n = draw.randrange(len(lines))
+        if len(lines[n].strip()) > 5:
+            spans.append(("\n".join(lines[:n]) + "\n", lines[n], "\n" + "\n".join(lines[n + 1:])))
+    room = model.config.max_position_embeddings - 48 - 3
+    prompts = [fim_ids(tokenizer, *shorten(tokenizer.encode(prefix[-4000:]),
+                                           tokenizer.encode(suffix[:4000]), room))
+               for prefix, _, suffix in spans]
+    results = complete(model, tokenizer, prompts, 48,
+                       stop_ids={tokenizer.special[token] for token in STOP_TOKENS})
+    pairs = [(text.strip(), middle.strip()) for (text, _), (_, middle, _) in zip(results, spans)]
+    scores = {"exact match": sum(text == middle for text, middle in pairs) / count,
+              "edit similarity": sum(edit_similarity(*pair) for pair in pairs) / count,
+              "stopped": sum(stopped for _, stopped in results) / count}
+    print(f"infilling of {count} held-out lines: exact match {scores['exact match']:.1%}, edit "
+          f"similarity {scores['edit similarity']:.1f}, {scores['stopped']:.0%} stopped by itself")
+    return scores
+
+
+def measure_bits(model, tokenizer, documents, folder):
+    """Print bits per byte of documents, beside what compressors need."""
+    texts = [document["text"] for document in documents]
+    print(f"{len(texts)} documents, {sum(len(text.encode()) for text in texts):,} bytes, rows of "
+          f"{model.config.max_position_embeddings} tokens; bits per byte:")
     results = compressed_bits_per_byte(texts)
     results[str(folder)] = bits_per_byte(model, tokenizer, documents)
     for name, bits in results.items():
         print(f"  {name:24} {bits:.3f}")
+    return results
+
+
+def save_report(folder, stage, scores, settings):
+    """Write <stage>.json and <stage>.md: what was measured, how, with which versions."""
+    from tokenizer import write_json, write_text
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{stage}.json", {"scores": scores, "settings": settings,
+                                          "python": platform.python_version()})
+    rows = [f"| {part} | {name} | {value:.4g} |" for part, values in scores.items()
+            for name, value in values.items() if isinstance(value, (int, float))]
+    write_text(folder / f"{stage}.md", "\n".join(["| benchmark | score | value |", "|---|---|---:|",
+                                                  *rows]) + "\n")
+    print(f"written: {folder / stage}.json and .md")
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Measure a model, or grade samples.")
+    parser.add_argument("command", nargs="?", choices=["score"], help="grade existing --samples")
+    parser.add_argument("--benchmark", choices=BENCHMARKS, help="default: the ladder, infilling "
+                        "of held-out lines and bits per byte")
+    parser.add_argument("--problems", help="the benchmark's file, .jsonl or .jsonl.gz")
+    parser.add_argument("--samples", type=Path, help="for score: .jsonl with task_id and "
+                        "completion (or solution: a whole program)")
+    parser.add_argument("--resume", action="store_true", help="for score: keep what was graded")
+    parser.add_argument("--limit", type=int, help="only the first problems")
+    parser.add_argument("--n", type=int, default=1, help="samples a problem (default: 1)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="default: 0, greedy")
+    parser.add_argument("--top-p", type=float, default=1.0, help="default: 1, all tokens")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--timeout", type=float, default=3.0,
+                        help="seconds for a whole check (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="sandboxes at work (default: one a core)")
+    parser.add_argument("--weak-sandbox", action="store_true", help="run programs where the system "
+                        "cannot lock them in, under resource limits alone")
+    parser.add_argument("--model", help="checkpoint folder or hub name (default: newest in --out)")
+    parser.add_argument("--text", nargs="+", help="bits per byte of text files or .jsonl alone")
+    parser.add_argument("--out", default="out", help="root folder of the stages (default: out)")
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    return parser.parse_args()
+
+
+def main():
+    from tokenizer import InputError
+    args = parse_args()
+    if args.command == "score":
+        if not args.samples or not args.benchmark:
+            raise InputError("score needs --benchmark and --samples")
+        problems = find_problems(args.benchmark, args.problems)
+        samples = read_samples(args.samples, problems)
+        with contextlib.closing(Sandbox(args.weak_sandbox)) as box:
+            print("sandbox: " + ", ".join(box.layers))
+        results = args.samples.with_name(f"{args.samples.name}_results.jsonl")
+        report(args.benchmark, grade_samples(samples, problems, results, args))
+        print(f"written: {results}")
+        return
+
+    from fim import load, newest_model
+    from model import choose_attention, default_device, loss_head, parameter_count
+    folder = args.model or newest_model(args.out)
+    files = args.text or [Path(args.out) / "data" / "validation.jsonl"]
+    documents = [] if args.benchmark else [
+        document for file in files for document in read_documents(file) if document["text"]]
+    if not documents and not args.benchmark:
+        raise InputError(f"{files[0]}: no text to measure")
+    name = args.benchmark or "ladder"
+    problems = {} if args.text else find_problems(name, args.problems)
+    problems = dict(list(problems.items())[:args.limit])
+    model, tokenizer = load(folder, args.device or default_device())
+    T, scores = model.config.max_position_embeddings, {}
+    print(f"{folder} on {model.head.device}: {choose_attention(model, 'auto', T)}, loss head by "
+          f"{loss_head(model)}")
+    if documents:
+        scores["bits per byte"] = measure_bits(model, tokenizer, documents, folder)
+    if args.text:
+        return
+    with contextlib.closing(Sandbox(args.weak_sandbox)) as box:
+        print("sandbox: " + ", ".join(box.layers))
+    if documents:
+        scores["infilling"] = infill_lines(model, tokenizer, documents)
+    target = Path(args.out) / "evaluate"
+    target.mkdir(parents=True, exist_ok=True)
+    samples = model_samples(model, tokenizer, name, problems, args.n, seed=args.seed,
+                            temperature=args.temperature, top_p=args.top_p)
+    rows = grade_samples(samples, problems, target / f"{Path(folder).name}_{name}.jsonl", args)
+    scores[name] = report(name, rows)
+    reported = REPORTED.get(parameter_count(model)), ("humaneval", "humaneval+", "mbpp", "mbpp+")
+    if reported[0] and name in reported[1]:
+        print(f"  the report's base model of this size: {reported[0][reported[1].index(name)]} %")
+    save_report(target, Path(folder).name, scores,
+                {**{k: str(v) for k, v in vars(args).items()}, "layers": box.layers})
 
 
 if __name__ == "__main__":

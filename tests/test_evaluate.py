@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from conftest import CODE, ROOT, SMALL, fill_weights
 
-from evaluate import bits_per_byte, compressed_bits_per_byte, read_documents
+from evaluate import bits_per_byte, complete, compressed_bits_per_byte, read_documents
 from model import CausalLM, Config, save_model
 from tokenizer import InputError
 
@@ -76,6 +77,40 @@ def test_command(model, small_tokenizer, tmp_path):
     assert f"{score:.3f}" in out and "1 documents" in out and "gzip" in out
     done = subprocess.run([*command, "--text", tmp_path / "no"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+def test_a_batch_says_what_each_prompt_says_alone(model, small_tokenizer):
+    """Ends included: a stop string, the tokens run out, a prompt longer than the context."""
+    prompts = [small_tokenizer.encode(text) for text in
+               ("def", CODE[:40], CODE[:17], CODE * 2, "class Stack:")]
+    alone = [complete(model, small_tokenizer, [prompt], 20, ["e", "\n"])[0] for prompt in prompts]
+    assert complete(model, small_tokenizer, prompts, 20, ["e", "\n"]) == alone
+    for text, _ in alone:
+        assert "e" not in text and "\n" not in text
+    [(text, stopped)] = complete(model, small_tokenizer, prompts[:1], 20)
+    assert not stopped and text.startswith(alone[0][0])
+
+
+def test_the_newest_model_on_everything(model, small_tokenizer, tmp_path):
+    save_model(model, tmp_path / "pretrain")
+    small_tokenizer.save(tmp_path / "pretrain")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "validation.jsonl").write_text(json.dumps({"text": CODE}))
+    command = [sys.executable, ROOT / "evaluate.py", "--out", tmp_path, "--device", "cpu"]
+    done = subprocess.run([*command, "--limit", "3", "--n", "2", "--temperature", "0.8"],
+                          capture_output=True, text=True)
+    if "weak-sandbox" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "evaluate" / "pretrain.json").read_text())["scores"]
+    assert scores["ladder"]["samples"] == 6 and scores["ladder"]["problems"] == 3
+    assert 0 <= scores["infilling"]["edit similarity"] < 60
+    assert scores["bits per byte"]["gzip"] > 2
+    assert "| ladder | pass@1 | 0 |" in (tmp_path / "evaluate" / "pretrain.md").read_text()
+    missing = subprocess.run([*command, "--benchmark", "infilling-multi-line"], text=True,
+                             capture_output=True, env={**os.environ, "MINICODER_CACHE": "/nowhere"})
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1
+    assert "put HumanEval-MultiLineInfilling.jsonl.gz to /nowhere" in missing.stderr
 
 
 def test_starts_without_torch():
