@@ -162,9 +162,9 @@ membarrier 324 283, statx 332 291, rseq 334 293
 # only, and what is started shares the process: a thread. Fields: numbers, argument, bits, 0 or 1.
 CHECKED = [(2, None, 1, 0o1103, 0), (257, 56, 2, 0o1103, 0), (56, 220, 0, 0x10000, 1)]
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}    # as the kernel numbers them
-PRELOADED = """math cmath re string random itertools functools collections heapq bisect operator
-copy datetime decimal fractions statistics typing hashlib dataclasses enum threading textwrap
-unicodedata array calendar numbers""".split()                    # imported before the doors close
+PRELOADED = """__future__ math cmath re string random itertools functools collections heapq bisect
+operator copy datetime decimal fractions statistics typing hashlib dataclasses enum threading
+textwrap unicodedata array calendar numbers""".split()          # imported before the doors close
 
 
 def seccomp_filter(machine):
@@ -640,7 +640,9 @@ class Sandbox:
             [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", code, json.dumps(self.options)],
             env={"OPENBLAS_NUM_THREADS": "1"}, cwd="/", bufsize=0, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, start_new_session=True)
-        self.layers = self.ask(60)
+        if (layers := self.ask(60)) is None:
+            raise OSError(f"{sys.executable} -I -S cannot be started as a sandbox")
+        self.layers = layers
 
     def ask(self, seconds, *messages):
         """Send messages and wait for the answer. A worker that gives none is replaced: None."""
@@ -709,7 +711,8 @@ def assemble(problem, completion):
 def grades(pairs, workers=None, timeout=3.0, weak=False):
     """Yield the Grade of each (problem, completion), in order; one sandbox per core."""
     pairs, boxes = list(pairs), queue.SimpleQueue()
-    workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                          else os.cpu_count())
     with contextlib.ExitStack() as stack:
         for _ in range(max(1, min(workers, len(pairs)))):
             boxes.put(stack.enter_context(contextlib.closing(Sandbox(weak))))
@@ -1168,10 +1171,12 @@ def grade_samples(samples, problems, results, args):
             done = []
     pairs = [({**problems[s["task_id"]], "solution": s.get("solution")}, s.get("completion", ""))
              for s in samples]
+    slow = any("inputs" in problem for problem in problems.values())
+    timeout = args.timeout or (20.0 if slow else 3.0)
     with open(results, "w", encoding="utf-8") as file:
         for row in done:
             file.write(json.dumps(row) + "\n")
-        todo = grades(pairs[len(done):], args.workers, args.timeout, args.weak_sandbox)
+        todo = grades(pairs[len(done):], args.workers, timeout, args.weak_sandbox)
         for sample, result in zip(samples[len(done):], tqdm(todo, total=len(pairs) - len(done),
                                                             desc="graded", disable=None)):
             done.append({**sample, **result._asdict()})
@@ -1210,6 +1215,12 @@ def report(name, rows, ks=(1, 10, 100)):
     return scores
 
 
+def first_line(text):
+    """The line that is scored where one line was asked for (the report's HumanEval-FIM script)."""
+    lines = text.split("\n")
+    return lines[1 if text.startswith(("\n", " \n")) else 0].strip()
+
+
 def infill_lines(model, tokenizer, documents, count=60):
     """Single lines of held-out documents, filled in -> exact match, edit similarity, stopped."""
     from fim import STOP_TOKENS, fim_ids, shorten
@@ -1225,7 +1236,8 @@ def infill_lines(model, tokenizer, documents, count=60):
                for prefix, _, suffix in spans]
     results = complete(model, tokenizer, prompts, 48,
                        stop_ids={tokenizer.special[token] for token in STOP_TOKENS})
-    pairs = [(text.strip(), middle.strip()) for (text, _), (_, middle, _) in zip(results, spans)]
+    pairs = [(first_line(text), middle.strip())
+             for (text, _), (_, middle, _) in zip(results, spans)]
     scores = {"exact match": sum(text == middle for text, middle in pairs) / count,
               "edit similarity": sum(edit_similarity(*pair) for pair in pairs) / count,
               "stopped": sum(stopped for _, stopped in results) / count}
@@ -1273,8 +1285,8 @@ def parse_args():
     parser.add_argument("--temperature", type=float, default=0.0, help="default: 0, greedy")
     parser.add_argument("--top-p", type=float, default=1.0, help="default: 1, all tokens")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--timeout", type=float, default=3.0,
-                        help="seconds for a whole check (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, help="seconds for a whole check (default: 3, or "
+                        "20 where the problem's own solution runs beside, as in EvalPlus)")
     parser.add_argument("--workers", type=int, help="sandboxes at work (default: one a core)")
     parser.add_argument("--weak-sandbox", action="store_true", help="run programs where the system "
                         "cannot lock them in, under resource limits alone")

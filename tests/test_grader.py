@@ -282,6 +282,11 @@ def test_edit_similarity():
         assert edit_similarity(a, b) == edit_similarity(b, a) == pytest.approx(score)
 
 
+def test_the_line_that_is_scored():
+    lines = {"a = 1\nb": "a = 1", "\n  a\nb": "a", " \n a\n": "a", "": "", "  x  ": "x"}
+    assert {text: evaluate.first_line(text) for text in lines} == lines
+
+
 def score(tmp_path, samples, *flags, problems=None, benchmark="humaneval"):
     (tmp_path / "p.jsonl").write_text(json.dumps(problems or PROBLEM))
     (tmp_path / "s.jsonl").write_text(samples)
