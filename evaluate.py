@@ -46,6 +46,7 @@ import tempfile
 import textwrap
 import time
 import types
+import warnings
 import zlib
 from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -850,9 +851,11 @@ def mbpp_arguments(task, args):
 
 def called_name(code, test):
     """The function of a program that a test calls first."""
-    defined = {node.name for node in ast.walk(ast.parse(code))
+    with warnings.catch_warnings(action="ignore"):          # old programs have odd escapes
+        code, test = ast.parse(code), ast.parse(test)
+    defined = {node.name for node in ast.walk(code)
                if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    return next(node.func.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)
+    return next(node.func.id for node in ast.walk(test) if isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name) and node.func.id in defined)
 
 
@@ -1041,6 +1044,7 @@ BENCHMARKS = {                      # sha256 of the decompressed content; None: 
     "infilling-multi-line": Benchmark("HumanEval-MultiLineInfilling.jsonl.gz", None, None, [], 512),
     "infilling-random-span": Benchmark("HumanEval-RandomSpanInfilling.jsonl.gz", None, None, [],
                                        512),
+    "humaneval-fim": Benchmark("santacoder-fim.jsonl.gz", None, None, [], 64),
     "cruxeval-input": Benchmark("cruxeval.jsonl", None, None, ["\n"], 64),
     "cruxeval-output": Benchmark("cruxeval.jsonl", None, None, ["\n"], 64)}
 # The report's tables 5 and 16 by parameters: HumanEval, HumanEval+, MBPP, MBPP+
@@ -1129,7 +1133,7 @@ def model_samples(model, tokenizer, name, problems, n=1, **sampling):
         prompts = [tokenizer.encode(p["prompt"] if name[:4] == "crux" else
                                     p["prompt"].strip() + "\n") for p in problems.values()]
     print(f"prompt: {shape}\nstops: {benchmark.stops}, {len(ends)} control tokens; tabs become "
-          f"four blanks; at most {benchmark.max_new_tokens} new tokens")
+          f"four blanks; at most {benchmark.max_new_tokens} new tokens, half the context")
     texts = complete(model, tokenizer, [p for p in prompts for _ in range(n)],
                      benchmark.max_new_tokens, benchmark.stops, ends, **sampling)
     ids = [task_id for task_id in problems for _ in range(n)]
@@ -1221,6 +1225,49 @@ def first_line(text):
     return lines[1 if text.startswith(("\n", " \n")) else 0].strip()
 
 
+def line_scores(results, targets):
+    """Exact match and edit similarity of the scored lines, and how many stopped by themselves."""
+    pairs = [(first_line(text), target.strip()) for (text, _), target in zip(results, targets)]
+    return {"exact match": sum(text == target for text, target in pairs) / len(pairs),
+            "edit similarity": sum(edit_similarity(*pair) for pair in pairs) / len(pairs),
+            "stopped": sum(stopped for _, stopped in results) / len(results)}
+
+
+def print_line_scores(name, scores):
+    print(f"{name}: exact match {scores['exact match']:.1%}, edit similarity "
+          f"{scores['edit similarity']:.1f}, {scores['stopped']:.0%} stopped by themselves")
+
+
+def humaneval_fim(model, tokenizer, file, limit=None):
+    """The report's HumanEval-FIM: one line is missing, in Python, Java and JavaScript -> scores.
+
+    Its prompts: at most 2,048 tokens with the 64 new ones, 512 of them the suffix; greedy. The
+    mean is over all samples (report, table 7).
+    """
+    from fim import STOP_TOKENS, fim_ids
+    from tokenizer import InputError
+    fields = ("prompt", "suffix", "canonical_solution", "language")
+    rows = [row for _, row in read_rows(file)][:limit]
+    if not rows or not all(set(fields) <= set(row) for row in rows):
+        raise InputError(f"{file}: expected rows with {', '.join(fields)}")
+    room = min(2048, model.config.max_position_embeddings) - 64 - 3
+    prompts = []
+    for row in rows:
+        suffix = tokenizer.encode(row["suffix"])[:min(512, room // 2)]
+        prompts.append(fim_ids(tokenizer, tokenizer.encode(row["prompt"])[-(room - len(suffix)):],
+                               suffix))
+    print("prompt: prefix, suffix, middle; stops: control tokens; the first line is compared")
+    results = complete(model, tokenizer, prompts, 64,
+                       stop_ids={tokenizer.special[token] for token in STOP_TOKENS})
+    scores = {}
+    for language in (*sorted({row["language"] for row in rows}), "all"):
+        chosen = [i for i, row in enumerate(rows) if language in (row["language"], "all")]
+        scores[language] = line_scores([results[i] for i in chosen],
+                                       [rows[i]["canonical_solution"] for i in chosen])
+        print_line_scores(f"humaneval-fim, {language} ({len(chosen)})", scores[language])
+    return {f"humaneval-fim {language}": values for language, values in scores.items()}
+
+
 def infill_lines(model, tokenizer, documents, count=60):
     """Single lines of held-out documents, filled in -> exact match, edit similarity, stopped."""
     from fim import STOP_TOKENS, fim_ids, shorten
@@ -1236,13 +1283,8 @@ def infill_lines(model, tokenizer, documents, count=60):
                for prefix, _, suffix in spans]
     results = complete(model, tokenizer, prompts, 48,
                        stop_ids={tokenizer.special[token] for token in STOP_TOKENS})
-    pairs = [(first_line(text), middle.strip())
-             for (text, _), (_, middle, _) in zip(results, spans)]
-    scores = {"exact match": sum(text == middle for text, middle in pairs) / count,
-              "edit similarity": sum(edit_similarity(*pair) for pair in pairs) / count,
-              "stopped": sum(stopped for _, stopped in results) / count}
-    print(f"infilling of {count} held-out lines: exact match {scores['exact match']:.1%}, edit "
-          f"similarity {scores['edit similarity']:.1f}, {scores['stopped']:.0%} stopped by itself")
+    scores = line_scores(results, [middle for _, middle, _ in spans])
+    print_line_scores(f"infilling of {count} held-out lines", scores)
     return scores
 
 
@@ -1303,6 +1345,8 @@ def main():
     if args.command == "score":
         if not args.samples or not args.benchmark:
             raise InputError("score needs --benchmark and --samples")
+        if args.benchmark == "humaneval-fim":
+            raise InputError("humaneval-fim runs no programs: give --model instead of score")
         problems = find_problems(args.benchmark, args.problems)
         samples = read_samples(args.samples, problems)
         with contextlib.closing(Sandbox(args.weak_sandbox)) as box:
@@ -1321,6 +1365,15 @@ def main():
     if not documents and not args.benchmark:
         raise InputError(f"{files[0]}: no text to measure")
     name = args.benchmark or "ladder"
+    if name == "humaneval-fim":
+        if not args.problems:
+            raise InputError("humaneval-fim: give --problems, the rows of "
+                             "bigcode/santacoder-fim-task as .jsonl")
+        model, tokenizer = load(folder, args.device or default_device())
+        scores = humaneval_fim(model, tokenizer, args.problems, args.limit)
+        save_report(Path(args.out) / "evaluate", f"{Path(folder).name}_{name}", scores, {
+            key: str(value) for key, value in vars(args).items()})
+        return
     problems = {} if args.text else find_problems(name, args.problems)
     problems = dict(list(problems.items())[:args.limit])
     model, tokenizer = load(folder, args.device or default_device())
@@ -1344,7 +1397,7 @@ def main():
     reported = REPORTED.get(parameter_count(model)), ("humaneval", "humaneval+", "mbpp", "mbpp+")
     if reported[0] and name in reported[1]:
         print(f"  the report's base model of this size: {reported[0][reported[1].index(name)]} %")
-    save_report(target, Path(folder).name, scores,
+    save_report(target, Path(folder).name + (f"_{name}" if args.benchmark else ""), scores,
                 {**{k: str(v) for k, v in vars(args).items()}, "layers": box.layers})
 
 

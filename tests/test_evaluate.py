@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import CODE, ROOT, SMALL, fill_weights
 
+import evaluate
 from evaluate import bits_per_byte, complete, compressed_bits_per_byte, read_documents
 from model import CausalLM, Config, save_model
 from tokenizer import InputError
@@ -111,6 +112,30 @@ def test_the_newest_model_on_everything(model, small_tokenizer, tmp_path):
                              capture_output=True, env={**os.environ, "MINICODER_CACHE": "/nowhere"})
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1
     assert "put HumanEval-MultiLineInfilling.jsonl.gz to /nowhere" in missing.stderr
+
+
+def test_humaneval_fim(model, small_tokenizer, tmp_path, monkeypatch):
+    """The first line of what was filled in counts; the mean is over all samples."""
+    rows = [{"prompt": "a", "suffix": "b" * 600, "canonical_solution": "  x = 1", "language": name}
+            for name in ("py", "py", "js")]
+    (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = []
+
+    def answers(model, tokenizer, prompts, *rest, **options):
+        asked.extend(prompts)
+        return [("\n  x = 1\ny", True), ("x = 2", False), ("", True)]
+
+    monkeypatch.setattr(evaluate, "complete", answers)
+    model.config.max_position_embeddings = 128
+    scores = evaluate.humaneval_fim(model, small_tokenizer, tmp_path / "f.jsonl")
+    assert scores["humaneval-fim py"] == {"exact match": 0.5, "edit similarity": 90.0,
+                                          "stopped": 0.5}
+    assert scores["humaneval-fim js"]["edit similarity"] == 0
+    assert scores["humaneval-fim all"]["exact match"] == pytest.approx(1 / 3)
+    assert all(len(prompt) <= 128 - 64 for prompt in asked)
+    (tmp_path / "f.jsonl").write_text('{"prompt": "a"}')
+    with pytest.raises(InputError, match="expected rows with prompt"):
+        evaluate.humaneval_fim(model, small_tokenizer, tmp_path / "f.jsonl")
 
 
 def test_starts_without_torch():
