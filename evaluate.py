@@ -681,9 +681,9 @@ class Sandbox:
         result = self.check(program, entry_point, own, test, timeout, data=data)
         if not result["passed"] and problem.get("canonical_solution"):
             key = problem["prompt"], test
-            if key not in self.crosses:
-                self.crosses[key] = self.check(own, entry_point, own, test, timeout,
-                                               data=data)["passed"]
+            if key not in self.crosses:                         # a busy machine is no reason
+                reason = self.check(own, entry_point, own, test, timeout, data=data)["reason"]
+                self.crosses[key] = reason.split(":")[0] in ("passed", "timeout", "killed")
             if not self.crosses[key]:
                 result = self.check(program, entry_point, own, test, timeout, True, data)
                 return Grade(result["passed"], result["reason"], weak=True)

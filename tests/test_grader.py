@@ -179,6 +179,9 @@ def test_only_the_problem_decides_how_it_is_graded(box):
     assert box.grade(problem, "    return pair.a\n")[::2] == (False, True)
     assert box.grade(PROBLEM, "    return type('L', (), {'__eq__': lambda a, b: True})()\n").weak \
         is False
+    slow = {**PROBLEM, "canonical_solution": "    while True: pass\n"}
+    assert box.grade(slow, "    return 1\n", 0.5) == (
+        False, "wrong answer: assert candidate([1, 2, 3]) == 6", False)
     secret = ("    import gc\n    return any('assert' in str(o)[:9999] for o in gc.get_objects()"
               " if type(o) is str)\n")
     assert not box.grade(PROBLEM, secret).passed
