@@ -12,9 +12,10 @@ CRUXEval, our own ladder for small models, bits per byte, and pass@k (report, se
 This file knows models and benchmarks, not training (pretrain.py) nor where data comes from
 (data.py): held-out documents reach it as a file.
 
-    python evaluate.py                              # the newest model in out/; two minutes
+    python evaluate.py                              # the newest model in out/; 15 seconds
     python evaluate.py --benchmark humaneval --model FOLDER --problems HumanEval.jsonl.gz
     python evaluate.py score --benchmark humaneval --problems HumanEval.jsonl.gz --samples S.jsonl
+                                                    # ... some 250 samples a second on two cores
     python evaluate.py --model FOLDER --text FILE   # bits per byte of any text; seconds
 """
 
@@ -189,6 +190,11 @@ def seccomp_filter(machine):
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+# prctl's operations, the namespaces of unshare, system calls without a function in libc
+PDEATHSIG, DUMPABLE, SECCOMP, NO_NEW_PRIVILEGES = 1, 4, 22, 38
+NEW_USER, NEW_OTHERS = 0x10000000, 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000 | 0x20000000
+LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_ENTER = 444, 445, 446
+NOBODY = 65534
 
 
 def system(name, *args):
@@ -202,8 +208,7 @@ def system(name, *args):
 def enter_namespaces():
     """Network, IPC, host name, mounts and, for its children, process numbers of its own."""
     user, group = os.getuid(), os.getgid()
-    system("unshare", (0x10000000 if user else 0)           # root needs no user namespace for it
-           | 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000 | 0x20000000)
+    system("unshare", NEW_OTHERS | (NEW_USER if user else 0))       # root may without
     if user:
         with contextlib.suppress(OSError):  # an unmapped user cannot mount; the rest holds
             for file, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"),
@@ -230,22 +235,23 @@ def enter_mounts(readable):
 
 def enter_landlock(readable):
     """From here on files are opened for reading only, and only below the readable paths."""
-    version = system("syscall", 444, None, 0, 1)
+    version = system("syscall", LANDLOCK_CREATE, None, 0, 1)
     access = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1      # all the rights it knows
-    ruleset = system("syscall", 444, struct.pack("Q", access), 8, 0)
+    ruleset = system("syscall", LANDLOCK_CREATE, struct.pack("Q", access), 8, 0)
     for path in readable:
         file = os.open(path, os.O_PATH)
         read = 1 << 2 | (1 << 3 if os.path.isdir(path) else 0)      # a file, and list a folder
-        system("syscall", 445, ruleset, 1, struct.pack("=Qi", read, file), 0)
+        system("syscall", LANDLOCK_ADD, ruleset, 1, struct.pack("=Qi", read, file), 0)
         os.close(file)
-    system("syscall", 446, ruleset, 0)
+    system("syscall", LANDLOCK_ENTER, ruleset, 0)
     os.close(ruleset)
 
 
 def jail(readable, without):
     """Lock this process in, with all that it forks -> the names of the layers that hold."""
     layers = ["rlimits"]
-    for name, enter in (("no-new-privileges", lambda: system("prctl", 38, 1, 0, 0, 0)),
+    for name, enter in (("no-new-privileges",
+                         lambda: system("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)),
                         ("namespaces", enter_namespaces),
                         ("mounts", lambda: enter_mounts(readable)),
                         ("Landlock", lambda: enter_landlock(readable))):
@@ -255,21 +261,21 @@ def jail(readable, without):
                 layers.append(name)
     if os.getuid() == 0:
         os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
     if "namespaces" in layers:
         if os.fork():               # only a child stands in the new numbering, as its process 1
             os.close(0)
             os.close(1)
             os.wait()
             os._exit(0)
-        system("prctl", 1, 9, 0, 0, 0)                              # die with the parent
+        system("prctl", PDEATHSIG, 9, 0, 0, 0)                      # die with the parent
     if "no-new-privileges" in layers:
-        system("prctl", 4, 0, 0, 0, 0)                              # nobody reads its memory
+        system("prctl", DUMPABLE, 0, 0, 0, 0)                       # nobody reads its memory
     return layers
 
 
-def limit(seconds, threads):
+def set_limits(seconds, threads):
     """Set the rlimits of one program."""
     limits = {"CORE": 0, "FSIZE": 0, "NOFILE": 64, "AS": MEMORY_BYTES, "CPU": int(seconds) + 2,
               "NPROC": 512 if threads else 0}
@@ -340,7 +346,7 @@ class Proxy:
 
     def __init__(self, requests, replies):
         self.requests, self.replies = requests, replies
-        self.fault, self.raised, self.calls = None, None, 0
+        self.fault, self.raised, self.reason, self.calls = None, None, None, 0
 
     def lost(self, reason):
         self.fault = self.fault or reason
@@ -468,7 +474,7 @@ class Worker:
         self.layers = jail(readable, without)
         gc.collect()
         gc.freeze()                                             # so that forks copy less
-        if {"seccomp"} - set(without) and "no-new-privileges" in self.layers:
+        if "seccomp" not in without and "no-new-privileges" in self.layers:
             self.filter = seccomp_filter(platform.machine())
             if not self.filter or os.waitpid(self.fork(lambda: None, 1), 0)[1]:     # a trial
                 self.filter = None
@@ -487,11 +493,11 @@ class Worker:
             for fd in (*sorted(keep), 1 << 16):
                 os.closerange(low, fd)
                 low = fd + 1
-            limit(seconds, threads=self.filter)
+            set_limits(seconds, threads=self.filter)
             if self.filter:
                 steps = ctypes.create_string_buffer(self.filter)
-                system("prctl", 22, 2, struct.pack("HP", len(self.filter) // 8,
-                                                   ctypes.addressof(steps)), 0, 0)
+                system("prctl", SECCOMP, 2, struct.pack("HP", len(self.filter) // 8,
+                                                        ctypes.addressof(steps)), 0, 0)
             body()
             status = 0
         except MemoryError:
@@ -914,16 +920,14 @@ def read_rows(path):
         raise InputError(f"{path}: no such file") from None
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error):
         raise InputError(f"{path}: cut off, or no text") from None
-    if text.startswith("["):
-        return [(number, row) for number, row in enumerate(json.loads(text), 1)]
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        try:
-            if line.strip():
-                rows.append((number, json.loads(line)))
-                rows[-1][1].keys()
-        except (ValueError, AttributeError):
-            raise InputError(f"{path}, line {number}: not a JSON object") from None
+    rows, number = [], 1
+    try:
+        lines = json.loads(text) if text.startswith("[") else text.split("\n")
+        for number, line in enumerate(lines, 1):
+            if not isinstance(line, str) or line.strip():
+                rows.append((number, {**(json.loads(line) if isinstance(line, str) else line)}))
+    except (ValueError, TypeError):
+        raise InputError(f"{path}, line {number}: not a JSON object") from None
     return rows
 
 
@@ -1029,6 +1033,9 @@ MBPP_PLUS = ("MbppPlus-v0.1.0.jsonl", RAW + "QwenLM/Qwen3-Coder/"
              "MbppPlus-v0.1.0.jsonl",
              "a855b9de667baea8e2f8aa61f898767a7336872208a85222b35622545e819fe9", MBPP_STOPS, 768)
 INFILLING = RAW + "openai/human-eval-infilling/88062ff9859c875d04db115b698ed4b0f0395170/data/"
+CRUXEVAL = ("cruxeval.jsonl", RAW + "facebookresearch/cruxeval/"
+            "190faf16d175b5847b0af05d937872b1fb395942/data/cruxeval.jsonl",
+            "8368b81047dc5014e4caf5a2f97604eff7644e0ecd7415e3ceeb184bbc2e0c96", ["\n"], 64)
 BENCHMARKS = {                      # sha256 of the decompressed content; None: give --problems
     "ladder": Benchmark("ladder.jsonl", None, None, STOPS, 96),
     "humaneval": Benchmark("HumanEval.jsonl.gz", RAW + "openai/human-eval/"
@@ -1045,9 +1052,8 @@ BENCHMARKS = {                      # sha256 of the decompressed content; None: 
     "infilling-random-span": Benchmark("HumanEval-RandomSpanInfilling.jsonl.gz", None, None, [],
                                        512),
     "humaneval-fim": Benchmark("santacoder-fim.jsonl.gz", None, None, [], 64),
-    "cruxeval-input": Benchmark("cruxeval.jsonl", None, None, ["\n"], 64),
-    "cruxeval-output": Benchmark("cruxeval.jsonl", None, None, ["\n"], 64)}
-# The report's tables 5 and 16 by parameters: HumanEval, HumanEval+, MBPP, MBPP+
+    "cruxeval-input": Benchmark(*CRUXEVAL), "cruxeval-output": Benchmark(*CRUXEVAL)}
+# The report's table 5 by parameters: HumanEval, HumanEval+, MBPP, MBPP+
 REPORTED = {494032768: (28.0, 23.8, 52.9, 47.1), 1543714304: (43.9, 36.6, 69.2, 58.6),
             3085938688: (52.4, 42.7, 72.2, 61.4), 7615616512: (61.6, 53.0, 76.9, 62.9),
             14770033664: (64.0, 57.9, 81.0, 66.7), 32763876352: (65.9, 60.4, 83.0, 68.2)}
@@ -1078,6 +1084,8 @@ def find_problems(name, file=None):
             problem = (to_input_problem(row) if name == "cruxeval-input"
                        else to_problem(row, plus=name.endswith("+")))
             problems[problem["task_id"]] = problem
+            if name.endswith("+") and "inputs" not in problem:
+                raise InputError(f"{name} needs EvalPlus's file; these are the plain problems")
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
         except (KeyError, TypeError, ValueError, StopIteration):
@@ -1117,12 +1125,16 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), *
     return results
 
 
+def control_stops(tokenizer):
+    """The ids that end a completion whatever was asked for."""
+    from fim import STOP_TOKENS
+    return {tokenizer.special[token] for token in STOP_TOKENS}
+
+
 def model_samples(model, tokenizer, name, problems, n=1, **sampling):
     """n completions of each problem by a model, as rows of a samples file."""
-    from fim import MIDDLE, PREFIX, STOP_TOKENS, SUFFIX, fim_ids
-    from tokenizer import ENDOFTEXT
-    benchmark, special = BENCHMARKS[name], tokenizer.special
-    ends = {special[token] for token in STOP_TOKENS if token in special} | {special[ENDOFTEXT]}
+    from fim import MIDDLE, PREFIX, SUFFIX, fim_ids
+    benchmark, ends = BENCHMARKS[name], control_stops(tokenizer)
     infilling = "suffix" in next(iter(problems.values()))
     if infilling:
         shape = f"{PREFIX}prompt{SUFFIX}suffix{MIDDLE}"
@@ -1153,8 +1165,10 @@ def read_samples(path, problems):
         if not isinstance(text, str):
             raise InputError(f"{path}, line {number}: expected a completion or a solution")
         samples.append(row)
-    if missing := [task_id for task_id in problems if all(s["task_id"] != task_id
-                                                          for s in samples)]:
+    if repeated := len(samples) - len(set(map(json.dumps, samples))):
+        print(f"{path}: {repeated} lines repeat another; all are graded")
+    present = {sample["task_id"] for sample in samples}
+    if missing := [task_id for task_id in problems if task_id not in present]:
         print(f"{len(missing)} of {len(problems)} tasks have no sample, {missing[0]} the first: "
               "the score is of the others")
     if not samples:
@@ -1165,14 +1179,19 @@ def read_samples(path, problems):
 def grade_samples(samples, problems, results, args):
     """Grade samples -> their grades; each is written to the results file as it comes.
 
-    With --resume, what that file already holds is not graded again.
+    With --resume, what that file already says of the same samples is not graded again.
     """
     from tqdm import tqdm
     done = []
     if args.resume and results.exists():
-        done = [row for _, row in read_rows(results)][:len(samples)]
-        if any(row["task_id"] != sample["task_id"] for row, sample in zip(done, samples)):
-            done = []
+        for line, sample in zip(results.read_text(encoding="utf-8").split("\n"), samples):
+            try:
+                row = json.loads(line)
+            except ValueError:                              # cut off while it was written
+                break
+            if {**row, **sample} != row:
+                break
+            done.append(row)
     pairs = [({**problems[s["task_id"]], "solution": s.get("solution")}, s.get("completion", ""))
              for s in samples]
     slow = any("inputs" in problem for problem in problems.values())
@@ -1244,7 +1263,7 @@ def humaneval_fim(model, tokenizer, file, limit=None):
     Its prompts: at most 2,048 tokens with the 64 new ones, 512 of them the suffix; greedy. The
     mean is over all samples (report, table 7).
     """
-    from fim import STOP_TOKENS, fim_ids
+    from fim import fim_ids
     from tokenizer import InputError
     fields = ("prompt", "suffix", "canonical_solution", "language")
     rows = [row for _, row in read_rows(file)][:limit]
@@ -1257,8 +1276,7 @@ def humaneval_fim(model, tokenizer, file, limit=None):
         prompts.append(fim_ids(tokenizer, tokenizer.encode(row["prompt"])[-(room - len(suffix)):],
                                suffix))
     print("prompt: prefix, suffix, middle; stops: control tokens; the first line is compared")
-    results = complete(model, tokenizer, prompts, 64,
-                       stop_ids={tokenizer.special[token] for token in STOP_TOKENS})
+    results = complete(model, tokenizer, prompts, 64, stop_ids=control_stops(tokenizer))
     scores = {}
     for language in (*sorted({row["language"] for row in rows}), "all"):
         chosen = [i for i, row in enumerate(rows) if language in (row["language"], "all")]
@@ -1270,7 +1288,7 @@ def humaneval_fim(model, tokenizer, file, limit=None):
 
 def infill_lines(model, tokenizer, documents, count=60):
     """Single lines of held-out documents, filled in -> exact match, edit similarity, stopped."""
-    from fim import STOP_TOKENS, fim_ids, shorten
+    from fim import fim_ids, shorten
     draw, spans = random.Random(0), []
     while len(spans) < count:
         lines = draw.choice(documents)["text"].split("\n")
@@ -1281,8 +1299,7 @@ def infill_lines(model, tokenizer, documents, count=60):
     prompts = [fim_ids(tokenizer, *shorten(tokenizer.encode(prefix[-4000:]),
                                            tokenizer.encode(suffix[:4000]), room))
                for prefix, _, suffix in spans]
-    results = complete(model, tokenizer, prompts, 48,
-                       stop_ids={tokenizer.special[token] for token in STOP_TOKENS})
+    results = complete(model, tokenizer, prompts, 48, stop_ids=control_stops(tokenizer))
     scores = line_scores(results, [middle for _, middle, _ in spans])
     print_line_scores(f"infilling of {count} held-out lines", scores)
     return scores
@@ -1302,10 +1319,13 @@ def measure_bits(model, tokenizer, documents, folder):
 
 def save_report(folder, stage, scores, settings):
     """Write <stage>.json and <stage>.md: what was measured, how, with which versions."""
+    import torch
+
     from tokenizer import write_json, write_text
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{stage}.json", {"scores": scores, "settings": settings,
-                                          "python": platform.python_version()})
+                                          "python": platform.python_version(),
+                                          "torch": torch.__version__})
     rows = [f"| {part} | {name} | {value:.4g} |" for part, values in scores.items()
             for name, value in values.items() if isinstance(value, (int, float))]
     write_text(folder / f"{stage}.md", "\n".join(["| benchmark | score | value |", "|---|---|---:|",

@@ -44,16 +44,27 @@ def box():
 
 
 def remains():
-    """Whatever an attack left, and this process's children and descriptors."""
+    """The files that an attack left."""
     places = ["/tmp", "/var/tmp", "/dev/shm", "/", str(Path.home()), str(ROOT), *sys.path]
     return [name for place in places if os.path.isdir(place) for name in os.listdir(place)
             if "minicoder_hostile" in name]
 
 
+def processes(mark):
+    """The processes with a mark in their command line, which forks inherit."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):                  # it has ended meanwhile
+            if mark.encode() in (folder / "cmdline").read_bytes():
+                found.append(folder.name)
+    return found
+
+
 def test_no_hostile_program_passes():
-    before = len(os.listdir("/proc/self/fd"))
+    before, mark = len(os.listdir("/proc/self/fd")), f"no layer {os.getpid()}"
     with ThreadPoolExecutor(2) as threads, contextlib.ExitStack() as stack:
-        boxes = [stack.enter_context(contextlib.closing(Sandbox())) for _ in range(2)]
+        boxes = [stack.enter_context(contextlib.closing(Sandbox(without=[mark])))
+                 for _ in range(2)]
         names = list(HOSTILE)
 
         def attack(i):
@@ -64,10 +75,10 @@ def test_no_hostile_program_passes():
         assert [name for name, result in results.items() if result["passed"]] == []
         for box in boxes:                                   # they go on as if nothing had been
             assert box.grade(PROBLEM, PROBLEM["canonical_solution"]) == (True, "passed", False)
-        pids = [box.process.pid for box in boxes]
+        assert len(processes(mark)) >= 2
     assert remains() == []
     assert len(os.listdir("/proc/self/fd")) == before
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert processes(mark) == []
     reasons = {result["reason"].split(":")[0] for result in results.values()}
     assert reasons == {"wrong answer", "exception", "syntax", "no entry point", "timeout", "memory",
                        "killed", "protocol"}
@@ -313,6 +324,11 @@ def test_score_command(tmp_path):
     (tmp_path / "s.jsonl_results.jsonl").write_text(json.dumps(
         {**good, "passed": True, "reason": "kept", "weak": False}) + "\n")
     assert "1 kept" in score(tmp_path, lines, "--resume").stdout
+    other = lines.replace("return sum", "return 1 or sum")
+    assert "kept" not in score(tmp_path, other, "--resume").stdout      # another sample
+    (tmp_path / "s.jsonl_results.jsonl").write_text('{"task_id": "hos')         # cut off
+    assert "pass@1: 0.5000" in score(tmp_path, lines, "--resume").stdout
+    assert "1 lines repeat" in score(tmp_path, json.dumps(good) + "\n" + lines).stdout
 
 
 def test_bad_input(tmp_path):
@@ -325,6 +341,13 @@ def test_bad_input(tmp_path):
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
     done = score(tmp_path, "", problems={"language": "java", "prompt": "", "tests": ""})
     assert done.returncode == 2 and "MultiPL-E" in done.stderr
+    done = score(tmp_path, json.dumps({"task_id": "hostile/0", "completion": ""}),
+                 benchmark="humaneval+")
+    assert done.returncode == 2 and "needs EvalPlus's file" in done.stderr
+    for text, line in (("[1, 2]", 1), ('[{"a": 1}, 3]', 2), ("[{", 1), ('{"a": 1}\n"x y"', 2)):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(InputError, match=f"line {line}: not a JSON object"):
+            read_rows(tmp_path / "bad.json")
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"{}" * 99)[:20])
     with pytest.raises(InputError, match="cut off"):
         read_rows(tmp_path / "cut.gz")
