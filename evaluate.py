@@ -39,6 +39,7 @@ import queue
 import random
 import resource
 import select
+import socket
 import struct
 import subprocess
 import sys
@@ -155,7 +156,7 @@ rt_sigreturn 15 139, pread64 17 67, readv 19 65, writev 20 66, access 21 -, sche
 mremap 25 216, madvise 28 233, nanosleep 35 101, getpid 39 172, exit 60 93, uname 63 160,
 getcwd 79 17, readlink 89 -, gettimeofday 96 169, getrusage 98 165, times 100 153, getuid 102 174,
 getgid 104 176, geteuid 107 175, getegid 108 177, sigaltstack 131 132, gettid 186 178, time 201 -,
-futex 202 98, sched_getaffinity 204 123, getdents64 217 61, clock_gettime 228 113,
+recvmsg 47 212, futex 202 98, sched_getaffinity 204 123, getdents64 217 61, clock_gettime 228 113,
 clock_getres 229 114, clock_nanosleep 230 115, exit_group 231 94, newfstatat 262 79,
 pselect6 270 72, ppoll 271 73, set_robust_list 273 99, pipe2 293 59, getrandom 318 278,
 membarrier 324 283, statx 332 291, rseq 334 293
@@ -190,6 +191,7 @@ def seccomp_filter(machine):
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+FORK = ctypes.PyDLL(None).fork     # os.fork, less its care for threads, which a worker lacks
 # prctl's operations, the namespaces of unshare, system calls without a function in libc
 PDEATHSIG, DUMPABLE, SECCOMP, NO_NEW_PRIVILEGES = 1, 4, 22, 38
 NEW_USER, NEW_OTHERS = 0x10000000, 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000 | 0x20000000
@@ -285,8 +287,9 @@ def set_limits(seconds, threads):
 
 
 # ------------------------------------------------------------------------------------------------
-# Who does what. The worker forks, for each check, a candidate, which holds the program and no
-# test, and a tester, which holds the test and asks the candidate for values over two pipes.
+# Who does what. The worker forks a candidate for each check, which holds the program and no test.
+# A tester reads the test from the job pipe and asks the candidate for values over two pipes; it
+# serves many checks, for nothing but plain values ever reaches it from a candidate.
 
 
 def failure(error):
@@ -399,13 +402,13 @@ class Proxy:
         return value
 
 
-def judge(names, secret, entry_point, function):
+def judge(names, secret, function):
     """Run the test's check(function), beside names -> {"passed", "reason"}."""
     test = secret["test"]
     try:
         exec(compile(test, "<test>", "exec"), names)
         check = names["check"]
-        names[entry_point] = function                           # a test may call it by name
+        names[secret["entry_point"]] = function                       # a test may call it by name
         check(function)
         return {"passed": True, "reason": "passed"}
     except Exception as error:
@@ -421,44 +424,48 @@ def judge(names, secret, entry_point, function):
         return {"passed": False, "reason": f"wrong answer: {what}{where[:200]}"}
 
 
-def fetch_test(verdict):
+def fetch_test(control):
     """Read the test, which the worker never does: what it forks later must not find it."""
     secret = receive(0)
-    os.close(0)                                                 # the next jobs come through there
-    os.write(verdict, b"r")                                     # ready: the time begins
+    os.write(control.fileno(), b"r")                            # ready: the time begins
     return secret
 
 
-def own_names(secret, entry_point):
+def own_names(secret):
     """What a test finds: DATA, the names of the problem's own program, its solution."""
     names = {}
     with contextlib.suppress(Exception):                        # a prompt alone may be no program
         names = load(secret["helpers"])
-    return {**names, "DATA": decode(secret["data"]), "REFERENCE": names.get(entry_point)}
+    return {**names, "DATA": decode(secret["data"]), "REFERENCE": names.get(secret["entry_point"])}
 
 
-def tester(entry_point, requests, replies, verdict):
-    """Let the test check the candidate at the other end of two pipes."""
-    secret, proxy = fetch_test(verdict), Proxy(requests, replies)
-    try:
-        proxy.start()
-        result = judge(own_names(secret, entry_point), secret, entry_point, proxy)
-        if result["passed"] and not proxy.calls:
-            proxy.lost("protocol: the test never calls the function")
-    except Lost:
-        pass
-    send(verdict, {"passed": False, "reason": proxy.fault} if proxy.fault else result)
+def tester(control):
+    """Let tests check candidates, whose pipes come through a socket, until that is closed."""
+    while fds := socket.recv_fds(control, 1, 2)[1]:
+        secret, proxy = fetch_test(control), Proxy(*fds)
+        try:
+            proxy.start()
+            result = judge(own_names(secret), secret, proxy)
+            if result["passed"] and not proxy.calls:
+                proxy.lost("protocol: the test never calls the function")
+        except Lost:
+            pass
+        send(control.fileno(),
+             {"passed": False, "reason": proxy.fault} if proxy.fault else result)
+        for fd in fds:
+            os.close(fd)
 
 
-def inside(job, verdict):
+def inside(program, control):
     """Program and test in one process, for values that cannot cross: it may forge its verdict."""
-    secret = fetch_test(verdict)
+    secret = fetch_test(control)
+    os.close(0)                                                 # the next jobs come through there
     try:
-        own, names = own_names(secret, job["entry_point"]), load(job["program"])
-        result = judge({**own, **names}, secret, job["entry_point"], names[job["entry_point"]])
+        own, names = own_names(secret), load(program)
+        result = judge({**own, **names}, secret, names[secret["entry_point"]])
     except BaseException as error:
         result = {"passed": False, "reason": failure(error)[0]}
-    send(verdict, result)
+    send(control.fileno(), result)
 
 
 class Worker:
@@ -471,22 +478,26 @@ class Worker:
         if hasattr(sys, "set_int_max_str_digits"):
             sys.set_int_max_str_digits(0)
         self.null, self.filter = os.open(os.devnull, os.O_RDWR), None
-        self.layers = jail(readable, without)
+        self.layers, self.tester = jail(readable, without), None
         gc.collect()
         gc.freeze()                                             # so that forks copy less
         if "seccomp" not in without and "no-new-privileges" in self.layers:
-            self.filter = seccomp_filter(platform.machine())
-            if not self.filter or os.waitpid(self.fork(lambda: None, 1), 0)[1]:     # a trial
+            steps = seccomp_filter(platform.machine()) or b""
+            self.steps = ctypes.create_string_buffer(steps)
+            self.filter = struct.pack("HP", len(steps) // 8, ctypes.addressof(self.steps))
+            if not steps or os.waitpid(self.fork(lambda: None, 1), 0)[1]:     # a trial
                 self.filter = None
             self.layers += ["seccomp"] if self.filter else []
 
     def fork(self, body, seconds, *keep, stdin=None, stdout=None):
         """Start a jailed process that keeps these descriptors, runs body() and ends -> its id."""
-        if pid := os.fork():
+        if pid := FORK():
             return pid
         status = 1
         try:
             os.setsid()
+            with contextlib.suppress(AttributeError):           # not on Linux
+                system("prctl", PDEATHSIG, 9, 0, 0, 0)
             for target, fd in enumerate((stdin, stdout, None)):
                 os.dup2(self.null if fd is None else fd, target)
             low = 3
@@ -495,9 +506,7 @@ class Worker:
                 low = fd + 1
             set_limits(seconds, threads=self.filter)
             if self.filter:
-                steps = ctypes.create_string_buffer(self.filter)
-                system("prctl", SECCOMP, 2, struct.pack("HP", len(self.filter) // 8,
-                                                        ctypes.addressof(steps)), 0, 0)
+                system("prctl", SECCOMP, 2, self.filter, 0, 0)
             body()
             status = 0
         except MemoryError:
@@ -505,55 +514,74 @@ class Worker:
         finally:
             os._exit(status)
 
-    def end(self, *pids):
-        """Kill these processes and whatever they left -> how each had ended."""
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                os.kill(pid, 9)
-                os.killpg(pid, 9)
-        if os.getpid() == 1:                                    # of its own numbering
+    def end(self, pid):
+        """Kill a process and whatever it left -> how it had ended."""
+        with contextlib.suppress(OSError):
+            os.kill(pid, 9)
+            os.killpg(pid, 9)
+        if not self.filter and os.getpid() == 1:                # of its own numbering
             with contextlib.suppress(OSError):
                 os.kill(-1, 9)
-        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def read_part(self, fd, deadline, data):
         """Add to data what is in a pipe; False at its end and at the deadline."""
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([fd], [], [], left)[0]:
             return False
-        data += (part := os.read(fd, 1 << 20))
+        data += (part := os.read(fd, 1 << 16))
         return bool(part)
 
-    def check(self, job):
-        """Grade a program by the test that follows the job in the pipe, for the tester alone."""
-        requests, replies, verdict = os.pipe(), os.pipe(), os.pipe()
-        seconds = job["timeout"]
-        if job["inside"]:
-            pids = [self.fork(lambda: inside(job, verdict[1]), seconds, verdict[1], stdin=0)]
-        else:
-            pids = [self.fork(lambda: candidate(job["program"], job["entry_point"], requests[0],
-                                                replies[1]), seconds, requests[0], replies[1]),
-                    self.fork(lambda: tester(job["entry_point"], requests[1], replies[0],
-                                             verdict[1]),
-                              seconds, requests[1], replies[0], verdict[1], stdin=0)]
-        for fd in (*requests, *replies, verdict[1]):
-            os.close(fd)
-        if os.read(verdict[0], 1) != b"r":
+    def verdict(self, control, seconds):
+        """What a tester says of a test that it reads first; None if it dies or is too late."""
+        if control.recv(1) != b"r":
             sys.exit("the tester ended before it had its test")
         data, deadline = bytearray(), time.monotonic() + seconds
-        while self.read_part(verdict[0], deadline, data):
-            pass
-        os.close(verdict[0])
-        [status, *_] = self.end(*pids)
-        if time.monotonic() >= deadline:
-            return {"passed": False, "reason": "timeout"}
+        while len(data) < 4 or len(data) < 4 + struct.unpack_from("<I", data)[0] < OUTPUT_BYTES:
+            if not self.read_part(control.fileno(), deadline, data):
+                late = time.monotonic() >= deadline
+                return {"passed": False, "reason": "timeout" if late else "killed"}
         try:
-            result = json.loads(data[4:])
-        except ValueError:
-            result = {"passed": False, "reason": "killed"}
+            return json.loads(data[4:])
+        except ValueError:                                      # only inside: it may forge
+            return {"passed": False, "reason": "killed"}
+
+    def check(self, job):
+        """Grade a program by the test that follows the job in the pipe: only a tester reads it."""
+        if job["inside"]:
+            control, theirs = socket.socketpair()
+            pid = self.fork(lambda: inside(job["program"], theirs), job["timeout"],
+                            theirs.fileno(), stdin=0)
+            theirs.close()
+        else:
+            requests, replies, [_, control] = os.pipe(), os.pipe(), self.ready_tester()
+            pid = self.fork(lambda: candidate(job["program"], job["entry_point"], requests[0],
+                                              replies[1]), job["timeout"], requests[0], replies[1])
+            socket.send_fds(control, [b"c"], [requests[1], replies[0]])
+            for fd in (*requests, *replies):
+                os.close(fd)
+        result, status = self.verdict(control, job["timeout"]), self.end(pid)
+        if job["inside"]:
+            control.close()
+        elif result["reason"] in ("timeout", "killed") or not self.filter:
+            self.end_tester()
         if result["reason"] == "killed":
             result["reason"] += f": signal {-status}" if status < 0 else f": it ended with {status}"
         return result
+
+    def ready_tester(self):
+        """(process id, socket) of the tester."""
+        if not self.tester:
+            control, theirs = socket.socketpair()
+            with theirs:
+                pid = self.fork(lambda: tester(theirs), 1 << 20, theirs.fileno(), stdin=0)
+            self.tester = pid, control
+        return self.tester
+
+    def end_tester(self):
+        [pid, control], self.tester = self.tester, None
+        control.close()
+        self.end(pid)
 
     def program(self, job):
         """Run a script with the given standard input."""
@@ -573,7 +601,7 @@ class Worker:
             ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             time.sleep(0 if ended else 0.001)               # it closed its output before its end
         os.close(output[0])
-        [status] = self.end(pid)
+        status = self.end(pid)
         status = {0: "ok", 1: "exception", 3: "memory"}.get(status, f"killed: signal {-status}")
         if not ended:
             status = "timeout" if len(data) <= OUTPUT_BYTES else "killed: it prints too much"
@@ -671,7 +699,8 @@ class Sandbox:
         """
         result = self.ask(timeout + 30, {
             "kind": "check", "program": program, "entry_point": entry_point, "timeout": timeout,
-            "inside": inside}, {"helpers": helpers, "test": test, "data": data})
+            "inside": inside},
+            {"entry_point": entry_point, "helpers": helpers, "test": test, "data": data})
         return result or {"passed": False, "reason": "killed: the sandbox had to be started anew"}
 
     def grade(self, problem, completion, timeout=3.0):
