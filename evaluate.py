@@ -26,10 +26,12 @@ import bz2
 import contextlib
 import ctypes
 import errno
+import functools
 import gc
 import gzip
 import hashlib
 import importlib
+import itertools
 import json
 import lzma
 import math
@@ -37,6 +39,7 @@ import os
 import platform
 import queue
 import random
+import re
 import resource
 import select
 import socket
@@ -789,13 +792,6 @@ def run_program(source, stdin="", timeout=3.0, weak=False):
 # ------------------------------------------------------------------------------------------------
 # Problem files
 
-# Inputs of MBPP+ that JSON could not hold, by task: what becomes a tuple, complex or a set
-DEEP_TUPLES = {580, 615, 791}
-TUPLES = {2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630,
-          726, 740, 744, 809}
-LISTS_OF_TUPLES = {63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780}
-FIRST_LIST_OF_TUPLES = {75, 413, 444, 753}
-FIRST_TUPLE = {250, 307, 405, 446, 617, 720, 763, 808}
 # How EvalPlus compares; the names are those of functions with several right answers
 EVALPLUS_TEST = '''
 import copy
@@ -854,34 +850,31 @@ def deep_tuple(value):
     return tuple(map(deep_tuple, value)) if isinstance(value, list) else value
 
 
-def mbpp_arguments(task, args):
-    """The arguments of one call of MBPP+ as its solutions expect them."""
-    first, rest = args[0], args[1:]
-    if task in TUPLES:
-        return [tuple(item) for item in args]
-    if task in LISTS_OF_TUPLES:
-        return [[tuple(item) for item in part] for part in args]
-    if task in FIRST_LIST_OF_TUPLES:
-        return [[tuple(item) for item in first], *rest]
-    if task in FIRST_TUPLE:
-        return [tuple(first), *rest]
-    if task in DEEP_TUPLES:
-        return [deep_tuple(item) for item in args]
-    if task in (106, 750):
-        return [first, tuple(args[1])]
-    if task in (259, 401, 445):
-        return [tuple(tuple(item) for item in part) for part in args]
-    if task == 115:
-        return [[set(item) if isinstance(item, list) and item else {} for item in first]]
-    if task == 124:
-        return [float(first), complex(args[1])]
-    if task == 252:
-        return [complex(first)]
-    if task == 278:
-        return [tuple(tuple(item) if isinstance(item, list) else item for item in first)]
-    if task == 722:
-        return [{key: tuple(value) for key, value in first.items()}, *rest]
-    return args
+# The arguments of MBPP+ that JSON could not hold, by the number of the task
+MBPP_ARGUMENTS = [
+    ("2 116 132 143 222 261 273 394 399 421 424 429 470 560 579 596 616 630 726 740 744 809",
+     lambda *args: [tuple(item) for item in args]),
+    ("63 64 70 94 120 237 272 299 400 409 417 438 473 614 780",
+     lambda *args: [[tuple(item) for item in part] for part in args]),
+    ("75 413 444 753", lambda first, *rest: [[tuple(item) for item in first], *rest]),
+    ("250 307 405 446 617 720 763 808", lambda first, *rest: [tuple(first), *rest]),
+    ("106 750", lambda first, second: [first, tuple(second)]),
+    ("259 401 445", lambda *args: [tuple(tuple(item) for item in part) for part in args]),
+    ("278", lambda first: [tuple(tuple(item) if isinstance(item, list) else item
+                                 for item in first)]),
+    ("580 615 791", lambda *args: [deep_tuple(item) for item in args]),
+    ("115", lambda first: [[set(item) if isinstance(item, list) and item else {}
+                            for item in first]]),
+    ("124", lambda first, second: [float(first), complex(second)]),
+    ("252", lambda first: [complex(first)]),
+    ("722", lambda first, *rest: [{key: tuple(value) for key, value in first.items()}, *rest])]
+
+
+def mbpp_arguments(task, inputs):
+    """The arguments of the calls of a task of MBPP+ as its solution expects them."""
+    convert = next((convert for tasks, convert in MBPP_ARGUMENTS if str(task) in tasks.split()),
+                   lambda *args: list(args))
+    return [convert(*args) for args in inputs]
 
 
 def called_name(code, test):
@@ -894,26 +887,29 @@ def called_name(code, test):
                 and isinstance(node.func, ast.Name) and node.func.id in defined)
 
 
-def to_problem(row, plus=False):
+def to_problem(row, name="", number=0):
     """One row of a benchmark file, told apart by its fields, as a problem; None: not a benchmark.
 
-    A problem: task_id, prompt, entry_point, canonical_solution, test with check(candidate), and
-    perhaps suffix (infilling) or inputs. plus: all of EvalPlus's inputs, not the base ones alone.
+    A problem: task_id, what its prompt needs, and how it is graded: entry_point and test with
+    check(candidate), for a program; line, for one line; answer, for a number. It may have
+    canonical_solution, suffix (infilling), inputs (EvalPlus: name+ takes all, name the base ones)
+    and group (scored apart). number: of the row.
     """
-    if {"language", "prompt", "tests"} <= set(row) or "stop_tokens" in row:
+    if {"language", "prompt", "tests"} <= set(row) and "suffix" not in row:
         from tokenizer import InputError
         raise InputError("this is a MultiPL-E file; only Python programs can be graded so far")
     if "base_input" in row:
-        number = int(row["task_id"].split("/")[-1])
-        inputs = row["base_input"] + (list(row["plus_input"]) if plus else [])
+        task = int(row["task_id"].split("/")[-1])
+        inputs = row["base_input"] + (list(row["plus_input"]) if name.endswith("+") else [])
         if row["task_id"].startswith("Mbpp"):
-            inputs = [mbpp_arguments(number, args) for args in inputs]
+            inputs = mbpp_arguments(task, inputs)
         settings = f"NAME, TOLERANCE = {row['entry_point']!r}, {row['atol']!r}\n"
         return {**{key: row[key] for key in ("task_id", "prompt", "entry_point",
                                              "canonical_solution")},
                 "inputs": inputs, "test": settings + EVALPLUS_TEST}
     if {"prompt", "entry_point", "test"} <= set(row):
-        return row
+        level = re.match(r"ladder/(\d)", row["task_id"])
+        return {**row, "group": f"level {level[1]}"} if level else row
     if {"code", "test_list"} <= set(row):
         tests = textwrap.indent("\n".join(row["test_list"]), "    ")
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports", []))
@@ -922,21 +918,28 @@ def to_problem(row, plus=False):
                 "prompt": f'"""\n{text}\n{row["test_list"][0]}\n"""\n',
                 "entry_point": called_name(row["code"], "\n".join(row["test_list"])),
                 "test": f"{setup}\ndef check(candidate):\n{tests}\n"}
-    if {"code", "input", "output"} <= set(row):             # CRUXEval: what does f return?
-        return {"task_id": row["id"], "entry_point": "answer", "canonical_solution": row["output"],
-                "prompt": f"{row['code']}\n\n\ndef answer():\n    return ",
-                "test": f"def check(candidate):\n    assert candidate() == f({row['input']})\n"}
+    if {"code", "input", "output"} <= set(row):             # CRUXEval; f itself is the test's
+        problem = {**row, "task_id": row["id"], "entry_point": "answer"}
+        if name.startswith("cruxeval-input"):
+            return {**problem, "canonical_solution": f"f({row['input']})",
+                    "prompt": "def f(*args, **kwargs):\n    return args, kwargs\n\n\n"
+                              "def answer():\n    return ",
+                    "test": f"{row['code']}\n\n\ndef check(candidate):\n"
+                            "    args, kwargs = candidate()\n"
+                            f"    assert f(*args, **kwargs) == {row['output']}\n"}
+        return {**problem, "canonical_solution": row["output"],
+                "prompt": f"{row['code']}\n\n\ndel f\n\n\ndef answer():\n    return ",
+                "test": f"{row['code']}\n\n\ndef check(candidate):\n"
+                        f"    assert candidate() == f({row['input']})\n"}
+    if {"question", "answer"} <= set(row):                  # GSM8K
+        return {"task_id": f"gsm8k/{number}", "question": row["question"],
+                "answer": final_number(row["answer"].split("####")[-1]),
+                "canonical_solution": row["answer"]}
+    if {"prompt", "suffix", "canonical_solution", "language"} <= set(row):      # HumanEval-FIM
+        return {"task_id": f"{row['language']}/{number}", "group": row["language"],
+                "line": row["canonical_solution"],
+                **{key: row[key] for key in ("prompt", "suffix", "canonical_solution")}}
     return None
-
-
-def to_input_problem(row):
-    """A row of CRUXEval asked the other way round: for which arguments does f return this?"""
-    return {"task_id": row["id"], "entry_point": "answer",
-            "canonical_solution": row["input"] + ")",
-            "prompt": f"{row['code']}\n\n\ndef pack(*args, **kwargs):\n"
-                      "    return args, kwargs\n\n\ndef answer():\n    return pack(",
-            "test": "def check(candidate):\n    args, kwargs = candidate()\n"
-                    f"    assert f(*args, **kwargs) == {row['output']}\n"}
 
 
 def read_rows(path):
@@ -958,6 +961,34 @@ def read_rows(path):
     except (ValueError, TypeError):
         raise InputError(f"{path}, line {number}: not a JSON object") from None
     return rows
+
+
+# ------------------------------------------------------------------------------------------------
+# Answers that are no programs
+
+
+def first_line(text):
+    """The line that is scored where one line was asked for (the report's HumanEval-FIM script)."""
+    lines = text.split("\n")
+    return lines[1 if text.startswith(("\n", " \n")) else 0].strip()
+
+
+def final_number(text):
+    r"""The number after the last \boxed or "answer is", else the last one; None without any."""
+    number = r"(?:(?<!\d)-)?\d+(?:\.\d+)?"
+    text = text.split("\nQuestion:")[0].replace(",", "")
+    for mark in ("\\boxed", "answer is"):
+        if mark in text and (found := re.search(number, text.rpartition(mark)[2])):
+            return float(found[0])
+    numbers = re.findall(number, text)
+    return float(numbers[-1]) if numbers else None
+
+
+def compare(problem, completion):
+    """Grade an answer that is no program: a line or a number."""
+    right = (first_line(completion) == problem["line"].strip() if "line" in problem
+             else final_number(completion) == problem["answer"])
+    return Grade(right, "passed" if right else "wrong answer")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1048,70 +1079,38 @@ def read_documents(path):
 # ------------------------------------------------------------------------------------------------
 # Asking a model
 
-# Where a completion of a function ends: EvalPlus's list, cut at the earliest
-STOPS = ["<|endoftext|>", "\nif __name__", "\ndef main(", "\nprint(", "\n```\n", "```", "\ndef ",
-         "\nclass ", "\nimport ", "\nfrom ", "\nassert "]
-MBPP_STOPS = [*STOPS[:6], '\n"""', "\nassert"]
-Benchmark = namedtuple("Benchmark", "file url sha256 stops max_new_tokens")
-RAW = "https://raw.githubusercontent.com/"
-HUMANEVAL_PLUS = ("HumanEvalPlus.jsonl.gz", RAW + "evalplus/humanevalplus_release/"
-                  "200defce9e3429d28ca215b6dd061c0f7f31c18b/HumanEvalPlus.jsonl.gz",
-                  "42526ec0e7d5f3ee0b06d6ced98f8c8bae3d76519151bfb3d36f79010645bd7f", STOPS, 768)
-MBPP_PLUS = ("MbppPlus-v0.1.0.jsonl", RAW + "QwenLM/Qwen3-Coder/"
-             "0ae30f55e9d6c47ff763c334f99c135ad68915dd/qwencoder-eval/base/eval_cache/evalplus/"
-             "MbppPlus-v0.1.0.jsonl",
-             "a855b9de667baea8e2f8aa61f898767a7336872208a85222b35622545e819fe9", MBPP_STOPS, 768)
-INFILLING = RAW + "openai/human-eval-infilling/88062ff9859c875d04db115b698ed4b0f0395170/data/"
-CRUXEVAL = ("cruxeval.jsonl", RAW + "facebookresearch/cruxeval/"
-            "190faf16d175b5847b0af05d937872b1fb395942/data/cruxeval.jsonl",
-            "8368b81047dc5014e4caf5a2f97604eff7644e0ecd7415e3ceeb184bbc2e0c96", ["\n"], 64)
-BENCHMARKS = {                      # sha256 of the decompressed content; None: give --problems
-    "ladder": Benchmark("ladder.jsonl", None, None, STOPS, 96),
-    "humaneval": Benchmark("HumanEval.jsonl.gz", RAW + "openai/human-eval/"
-                           "6d43fb980f9fee3c892a914eda09951f772ad10d/data/HumanEval.jsonl.gz",
-                           "1d49078ba3e2b196b9344535bef34a43021f038fad9561d6ee7c53450609a6a2",
-                           STOPS, 768),
-    "humaneval+": Benchmark(*HUMANEVAL_PLUS), "mbpp": Benchmark(*MBPP_PLUS),
-    "mbpp+": Benchmark(*MBPP_PLUS),
-    "infilling-single-line": Benchmark(
-        "HumanEval-SingleLineInfilling.jsonl.gz",
-        INFILLING + "HumanEval-SingleLineInfilling.jsonl.gz",
-        "6fffc71ec2f1674372fcc177511f92312f1a27a9eacd8e43255c9f5ee9eca8c8", [], 256),
-    "infilling-multi-line": Benchmark("HumanEval-MultiLineInfilling.jsonl.gz", None, None, [], 512),
-    "infilling-random-span": Benchmark("HumanEval-RandomSpanInfilling.jsonl.gz", None, None, [],
-                                       512),
-    "humaneval-fim": Benchmark("santacoder-fim.jsonl.gz", None, None, [], 64),
-    "cruxeval-input": Benchmark(*CRUXEVAL), "cruxeval-output": Benchmark(*CRUXEVAL)}
-# The report's table 5 by parameters: HumanEval, HumanEval+, MBPP, MBPP+
-REPORTED = {494032768: (28.0, 23.8, 52.9, 47.1), 1543714304: (43.9, 36.6, 69.2, 58.6),
-            3085938688: (52.4, 42.7, 72.2, 61.4), 7615616512: (61.6, 53.0, 76.9, 62.9),
-            14770033664: (64.0, 57.9, 81.0, 66.7), 32763876352: (65.9, 60.4, 83.0, 68.2)}
+
+@functools.cache
+def benchmarks():
+    """assets/benchmarks.json: files, addresses and hashes, prompts with their stops, and what the
+    report gives, in per cent, for each of the published sizes."""
+    path = Path(__file__).resolve().parent / "assets" / "benchmarks.json"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def find_problems(name, file=None):
     """task_id -> problem, of a file, the cache or the official place."""
     from tokenizer import InputError, fetch
-    benchmark = BENCHMARKS[name]
+    benchmark = benchmarks()["benchmarks"][name]
     if file is None and name == "ladder":
-        file = Path(__file__).resolve().parent / "assets" / benchmark.file
+        file = Path(__file__).resolve().parent / "assets" / benchmark["file"]
     if file is None:
         cache = Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
-        file = cache / "benchmarks" / benchmark.file
+        file = cache / "benchmarks" / benchmark["file"]
         try:
-            if not file.exists() and not benchmark.url:
+            if not file.exists() and not benchmark["url"]:
                 raise InputError("there is no address to fetch it from")
-            fetch(benchmark.url, file)
+            fetch(benchmark["url"], file)
         except InputError as error:
-            raise InputError(f"{name}: put {benchmark.file} to {file} or give --problems "
+            raise InputError(f"{name}: put {benchmark['file']} to {file} or give --problems "
                              f"({error})") from None
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        if benchmark.sha256 not in (None, hashlib.sha256(data).hexdigest()):
+        if benchmark["sha256"] not in (None, hashlib.sha256(data).hexdigest()):
             raise InputError(f"{file}: not the published file (its SHA-256 differs); delete it")
     problems = {}
     for number, row in read_rows(file):
         try:
-            problem = (to_input_problem(row) if name == "cruxeval-input"
-                       else to_problem(row, plus=name.endswith("+")))
+            problem = to_problem(row, name, number)
             problems[problem["task_id"]] = problem
             if name.endswith("+") and "inputs" not in problem:
                 raise InputError(f"{name} needs EvalPlus's file; these are the plain problems")
@@ -1119,16 +1118,32 @@ def find_problems(name, file=None):
             raise InputError(f"{file}: {error}") from None
         except (KeyError, TypeError, ValueError, StopIteration):
             raise InputError(f"{file}, line {number}: no problem of HumanEval, MBPP, EvalPlus, "
-                             "infilling or CRUXEval") from None
+                             "infilling, CRUXEval or GSM8K") from None
     if not problems:
         raise InputError(f"{file}: holds no problem")
     return problems
 
 
-def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), **sampling):
+def held_out_lines(documents, count=60):
+    """Single lines of documents, to be filled in -> problems."""
+    draw, problems = random.Random(0), {}
+    while len(problems) < count:
+        lines = draw.choice(documents)["text"].split("\n")
+        n = draw.randrange(len(lines))
+        if len(lines[n].strip()) > 5:
+            name = f"line/{len(problems)}"
+            problems[name] = {"task_id": name, "line": lines[n],
+                              "prompt": ("\n".join(lines[:n]) + "\n")[-4000:],
+                              "suffix": ("\n" + "\n".join(lines[n + 1:]))[:4000]}
+    return problems
+
+
+def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), kept=None,
+             **sampling):
     """Continue prompts (lists of ids) -> (text, whether it stopped by itself) of each, in order.
 
     Prompts of like length share a batch. Of a prompt too long for the context the end is kept.
+    kept: a file of batches done; what it holds of the same question is not asked again.
     """
     from model import generate
     from tqdm import tqdm
@@ -1137,6 +1152,12 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), *
     prompts = [prompt[-(T - max_new_tokens):] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     size, results = max(1, TOKENS_AT_ONCE // T), [None] * len(prompts)
+    done = {}
+    if kept and kept.exists():
+        whole = kept.read_text(encoding="utf-8").rpartition("\n")[0]    # the last may be cut off
+        kept.write_text(whole + "\n" * bool(whole), encoding="utf-8")
+        done = dict(map(json.loads, whole.splitlines()))
+    which = float(model.head.detach().float().abs().mean())     # other weights, another text
 
     def stop(ids):
         tail = tokenizer.decode(ids[-16:])
@@ -1144,13 +1165,23 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), *
 
     for start in tqdm(range(0, len(order), size), desc="batches", disable=None):
         rows = order[start:start + size]
-        new = generate(model, [prompts[i] for i in rows], max_new_tokens, stop=stop,
-                       stop_ids=stop_ids, vocab_size=tokenizer.vocab_size,
-                       **{**sampling, "seed": sampling.get("seed", 0) + start})
-        for i, ids in zip(rows, new):
-            text = tokenizer.decode(ids)
-            cut = min((text.find(part) for part in stops if part in text), default=len(text))
-            results[i] = text[:cut], len(ids) < max_new_tokens or cut < len(text)
+        batch = [prompts[i] for i in rows]
+        key = json.dumps([which, batch, start, max_new_tokens, stops, sampling])
+        key = hashlib.sha256(key.encode()).hexdigest()
+        if key not in done:
+            new = generate(model, batch, max_new_tokens, stop=stop, stop_ids=stop_ids,
+                           vocab_size=tokenizer.vocab_size,
+                           **{**sampling, "seed": sampling.get("seed", 0) + start})
+            texts = [tokenizer.decode(ids) for ids in new]
+            cuts = [min((text.find(part) for part in stops if part in text), default=len(text))
+                    for text in texts]
+            done[key] = [(text[:cut], len(ids) < max_new_tokens or cut < len(text))
+                         for text, cut, ids in zip(texts, cuts, new)]
+            if kept:
+                with open(kept, "a", encoding="utf-8") as file:
+                    file.write(json.dumps([key, done[key]]) + "\n")
+        for i, result in zip(rows, done[key]):
+            results[i] = tuple(result)
     return results
 
 
@@ -1160,26 +1191,65 @@ def control_stops(tokenizer):
     return {tokenizer.special[token] for token in STOP_TOKENS}
 
 
-def model_samples(model, tokenizer, name, problems, n=1, **sampling):
-    """n completions of each problem by a model, as rows of a samples file."""
-    from fim import MIDDLE, PREFIX, SUFFIX, fim_ids
-    benchmark, ends = BENCHMARKS[name], control_stops(tokenizer)
-    infilling = "suffix" in next(iter(problems.values()))
-    if infilling:
-        shape = f"{PREFIX}prompt{SUFFIX}suffix{MIDDLE}"
-        prompts = [fim_ids(tokenizer, tokenizer.encode(p["prompt"]), tokenizer.encode(p["suffix"]))
-                   for p in problems.values()]
-    else:
-        shape = 'prompt.strip() + "\\n"' if name[:4] != "crux" else "code, then the call to finish"
-        prompts = [tokenizer.encode(p["prompt"] if name[:4] == "crux" else
-                                    p["prompt"].strip() + "\n") for p in problems.values()]
-    print(f"prompt: {shape}\nstops: {benchmark.stops}, {len(ends)} control tokens; tabs become "
-          f"four blanks; at most {benchmark.max_new_tokens} new tokens, half the context")
+def code_block(text):
+    """The first fenced block of an answer that may begin inside one; all of it without a fence."""
+    block = re.search(r"```\w*\n(.*?)(?:```|$)", text, re.DOTALL)
+    return block[1] if block else text.split("```")[0]
+
+
+def call_of_f(text):
+    """f(16) in "... [ANSWER] assert f(16) == 17"."""
+    text = text.split("[ANSWER]")[1 if "[ANSWER]" in text else 0].split("==")[0].strip()
+    return "f" + text.split("assert f")[1] if "assert f" in text else text
+
+
+def value_of_f(text):
+    """17 in "... [ANSWER] assert f(16) == 17"."""
+    text = text.split("[ANSWER]")[1 if "[ANSWER]" in text else 0]
+    return text.split("==")[1 if "==" in text else 0].strip()
+
+
+# How a text becomes an answer, by the name of the prompt; assets/benchmarks.json says it in words
+ANSWERS = {"code chat": code_block, "cruxeval-input": call_of_f, "cruxeval-output": value_of_f,
+           "code": lambda text: text.replace("\t", "    ")}
+ANSWERS.update({"cruxeval-input-direct": call_of_f, "cruxeval-output-direct": value_of_f,
+                "mbpp": ANSWERS["code"], "short code": ANSWERS["code"]})
+
+
+def prompt_ids(model, tokenizer, way, problem):
+    """A prompt of assets/benchmarks.json, filled with a problem's fields, as ids."""
+    from fim import fim_ids, shorten
+    if way["prompt"][0].startswith("<|fim_prefix|>"):           # each part encoded by itself
+        T = model.config.max_position_embeddings
+        room = T - min(way["max_new_tokens"], T // 2) - 3
+        return fim_ids(tokenizer, *shorten(tokenizer.encode(problem["prompt"]),
+                                           tokenizer.encode(problem["suffix"]), room))
+
+    def value(field):
+        text = problem[field[1]]
+        return text.strip() if field[1] == "prompt" else text
+
+    text = re.sub(r"\{(prompt|code|input|output|question)\}", value, "\n".join(way["prompt"]))
+    return tokenizer.encode(text, allow_special=True)
+
+
+def model_samples(model, tokenizer, name, problems, n=1, kept=None, **sampling):
+    """n completions of each problem by a model -> rows of a samples file. name: of the prompt."""
+    way, ends = benchmarks()["prompts"][name], control_stops(tokenizer)
+    answer, field = ANSWERS.get(name, str), "solution" if name == "code chat" else "completion"
+    T = model.config.max_position_embeddings
+    print(f"prompt of {name!r} ({way['source']}):\n"
+          + "\n".join("  | " + line for line in way["prompt"])
+          + f"\nstops: {way['stops']}, {len(ends)} control tokens; at most "
+          f"{min(way['max_new_tokens'], T // 2)} new tokens; answer: {way['answer']}")
+    prompts = [prompt_ids(model, tokenizer, way, problem) for problem in problems.values()]
+    if cut := sum(len(ids) > T - min(way["max_new_tokens"], T // 2) for ids in prompts):
+        print(f"{cut} of {len(prompts)} prompts lose their start: the context has {T} tokens")
     texts = complete(model, tokenizer, [p for p in prompts for _ in range(n)],
-                     benchmark.max_new_tokens, benchmark.stops, ends, **sampling)
+                     way["max_new_tokens"], way["stops"], ends, kept, **sampling)
     ids = [task_id for task_id in problems for _ in range(n)]
-    return [{"task_id": task_id, "completion": text if infilling else text.replace("\t", "    "),
-             "stopped": stopped} for task_id, (text, stopped) in zip(ids, texts)]
+    return [{"task_id": task_id, field: answer(text), "stopped": stopped}
+            for task_id, (text, stopped) in zip(ids, texts)]
 
 
 def read_samples(path, problems):
@@ -1223,12 +1293,15 @@ def grade_samples(samples, problems, results, args):
             done.append(row)
     pairs = [({**problems[s["task_id"]], "solution": s.get("solution")}, s.get("completion", ""))
              for s in samples]
-    slow = any("inputs" in problem for problem in problems.values())
-    timeout = args.timeout or (20.0 if slow else 3.0)
+    if "test" in pairs[0][0]:
+        slow = any("inputs" in problem for problem in problems.values())
+        timeout = args.timeout or (20.0 if slow else 3.0)
+        todo = grades(pairs[len(done):], args.workers, timeout, args.weak_sandbox)
+    else:
+        todo = (compare(*pair) for pair in pairs[len(done):])
     with open(results, "w", encoding="utf-8") as file:
         for row in done:
             file.write(json.dumps(row) + "\n")
-        todo = grades(pairs[len(done):], args.workers, timeout, args.weak_sandbox)
         for sample, result in zip(samples[len(done):], tqdm(todo, total=len(pairs) - len(done),
                                                             desc="graded", disable=None)):
             done.append({**sample, **result._asdict()})
@@ -1237,19 +1310,27 @@ def grade_samples(samples, problems, results, args):
     return done
 
 
-def report(name, rows, ks=(1, 10, 100)):
+def report(name, rows, problems, ks=(1, 10, 100)):
     """Print pass@k with its interval and why the others failed -> scores."""
-    counts = {}
+    counts, groups = {}, {}
     for row in rows:
         counts.setdefault(row["task_id"], []).append(row["passed"])
+        if group := problems[row["task_id"]].get("group"):
+            groups.setdefault(group, []).append(row["passed"])
     smallest = min(map(len, counts.values()))
     scores = {"samples": len(rows), "problems": len(counts)}
+    lines = "line" in next(iter(problems.values()))
     for k in (k for k in ks if k <= smallest):
         values = [pass_at_k(len(passed), sum(passed), k) for passed in counts.values()]
-        low, high = bootstrap(values)
-        scores[f"pass@{k}"] = sum(values) / len(values)
-        print(f"{name} pass@{k}: {scores[f'pass@{k}']:.4f} (95 % between {low:.3f} and {high:.3f}, "
+        word, [low, high] = "exact match" if lines else f"pass@{k}", bootstrap(values)
+        scores[word] = sum(values) / len(values)
+        print(f"{name} {word}: {scores[word]:.4f} (95 % between {low:.3f} and {high:.3f}, "
               f"{len(values)} problems)")
+    if lines:
+        scores["edit similarity"] = sum(
+            edit_similarity(first_line(row["completion"]), problems[row["task_id"]]["line"].strip())
+            for row in rows) / len(rows)
+        print(f"  edit similarity {scores['edit similarity']:.1f}")
     scores["reasons"] = dict(Counter(row["reason"].split(":")[0] for row in rows).most_common())
     scores["weak"] = sum(row["weak"] for row in rows)
     print("  " + ", ".join(f"{count} {reason}" for reason, count in scores["reasons"].items())
@@ -1257,80 +1338,9 @@ def report(name, rows, ks=(1, 10, 100)):
     if "stopped" in rows[0]:
         scores["stopped"] = sum(row["stopped"] for row in rows) / len(rows)
         print(f"  {scores['stopped']:.0%} stopped by themselves")
-    if name == "ladder":
-        for level in "123456":
-            passed = [row["passed"] for row in rows if row["task_id"].split("/")[1] == level]
-            if passed:
-                scores[f"level {level}"] = sum(passed) / len(passed)
-        print("  by level: " + ", ".join(f"{scores[f'level {n}']:.0%}" for n in "123456"
-                                         if f"level {n}" in scores))
-    return scores
-
-
-def first_line(text):
-    """The line that is scored where one line was asked for (the report's HumanEval-FIM script)."""
-    lines = text.split("\n")
-    return lines[1 if text.startswith(("\n", " \n")) else 0].strip()
-
-
-def line_scores(results, targets):
-    """Exact match and edit similarity of the scored lines, and how many stopped by themselves."""
-    pairs = [(first_line(text), target.strip()) for (text, _), target in zip(results, targets)]
-    return {"exact match": sum(text == target for text, target in pairs) / len(pairs),
-            "edit similarity": sum(edit_similarity(*pair) for pair in pairs) / len(pairs),
-            "stopped": sum(stopped for _, stopped in results) / len(results)}
-
-
-def print_line_scores(name, scores):
-    print(f"{name}: exact match {scores['exact match']:.1%}, edit similarity "
-          f"{scores['edit similarity']:.1f}, {scores['stopped']:.0%} stopped by themselves")
-
-
-def humaneval_fim(model, tokenizer, file, limit=None):
-    """The report's HumanEval-FIM: one line is missing, in Python, Java and JavaScript -> scores.
-
-    Its prompts: at most 2,048 tokens with the 64 new ones, 512 of them the suffix; greedy. The
-    mean is over all samples (report, table 7).
-    """
-    from fim import fim_ids
-    from tokenizer import InputError
-    fields = ("prompt", "suffix", "canonical_solution", "language")
-    rows = [row for _, row in read_rows(file)][:limit]
-    if not rows or not all(set(fields) <= set(row) for row in rows):
-        raise InputError(f"{file}: expected rows with {', '.join(fields)}")
-    room = min(2048, model.config.max_position_embeddings) - 64 - 3
-    prompts = []
-    for row in rows:
-        suffix = tokenizer.encode(row["suffix"])[:min(512, room // 2)]
-        prompts.append(fim_ids(tokenizer, tokenizer.encode(row["prompt"])[-(room - len(suffix)):],
-                               suffix))
-    print("prompt: prefix, suffix, middle; stops: control tokens; the first line is compared")
-    results = complete(model, tokenizer, prompts, 64, stop_ids=control_stops(tokenizer))
-    scores = {}
-    for language in (*sorted({row["language"] for row in rows}), "all"):
-        chosen = [i for i, row in enumerate(rows) if language in (row["language"], "all")]
-        scores[language] = line_scores([results[i] for i in chosen],
-                                       [rows[i]["canonical_solution"] for i in chosen])
-        print_line_scores(f"humaneval-fim, {language} ({len(chosen)})", scores[language])
-    return {f"humaneval-fim {language}": values for language, values in scores.items()}
-
-
-def infill_lines(model, tokenizer, documents, count=60):
-    """Single lines of held-out documents, filled in -> exact match, edit similarity, stopped."""
-    from fim import fim_ids, shorten
-    draw, spans = random.Random(0), []
-    while len(spans) < count:
-        lines = draw.choice(documents)["text"].split("\n")
-        n = draw.randrange(len(lines))
-        if len(lines[n].strip()) > 5:
-            spans.append(("\n".join(lines[:n]) + "\n", lines[n], "\n" + "\n".join(lines[n + 1:])))
-    room = model.config.max_position_embeddings - 48 - 3
-    prompts = [fim_ids(tokenizer, *shorten(tokenizer.encode(prefix[-4000:]),
-                                           tokenizer.encode(suffix[:4000]), room))
-               for prefix, _, suffix in spans]
-    results = complete(model, tokenizer, prompts, 48, stop_ids=control_stops(tokenizer))
-    scores = line_scores(results, [middle for _, middle, _ in spans])
-    print_line_scores(f"infilling of {count} held-out lines", scores)
+    scores.update({group: sum(passed) / len(passed) for group, passed in sorted(groups.items())})
+    if groups:
+        print("  " + ", ".join(f"{group} {scores[group]:.1%}" for group in sorted(groups)))
     return scores
 
 
@@ -1346,31 +1356,135 @@ def measure_bits(model, tokenizer, documents, folder):
     return results
 
 
-def save_report(folder, stage, scores, settings):
-    """Write <stage>.json and <stage>.md: what was measured, how, with which versions."""
+# ------------------------------------------------------------------------------------------------
+# Needle in the code: is a function, seen once far above, written again (report, figure 6)?
+
+# Their product is the number of names; what a needle looks like is not published; ours
+NEEDLE_WORDS = ("amber brisk copper dusty early fuzzy gentle hollow ivory jolly".split(),
+                "anchor basket candle dragon engine falcon garden hammer island jacket".split(),
+                "size weight price depth width score limit speed level rank".split())
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def plant(tokenizer, hay, length, depth, draw):
+    """Hide a function in code -> (context with it, context without it, its body), as ids.
+
+    Both contexts end with the function's head, so that the body is due. Context and body have
+    `length` ids together; depth, from 0 to 1, says where the function stands.
+    """
+    first, second, argument = (draw.choice(words) for words in NEEDLE_WORDS)
+    a, b, c = (draw.randrange(11, 990) for _ in range(3))
+    head = f"\ndef {first}_{second}({argument}):\n"
+    body = f"    {argument} = {argument} * {a} + {b}\n    return {argument} % {c}\n"
+    function, question, answer = map(tokenizer.encode, (head + body, head, body))
+    room = length - len(question) - len(answer)
+    start = draw.randrange(max(1, len(hay) - room))
+    hay = hay[start:start + room]
+    cut = int(depth * (len(hay) - len(function)))
+    planted = hay[:cut] + function + hay[cut:len(hay) - len(function)]
+    return planted + question, hay + question, answer
+
+
+def needle_map(model, tokenizer, documents, path, count=8):
+    """Draw how well planted functions are written again, by depth and length -> scores.
+
+    Two measures: the share of functions that greedy writing repeats to the letter and, as small
+    models repeat none, the bits per byte that seeing the function saves on its body.
+    """
+    import torch
+    from tokenizer import InputError
+    T, draw = model.config.max_position_embeddings, random.Random(0)
+    shortest = min(T, max(T // 8, 160))                 # twice the function and some code
+    lengths = [shortest + (T - shortest) * i // 4 for i in range(5)]
+    hay = []
+    for document in documents:
+        hay += tokenizer.encode(document["text"] + "\n") if len(hay) < 10 * T else []
+    if len(hay) < T:
+        raise InputError(f"{len(hay)} tokens of code for a context of {T}: give more with --text")
+
+    def bits(context, answer):
+        ids = torch.tensor([context + answer], device=model.head.device)            # (1, length)
+        targets = ids[:, 1:].clone()
+        targets[:, :len(context) - 1] = -100
+        return float(model(ids[:, :-1], targets=targets)) / math.log(2)
+
+    saved, asked = [], []
+    with torch.no_grad():
+        for depth, length, _ in itertools.product(DEPTHS, lengths, range(count)):
+            planted, plain, answer = plant(tokenizer, hay, length, depth, draw)
+            text = tokenizer.decode(answer)
+            saved.append((bits(plain, answer) - bits(planted, answer)) / len(text.encode()))
+            asked.append((planted, text))
+    texts = complete(model, tokenizer, [planted for planted, _ in asked],
+                     max(len(tokenizer.encode(text)) for _, text in asked) + 1)
+    repeated = [100.0 * text.startswith(body) for (text, _), (_, body) in zip(texts, asked)]
+    maps = {}
+    for name, values in (("repeated, %", repeated), ("bits saved per byte", saved)):
+        cells = [sum(values[i:i + count]) / count for i in range(0, len(values), count)]
+        maps[name] = [cells[i:i + len(lengths)] for i in range(0, len(cells), len(lengths))]
+        print(f"{name} (rows: depth of the function, columns: tokens of context)\n        "
+              + "".join(f"{length:8}" for length in lengths))
+        for depth, row in zip(DEPTHS, maps[name]):
+            print(f"  {depth:6.0%}" + "".join(f"{value:8.2f}" for value in row))
+    draw_map(maps, lengths, path)
+    return {"repeated": sum(repeated) / len(repeated), "bits saved per byte": sum(saved)
+            / len(saved), "lengths": lengths, "depths": DEPTHS, "maps": maps}
+
+
+def draw_map(maps, lengths, path):
+    """Write a heat map (PNG): repeated functions, or the bits saved where none is repeated."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    name = next((name for name, rows in maps.items() if any(map(any, rows))), [*maps][-1])
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    limits = {"vmin": 0, "vmax": 100} if "%" in name else {}
+    image = axes.imshow(maps[name], cmap="YlGn", aspect="auto", **limits)
+    for row, values in enumerate(maps[name]):
+        for column, value in enumerate(values):
+            axes.text(column, row, f"{value:.3g}", ha="center", va="center")
+    axes.set(title=f"needle in the code: {name}", xlabel="tokens of context",
+             ylabel="depth of the function", xticks=range(len(lengths)), xticklabels=lengths,
+             yticks=range(len(DEPTHS)), yticklabels=[f"{depth:.0%}" for depth in DEPTHS])
+    figure.colorbar(image)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    print(f"written: {path}")
+
+
+# ------------------------------------------------------------------------------------------------
+# The command
+
+
+def save_report(stem, scores, args):
+    """Write {stem}.json and .md: what was measured, how, with which versions."""
     import torch
 
     from tokenizer import write_json, write_text
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{stage}.json", {"scores": scores, "settings": settings,
-                                          "python": platform.python_version(),
-                                          "torch": torch.__version__})
+    write_json(Path(f"{stem}.json"), {
+        "scores": scores, "settings": {key: str(value) for key, value in vars(args).items()},
+        "python": platform.python_version(), "torch": torch.__version__})
     rows = [f"| {part} | {name} | {value:.4g} |" for part, values in scores.items()
             for name, value in values.items() if isinstance(value, (int, float))]
-    write_text(folder / f"{stage}.md", "\n".join(["| benchmark | score | value |", "|---|---|---:|",
-                                                  *rows]) + "\n")
-    print(f"written: {folder / stage}.json and .md")
+    write_text(Path(f"{stem}.md"), "\n".join(["| benchmark | score | value |", "|---|---|---:|",
+                                             *rows]) + "\n")
+    print(f"written: {stem}.json and .md")
 
 
 def parse_args():
+    names = [*benchmarks()["benchmarks"], "needle"]
     parser = argparse.ArgumentParser(description="Measure a model, or grade samples.")
     parser.add_argument("command", nargs="?", choices=["score"], help="grade existing --samples")
-    parser.add_argument("--benchmark", choices=BENCHMARKS, help="default: the ladder, infilling "
-                        "of held-out lines and bits per byte")
+    parser.add_argument("--benchmark", choices=names, metavar="NAME", help="one of "
+                        f"{', '.join(names)} (default: the ladder, infilling of held-out lines and "
+                        "bits per byte)")
+    parser.add_argument("--chat", action="store_true", help="ask as an instruct model is asked")
     parser.add_argument("--problems", help="the benchmark's file, .jsonl or .jsonl.gz")
     parser.add_argument("--samples", type=Path, help="for score: .jsonl with task_id and "
                         "completion (or solution: a whole program)")
-    parser.add_argument("--resume", action="store_true", help="for score: keep what was graded")
+    parser.add_argument("--resume", action="store_true",
+                        help="keep what an interrupted run has written and graded")
     parser.add_argument("--limit", type=int, help="only the first problems")
     parser.add_argument("--n", type=int, default=1, help="samples a problem (default: 1)")
     parser.add_argument("--temperature", type=float, default=0.0, help="default: 0, greedy")
@@ -1382,72 +1496,99 @@ def parse_args():
     parser.add_argument("--weak-sandbox", action="store_true", help="run programs where the system "
                         "cannot lock them in, under resource limits alone")
     parser.add_argument("--model", help="checkpoint folder or hub name (default: newest in --out)")
-    parser.add_argument("--text", nargs="+", help="bits per byte of text files or .jsonl alone")
+    parser.add_argument("--text", nargs="+", help="bits per byte of text files or .jsonl alone; "
+                        "with needle: the code that hides it")
     parser.add_argument("--out", default="out", help="root folder of the stages (default: out)")
     parser.add_argument("--device", help="default: a GPU if there is one")
     return parser.parse_args()
+
+
+def score(args):
+    """Grade the samples of a file."""
+    from tokenizer import InputError
+    if not args.samples or args.benchmark in (None, "lines", "needle"):
+        raise InputError("score needs --samples and the --benchmark that they answer")
+    problems = find_problems(args.benchmark, args.problems)
+    samples = read_samples(args.samples, problems)
+    print_layers(problems, args)
+    results = args.samples.with_name(f"{args.samples.name}_results.jsonl")
+    report(args.benchmark, grade_samples(samples, problems, results, args), problems)
+    print(f"written: {results}")
+
+
+def print_layers(problems, args):
+    """Print the locks on the programs, if these problems ask for programs -> their names."""
+    if "test" not in next(iter(problems.values())):
+        return []
+    with contextlib.closing(Sandbox(args.weak_sandbox)) as box:
+        print("sandbox: " + ", ".join(box.layers))
+    return box.layers
+
+
+def ask_and_grade(model, tokenizer, name, problems, stem, args):
+    """Let a model answer the problems of a benchmark, and grade what it says -> scores.
+
+    Samples and grades go to the file {stem}.jsonl.
+    """
+    from tokenizer import InputError
+    benchmark = benchmarks()["benchmarks"][name]
+    prompt = benchmark.get("chat prompt" if args.chat else "prompt")
+    if not prompt:
+        raise InputError(f"{name} has no prompt for --chat")
+    layers = print_layers(problems, args)
+    kept, results = Path(f"{stem}.batches.jsonl"), Path(f"{stem}.jsonl")
+    if not args.resume:
+        kept.unlink(missing_ok=True)
+    samples = model_samples(model, tokenizer, prompt, problems, args.n, kept, seed=args.seed,
+                            temperature=args.temperature, top_p=args.top_p)
+    rows = grade_samples(samples, problems, results, args)
+    kept.unlink(missing_ok=True)
+    scores = {**report(name, rows, problems), "layers": layers}
+    sizes, parameters = benchmarks()["sizes"], sum(p.numel() for p in model.parameters())
+    reported = benchmark.get("reported chat" if args.chat else "reported")
+    if reported and parameters in sizes:
+        scores["report"] = reported[sizes.index(parameters)] / 100
+        print(f"  the report, for {'instruct' if args.chat else 'base'} models of this size: "
+              f"{scores['report']:.3f}")
+    return scores
 
 
 def main():
     from tokenizer import InputError
     args = parse_args()
     if args.command == "score":
-        if not args.samples or not args.benchmark:
-            raise InputError("score needs --benchmark and --samples")
-        if args.benchmark == "humaneval-fim":
-            raise InputError("humaneval-fim runs no programs: give --model instead of score")
-        problems = find_problems(args.benchmark, args.problems)
-        samples = read_samples(args.samples, problems)
-        with contextlib.closing(Sandbox(args.weak_sandbox)) as box:
-            print("sandbox: " + ", ".join(box.layers))
-        results = args.samples.with_name(f"{args.samples.name}_results.jsonl")
-        report(args.benchmark, grade_samples(samples, problems, results, args))
-        print(f"written: {results}")
-        return
+        return score(args)
 
     from fim import load, newest_model
-    from model import choose_attention, default_device, loss_head, parameter_count
-    folder = args.model or newest_model(args.out)
-    files = args.text or [Path(args.out) / "data" / "validation.jsonl"]
-    documents = [] if args.benchmark else [
-        document for file in files for document in read_documents(file) if document["text"]]
-    if not documents and not args.benchmark:
-        raise InputError(f"{files[0]}: no text to measure")
-    name = args.benchmark or "ladder"
-    if name == "humaneval-fim":
-        if not args.problems:
-            raise InputError("humaneval-fim: give --problems, the rows of "
-                             "bigcode/santacoder-fim-task as .jsonl")
-        model, tokenizer = load(folder, args.device or default_device())
-        scores = humaneval_fim(model, tokenizer, args.problems, args.limit)
-        save_report(Path(args.out) / "evaluate", f"{Path(folder).name}_{name}", scores, {
-            key: str(value) for key, value in vars(args).items()})
-        return
-    problems = {} if args.text else find_problems(name, args.problems)
-    problems = dict(list(problems.items())[:args.limit])
+    from model import choose_attention, default_device, loss_head
+    names = [args.benchmark] if args.benchmark else [] if args.text else ["lines", "ladder"]
+    documents, folder = [], args.model or newest_model(args.out)
+    if args.text or not args.benchmark or {"lines", "needle"} & set(names):
+        files = args.text or [Path(args.out) / "data" / "validation.jsonl"]
+        documents = [document for file in files for document in read_documents(file)
+                     if document["text"]]
+        if not documents:
+            raise InputError(f"{files[0]}: no text to measure")
+    problems = {name: held_out_lines(documents) if name == "lines" else
+                find_problems(name, args.problems) for name in names if name != "needle"}
     model, tokenizer = load(folder, args.device or default_device())
     T, scores = model.config.max_position_embeddings, {}
     print(f"{folder} on {model.head.device}: {choose_attention(model, 'auto', T)}, loss head by "
           f"{loss_head(model)}")
-    if documents:
+    if not args.benchmark:
         scores["bits per byte"] = measure_bits(model, tokenizer, documents, folder)
-    if args.text:
+    if not names:
         return
-    with contextlib.closing(Sandbox(args.weak_sandbox)) as box:
-        print("sandbox: " + ", ".join(box.layers))
-    if documents:
-        scores["infilling"] = infill_lines(model, tokenizer, documents)
-    target = Path(args.out) / "evaluate"
+    target, stage, chat = Path(args.out) / "evaluate", Path(folder).name, "_chat" * args.chat
     target.mkdir(parents=True, exist_ok=True)
-    samples = model_samples(model, tokenizer, name, problems, args.n, seed=args.seed,
-                            temperature=args.temperature, top_p=args.top_p)
-    rows = grade_samples(samples, problems, target / f"{Path(folder).name}_{name}.jsonl", args)
-    scores[name] = report(name, rows)
-    reported = REPORTED.get(parameter_count(model)), ("humaneval", "humaneval+", "mbpp", "mbpp+")
-    if reported[0] and name in reported[1]:
-        print(f"  the report's base model of this size: {reported[0][reported[1].index(name)]} %")
-    save_report(target, Path(folder).name + (f"_{name}" if args.benchmark else ""), scores,
-                {**{k: str(v) for k, v in vars(args).items()}, "layers": box.layers})
+    for name in names:
+        stem = target / f"{stage}_{name}{chat}"
+        if name == "needle":
+            scores[name] = needle_map(model, tokenizer, documents, f"{stem}.png")
+        else:
+            chosen = dict(list(problems[name].items())[:args.limit])
+            scores[name] = ask_and_grade(model, tokenizer, name, chosen, stem, args)
+    save_report(target / stage if not args.benchmark else stem, scores, args)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,24 @@
 """pytest tests/test_evaluate.py"""
 
+import contextlib
+import errno
+import itertools
 import json
 import math
 import os
+import random
+import struct
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import CODE, ROOT, SMALL, fill_weights
+from conftest import CODE, ROOT, SMALL, fill_weights, reference_data
 
 import evaluate
-from evaluate import bits_per_byte, complete, compressed_bits_per_byte, read_documents
+from evaluate import (CALLS, MACHINES, benchmarks, bits_per_byte, bootstrap, compare, complete,
+                      compressed_bits_per_byte, decode, edit_similarity, encode, final_number,
+                      pass_at_k, plant, read_documents, read_rows, seccomp_filter, to_problem)
 from model import CausalLM, Config, save_model
 from tokenizer import InputError
 
@@ -105,7 +112,8 @@ def test_the_newest_model_on_everything(model, small_tokenizer, tmp_path):
     assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path / "evaluate" / "pretrain.json").read_text())["scores"]
     assert scores["ladder"]["samples"] == 6 and scores["ladder"]["problems"] == 3
-    assert 0 <= scores["infilling"]["edit similarity"] < 60
+    assert scores["ladder"]["level 1"] == 0 and "seccomp" in scores["ladder"]["layers"]
+    assert 0 <= scores["lines"]["edit similarity"] < 60
     assert scores["bits per byte"]["gzip"] > 2
     assert "| ladder | pass@1 | 0 |" in (tmp_path / "evaluate" / "pretrain.md").read_text()
     missing = subprocess.run([*command, "--benchmark", "infilling-multi-line"], text=True,
@@ -114,31 +122,241 @@ def test_the_newest_model_on_everything(model, small_tokenizer, tmp_path):
     assert "put HumanEval-MultiLineInfilling.jsonl.gz to /nowhere" in missing.stderr
 
 
-def test_humaneval_fim(model, small_tokenizer, tmp_path, monkeypatch):
-    """The first line of what was filled in counts; the mean is over all samples."""
-    rows = [{"prompt": "a", "suffix": "b" * 600, "canonical_solution": "  x = 1", "language": name}
-            for name in ("py", "py", "js")]
-    (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    asked = []
+def test_what_was_written_is_not_asked_again(model, small_tokenizer, tmp_path, monkeypatch):
+    prompts = [small_tokenizer.encode(CODE[:n]) for n in range(5, 45)]
+    monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", model.config.max_position_embeddings * 16)
+    kept = tmp_path / "kept"
+    texts = complete(model, small_tokenizer, prompts, 9, ["e"], (), kept)
+    lines = kept.read_text().split("\n")
+    assert len(lines) == 4
+    kept.write_text("\n".join(lines[:2]) + "\n" + lines[2][:30])      # killed in the third batch
+    asked, generate = [], sys.modules["model"].generate
+    monkeypatch.setattr("model.generate", lambda model, prompts, *rest, **options: (
+        asked.append(len(prompts)), generate(model, prompts, *rest, **options))[1])
+    assert complete(model, small_tokenizer, prompts, 9, ["e"], (), kept) == texts
+    assert asked == [8]
+    complete(model, small_tokenizer, prompts, 8, ["e"], (), kept)           # another question
+    assert asked == [8, 16, 16, 8]
 
-    def answers(model, tokenizer, prompts, *rest, **options):
-        asked.extend(prompts)
-        return [("\n  x = 1\ny", True), ("x = 2", False), ("", True)]
 
-    monkeypatch.setattr(evaluate, "complete", answers)
-    model.config.max_position_embeddings = 128
-    scores = evaluate.humaneval_fim(model, small_tokenizer, tmp_path / "f.jsonl")
-    assert scores["humaneval-fim py"] == {"exact match": 0.5, "edit similarity": 90.0,
-                                          "stopped": 0.5}
-    assert scores["humaneval-fim js"]["edit similarity"] == 0
-    assert scores["humaneval-fim all"]["exact match"] == pytest.approx(1 / 3)
-    assert all(len(prompt) <= 128 - 64 for prompt in asked)
-    (tmp_path / "f.jsonl").write_text('{"prompt": "a"}')
-    with pytest.raises(InputError, match="expected rows with prompt"):
-        evaluate.humaneval_fim(model, small_tokenizer, tmp_path / "f.jsonl")
+def asked(monkeypatch, model, tokenizer, name, row, answers, *flags):
+    """Grades of answers to one problem, and what the model was asked, as text."""
+    seen = []
+
+    def complete(model, tokenizer, prompts, *rest, **options):
+        seen.extend(map(tokenizer.decode, prompts))
+        return [(answer, True) for answer in answers]
+
+    monkeypatch.setattr(evaluate, "complete", complete)
+    problem = to_problem(row, name, 1)
+    way = benchmarks()["benchmarks"][name]["chat prompt" if "chat" in flags else "prompt"]
+    return problem, seen, evaluate.model_samples(model, tokenizer, way, {"id": problem},
+                                                 len(answers))
+
+
+def test_prompts_of_the_report(model, small_tokenizer, monkeypatch):
+    row = {"task_id": "a", "prompt": '\ndef f(x):\n    """One more."""\n\n', "entry_point": "f",
+           "test": ""}
+    ask = (monkeypatch, model, small_tokenizer)
+    _, seen, samples = asked(*ask, "humaneval", row, ["\treturn 1"])
+    assert seen == ['def f(x):\n    """One more."""\n']
+    assert samples == [{"task_id": "id", "completion": "    return 1", "stopped": True}]
+    answers = ["def f(x): pass", "Sure:\n```python\na = 1\n```\nand `b`", "a\n```"]
+    _, seen, samples = asked(*ask, "humaneval", row, answers, "chat")
+    assert seen[0] == (
+        "<|im_start|>system\nYou are an intelligent programming assistant to produce Python "
+        "algorithmic solutions<|im_end|>\n<|im_start|>user\nCan you complete the following Python "
+        'function?\n```python\ndef f(x):\n    """One more."""\n```\n<|im_end|>\n'
+        "<|im_start|>assistant\n```python\n")
+    assert [s["solution"] for s in samples] == ["def f(x): pass", "a = 1\n", "a\n"]
+
+    row = {"code": "def f(a):\n    return {a}", "input": "'{code}'", "output": "{1}", "id": "s"}
+    answers = ["I think.\n[/THOUGHT]\n[ANSWER]\nassert f('x') == {1}\n", "f(2)", "assert f(3)"]
+    _, seen, samples = asked(*ask, "cruxeval-input", row, answers)
+    assert seen[0].endswith("[PYTHON]\ndef f(a):\n    return {a}\nassert f(??) == {1}\n[/PYTHON]\n"
+                            "[THOUGHT]\n")
+    assert [s["completion"] for s in samples] == ["f('x')", "f(2)", "f(3)"]
+    _, seen, samples = asked(*ask, "cruxeval-output-direct", row, answers)
+    assert seen[0].endswith("assert f('{code}') == ??\n[/PYTHON]\n[ANSWER]\n")
+    assert [s["completion"] for s in samples] == ["{1}", "f(2)", "assert f(3)"]
+
+
+def test_numbers():
+    """The last number is the answer, but for one that is announced as such."""
+    cases = {"The answer is 1,234.50 dollars, not 3.": 1234.5, r"\boxed{-7} or 8": -7,
+             "10-5 = 5": 5, "it costs $18": 18, "none": None, "a 3\nQuestion: b 4": 3,
+             "The answer is: **42**": 42, "The answer is unknown. 6": 6, "-0.5": -0.5, "5-3": 3}
+    assert {text: final_number(text) for text in cases} == cases
+    problem = to_problem({"question": "?", "answer": "<<3*6=18>>18\n#### 1,018"}, "gsm8k", 7)
+    assert problem["task_id"] == "gsm8k/7" and problem["answer"] == 1018
+    assert compare(problem, "so 1018.0 it is").passed and not compare(problem, "").passed
+    rows = [row for _, row in read_rows(reference_data("eval/gsm8k_test.jsonl.gz"))]
+    problems = [to_problem(row, "gsm8k", n) for n, row in enumerate(rows)]
+    assert all(compare(p, p["canonical_solution"]).passed for p in problems)
+    assert sum(p["answer"] for p in problems) == sum(
+        int(row["answer"].split("#### ")[1].replace(",", "")) for row in rows)
+
+
+def test_humaneval_fim(model, small_tokenizer, monkeypatch):
+    """The first line of what was filled in counts; languages are scored apart."""
+    row = {"prompt": "ab", "suffix": "cd", "canonical_solution": "  x = 1", "language": "py"}
+    problem, seen, samples = asked(monkeypatch, model, small_tokenizer, "humaneval-fim", row,
+                                   ["\n  x = 1\ny", "x = 2", ""])
+    assert seen == ["<|fim_prefix|>ab<|fim_suffix|>cd<|fim_middle|>"] * 3
+    grades = [compare(problem, sample["completion"]) for sample in samples]
+    assert [grade.passed for grade in grades] == [True, False, False]
+    rows = [{**sample, **grade._asdict()} for sample, grade in zip(samples, grades)]
+    rows.append({**rows[0], "task_id": "js"})
+    scores = evaluate.report("humaneval-fim", rows, {"id": problem, "js": {**problem,
+                                                                          "group": "js"}})
+    assert scores["py"] == pytest.approx(1 / 3) and scores["js"] == 1
+    assert scores["edit similarity"] == pytest.approx((100 + 80 + 0 + 100) / 4)
+    assert scores["exact match"] == pytest.approx((1 / 3 + 1) / 2)      # the mean over problems
+
+
+def test_needle(model, small_tokenizer, tmp_path):
+    hay = small_tokenizer.encode(CODE * 20)
+    for depth, length in itertools.product((0, 0.5, 1), (200, 333)):
+        planted, plain, answer = plant(small_tokenizer, hay, length, depth, random.Random(3))
+        text, body = map(small_tokenizer.decode, (planted, answer))
+        head = text[text.rindex("\ndef "):]
+        assert len(planted) == len(plain) == length - len(answer)
+        assert text.count(head + body) == 1 and text.endswith(head)
+        plain = small_tokenizer.decode(plain)
+        assert body not in plain and plain.endswith(head)
+        names = {}
+        exec((head + body).strip(), names)                              # a function indeed
+        assert text.index(head + body) == pytest.approx(depth * (len(text) - 2 * len(head + body)),
+                                                        abs=len(head + body))
+    model.config.max_position_embeddings = 256
+    scores = evaluate.needle_map(model, small_tokenizer, [{"text": CODE * 20}], tmp_path / "n.png",
+                                 count=1)
+    assert scores["repeated"] == 0 and abs(scores["bits saved per byte"]) < 3
+    assert len(scores["maps"]["repeated, %"]) == 5 and scores["lengths"][-1] == 256
+    assert (tmp_path / "n.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(InputError, match="give more with --text"):
+        evaluate.needle_map(model, small_tokenizer, [{"text": "a"}], tmp_path / "n.png")
+
+
+def test_needle_is_found_by_a_model_that_copies(small_tokenizer, tmp_path, monkeypatch):
+    """Stand-ins that know what was seen in the context: all is repeated, and bits are saved."""
+    class Copier:
+        config = type("C", (), {"max_position_embeddings": 512})
+        head = torch.zeros(1)
+
+        def __call__(self, ids, targets):
+            kept = targets[0][targets[0] >= 0].tolist()
+            known = ids[0].tolist()[:-len(kept)]
+            seen = any(known[i:i + len(kept)] == kept for i in range(len(known)))
+            bits = 0 if seen else 8 * len(small_tokenizer.decode(kept))
+            return torch.tensor(bits * math.log(2))
+
+    def complete(model, tokenizer, prompts, *rest):
+        texts = list(map(tokenizer.decode, prompts))
+        return [(text.split(text[text.rindex("\ndef "):])[1], True) for text in texts]
+
+    monkeypatch.setattr(evaluate, "complete", complete)
+    scores = evaluate.needle_map(Copier(), small_tokenizer, [{"text": CODE * 99}],
+                                 tmp_path / "n.png", count=2)
+    assert scores["repeated"] == 100
+    assert scores["bits saved per byte"] == pytest.approx(8)
 
 
 def test_starts_without_torch():
     code = "import sys; sys.path.insert(0, '.'); import evaluate; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "False\n"
+
+
+def run_filter(program, arch, number, *args):
+    """What a seccomp program answers to a call: a small classic BPF machine."""
+    data = struct.pack("<iIQ6Q", number, arch, 0, *args, *[0] * (6 - len(args)))
+    steps, at, value = list(struct.iter_unpack("HBBI", program)), 0, None
+    while True:
+        code, yes, no, operand = steps[at]
+        if code == 0x20:
+            [value] = struct.unpack_from("<I", data, operand)
+        elif code == 0x06:
+            return operand
+        else:
+            at += yes if (value == operand if code == 0x15 else value & operand) else no
+        at += 1
+
+
+def test_system_calls():
+    allow, no_call, denied = 0x7FFF0000, 0x50000 + errno.ENOSYS, 0x50000 + errno.EACCES
+    for column, (machine, arch) in enumerate(MACHINES.items()):
+        program = seccomp_filter(machine)
+        allowed = {int(n) for call in CALLS.split(",") if (n := call.split()[1 + column]) != "-"}
+        opens, clone = ([(2, 1), (257, 2)], 56) if column == 0 else ([(56, 2)], 220)
+        for number in set(range(600)) - {clone, *dict(opens)}:
+            answer = allow if number in allowed else no_call
+            assert run_filter(program, arch, number) == answer, (machine, number)
+        for number, place in opens:
+            flags = [0] * place
+            assert run_filter(program, arch, number, *flags, os.O_RDONLY | os.O_CLOEXEC) == allow
+            for mode in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC):
+                assert run_filter(program, arch, number, *flags, mode) == denied
+        assert run_filter(program, arch, clone, 0x3D0F00) == allow              # a thread
+        assert run_filter(program, arch, clone, 0x1200011) == no_call           # a process
+        assert run_filter(program, 0x40000003, 1) == 0x80000000                 # i386: killed
+        assert run_filter(program, arch, 0x40000000 + 1) == no_call             # x32
+    assert seccomp_filter("riscv64") is None
+
+
+def test_plain_values_cross():
+    class Liar(list):
+        def __iter__(self):
+            return itertools.count()
+
+    values = [None, True, 2**70, -10**3000, 0.1, -0.0, math.inf, 1j, "é\ud800\0", b"\xff", [1, [2]],
+              (1, (2,)), {1, 2}, frozenset([3]), {(1, 2): {"a": ()}}, [], (), {}, bytearray(b"x")]
+    for value in values:
+        back = decode(json.loads(json.dumps(encode(value))))
+        assert back == value and type(back) is type(value)
+    assert encode(Liar([1, 2])) == [1, 2]
+    with pytest.raises(TypeError, match="generator"):
+        encode(i for i in [])
+    for bad in ({"set": [[1]]}, {"list": [1]}, {}, {"a": 1, "b": 2}, {"tuple": 3}, {"eval": "1"}):
+        with pytest.raises(ValueError):
+            decode(bad)
+
+
+def test_ladder_cannot_be_guessed():
+    rows = [row for _, row in read_rows(ROOT / "assets" / "ladder.jsonl")]
+    for answer in ("None", "0", "1", "True", "False", "''", "[]", "{}", "first"):
+        count = 0
+        for row in rows:
+            names = {}
+            exec(row["test"], names)
+            with contextlib.suppress(Exception):            # written by us: no sandbox needed
+                names[row["entry_point"]] = function = lambda *args: (
+                    args[0] if answer == "first" else eval(answer))
+                names["check"](function)
+                count += 1
+        assert count <= 0.02 * len(rows), answer
+
+
+def test_pass_at_k():
+    for n in range(1, 11):
+        for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+            draws = list(itertools.combinations(range(n), k))
+            expected = sum(any(i < c for i in draw) for draw in draws) / len(draws)
+            assert pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ValueError):
+        pass_at_k(2, 1, 3)
+    low, high = bootstrap([1.0] * 50 + [0.0] * 50)
+    assert 0.36 < low < 0.44 < 0.56 < high < 0.64
+
+
+def test_edit_similarity():
+    """2 M / T by hand: abcd and abxd share a, b, d."""
+    cases = {("abcd", "abxd"): 75.0, ("", ""): 100.0, ("a", ""): 0.0, ("kitten", "sitting"):
+             200 * 4 / 13, ("x = 1", "x = 1"): 100.0, ("ab", "ba"): 50.0}
+    for (a, b), score in cases.items():
+        assert edit_similarity(a, b) == edit_similarity(b, a) == pytest.approx(score)
+
+
+def test_the_line_that_is_scored():
+    lines = {"a = 1\nb": "a = 1", "\n  a\nb": "a", " \n a\n": "a", "": "", "  x  ": "x"}
+    assert {text: evaluate.first_line(text) for text in lines} == lines

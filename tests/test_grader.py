@@ -1,13 +1,10 @@
 """pytest tests/test_grader.py: the sandbox, problem files and scores of evaluate.py."""
 
 import contextlib
-import errno
 import gzip
 import itertools
 import json
-import math
 import os
-import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +15,7 @@ from conftest import ROOT, reference_data
 from hostile import CONTROLS, HOSTILE, PROBLEM
 
 import evaluate
-from evaluate import (CALLS, MACHINES, Sandbox, bootstrap, decode, edit_similarity, encode, grade,
-                      grade_all, pass_at_k, read_rows, run_program, seccomp_filter,
-                      to_input_problem, to_problem)
+from evaluate import Sandbox, grade, grade_all, read_rows, run_program, to_problem
 from tokenizer import InputError
 
 OWN = PROBLEM["prompt"] + PROBLEM["canonical_solution"]
@@ -114,60 +109,6 @@ def test_too_little_is_refused():
         assert not b.grade(PROBLEM, "    import os\n    os._exit(0)\n").passed
 
 
-def run_filter(program, arch, number, *args):
-    """What a seccomp program answers to a call: a small classic BPF machine."""
-    data = struct.pack("<iIQ6Q", number, arch, 0, *args, *[0] * (6 - len(args)))
-    steps, at, value = list(struct.iter_unpack("HBBI", program)), 0, None
-    while True:
-        code, yes, no, operand = steps[at]
-        if code == 0x20:
-            [value] = struct.unpack_from("<I", data, operand)
-        elif code == 0x06:
-            return operand
-        else:
-            at += yes if (value == operand if code == 0x15 else value & operand) else no
-        at += 1
-
-
-def test_system_calls():
-    allow, no_call, denied = 0x7FFF0000, 0x50000 + errno.ENOSYS, 0x50000 + errno.EACCES
-    for column, (machine, arch) in enumerate(MACHINES.items()):
-        program = seccomp_filter(machine)
-        allowed = {int(n) for call in CALLS.split(",") if (n := call.split()[1 + column]) != "-"}
-        opens, clone = ([(2, 1), (257, 2)], 56) if column == 0 else ([(56, 2)], 220)
-        for number in set(range(600)) - {clone, *dict(opens)}:
-            answer = allow if number in allowed else no_call
-            assert run_filter(program, arch, number) == answer, (machine, number)
-        for number, place in opens:
-            flags = [0] * place
-            assert run_filter(program, arch, number, *flags, os.O_RDONLY | os.O_CLOEXEC) == allow
-            for mode in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC):
-                assert run_filter(program, arch, number, *flags, mode) == denied
-        assert run_filter(program, arch, clone, 0x3D0F00) == allow              # a thread
-        assert run_filter(program, arch, clone, 0x1200011) == no_call           # a process
-        assert run_filter(program, 0x40000003, 1) == 0x80000000                 # i386: killed
-        assert run_filter(program, arch, 0x40000000 + 1) == no_call             # x32
-    assert seccomp_filter("riscv64") is None
-
-
-def test_plain_values_cross():
-    class Liar(list):
-        def __iter__(self):
-            return itertools.count()
-
-    values = [None, True, 2**70, -10**3000, 0.1, -0.0, math.inf, 1j, "é\ud800\0", b"\xff", [1, [2]],
-              (1, (2,)), {1, 2}, frozenset([3]), {(1, 2): {"a": ()}}, [], (), {}, bytearray(b"x")]
-    for value in values:
-        back = decode(json.loads(json.dumps(encode(value))))
-        assert back == value and type(back) is type(value)
-    assert encode(Liar([1, 2])) == [1, 2]
-    with pytest.raises(TypeError, match="generator"):
-        encode(i for i in [])
-    for bad in ({"set": [[1]]}, {"list": [1]}, {}, {"a": 1, "b": 2}, {"tuple": 3}, {"eval": "1"}):
-        with pytest.raises(ValueError):
-            decode(bad)
-
-
 def test_reasons(box):
     reasons = {
         "    return sum(numbers": "syntax: line 7", "    return 1/0\n": "exception: ZeroDivision",
@@ -217,13 +158,15 @@ def test_order_and_single_grade():
     assert grade(PROBLEM, PROBLEM["canonical_solution"]).passed
 
 
-@pytest.mark.parametrize("name, count, weak", [
-    ("HumanEval.jsonl.gz", 164, []), ("cruxeval.jsonl.gz", 200, []),
-    ("mbpp.jsonl.gz", 974, ["MBPP/367", "MBPP/533", "MBPP/601", "MBPP/927"]),
-    ("HumanEval-RandomSpanInfillingLight.jsonl.gz", 164, [])])
-def test_published_solutions_pass(name, count, weak):
-    problems = [to_problem(row) for _, row in read_rows(reference_data(f"eval/{name}"))][:count]
-    results = grade_all([(p, p["canonical_solution"]) for p in problems], timeout=20)
+@pytest.mark.parametrize("file, name, count, weak", [
+    ("HumanEval.jsonl.gz", "humaneval", 164, []),
+    ("cruxeval.jsonl.gz", "cruxeval-output", 200, []),
+    ("cruxeval.jsonl.gz", "cruxeval-input", 200, []),
+    ("mbpp.jsonl.gz", "mbpp", 974, ["MBPP/367", "MBPP/533", "MBPP/601", "MBPP/927"]),
+    ("HumanEval-RandomSpanInfillingLight.jsonl.gz", "infilling-random-span-light", 164, [])])
+def test_published_solutions_pass(file, name, count, weak):
+    problems = [to_problem(row, name) for _, row in read_rows(reference_data(f"eval/{file}"))]
+    results = grade_all([(p, p["canonical_solution"]) for p in problems[:count]], timeout=20)
     assert len(results) == count and all(result.passed for result in results)
     assert [p["task_id"] for p, result in zip(problems, results) if result.weak] == weak
 
@@ -231,24 +174,27 @@ def test_published_solutions_pass(name, count, weak):
 def test_evalplus(box):
     rows = [row for _, row in read_rows(reference_data("eval/HumanEvalPlus.jsonl.gz"))]
     for row in rows[:4] + [rows[32]]:
-        problem = to_problem(row, plus=True)
+        problem = to_problem(row, "humaneval+")
         assert box.grade(problem, row["canonical_solution"], 20) == (True, "passed", False)
         assert not box.grade(problem, "    return None\n", 20).passed
     mbpp = {row["task_id"]: row for _, row in
             read_rows(reference_data("eval/MbppPlus-v0.1.0.jsonl.gz"))}
     for task in ("Mbpp/2", "Mbpp/115", "Mbpp/124", "Mbpp/252", "Mbpp/580", "Mbpp/581"):
-        problem = to_problem(mbpp[task], plus=True)
+        problem = to_problem(mbpp[task], "mbpp+")
         assert box.grade(problem, mbpp[task]["canonical_solution"], 20).passed, task
 
 
-def test_inputs_of_cruxeval(box):
+def test_cruxeval(box):
+    """f belongs to the test: an answer that calls it to get the value is none."""
     row = {"code": "def f(a, b):\n    return a + b", "input": "1, 2", "output": "3", "id": "x"}
-    problem = to_input_problem(row)
-    assert box.grade(problem, "1, 2)").passed and box.grade(problem, "b=3, a=0)").passed
-    assert not box.grade(problem, "3)").passed
-    assert not box.grade(problem, "1, 1) and 3").passed
-    output = to_problem(row)
-    assert box.grade(output, "3").passed and not box.grade(output, "f(1, 3)").passed
+    problem = to_problem(row, "cruxeval-input")
+    assert box.grade(problem, "f(1, 2)").passed and box.grade(problem, "f(b=3, a=0)").passed
+    for wrong in ("f(3)", "f(1, 1)", "3", "", "f(1, 2) and 3"):
+        assert not box.grade(problem, wrong).passed, wrong
+    problem = to_problem(row, "cruxeval-output")
+    assert box.grade(problem, "3").passed
+    for wrong in ("f(1, 2)", "f( 1,2 )", "4", "", "??"):
+        assert not box.grade(problem, wrong).passed, wrong
 
 
 def test_ladder():
@@ -259,46 +205,6 @@ def test_ladder():
     assert all(result.passed and not result.weak for result in right)
     bad = [(problems[name], text) for name, texts in wrong.items() for text in texts]
     assert [pair for pair, result in zip(bad, grade_all(bad)) if result.passed] == []
-
-
-def test_ladder_cannot_be_guessed():
-    rows = [row for _, row in read_rows(ROOT / "assets" / "ladder.jsonl")]
-    for answer in ("None", "0", "1", "True", "False", "''", "[]", "{}", "first"):
-        count = 0
-        for row in rows:
-            names = {}
-            exec(row["test"], names)
-            with contextlib.suppress(Exception):            # written by us: no sandbox needed
-                names[row["entry_point"]] = function = lambda *args: (
-                    args[0] if answer == "first" else eval(answer))
-                names["check"](function)
-                count += 1
-        assert count <= 0.02 * len(rows), answer
-
-
-def test_pass_at_k():
-    for n in range(1, 11):
-        for c, k in itertools.product(range(n + 1), range(1, n + 1)):
-            draws = list(itertools.combinations(range(n), k))
-            expected = sum(any(i < c for i in draw) for draw in draws) / len(draws)
-            assert pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-12)
-    with pytest.raises(ValueError):
-        pass_at_k(2, 1, 3)
-    low, high = bootstrap([1.0] * 50 + [0.0] * 50)
-    assert 0.36 < low < 0.44 < 0.56 < high < 0.64
-
-
-def test_edit_similarity():
-    """2 M / T by hand: abcd and abxd share a, b, d."""
-    cases = {("abcd", "abxd"): 75.0, ("", ""): 100.0, ("a", ""): 0.0, ("kitten", "sitting"):
-             200 * 4 / 13, ("x = 1", "x = 1"): 100.0, ("ab", "ba"): 50.0}
-    for (a, b), score in cases.items():
-        assert edit_similarity(a, b) == edit_similarity(b, a) == pytest.approx(score)
-
-
-def test_the_line_that_is_scored():
-    lines = {"a = 1\nb": "a = 1", "\n  a\nb": "a", " \n a\n": "a", "": "", "  x  ": "x"}
-    assert {text: evaluate.first_line(text) for text in lines} == lines
 
 
 def score(tmp_path, samples, *flags, problems=None, benchmark="humaneval"):
