@@ -6,16 +6,18 @@ check takes two locked-in processes. The *candidate* holds the program and no te
 holds the test, calls check(candidate) and sees of the candidate only plain values that came
 through a pipe. What the candidate prints, its exit code and late answers count for nothing.
 
-On top of that stand benchmarks in the formats of HumanEval, MBPP, EvalPlus, infilling and
-CRUXEval, our own ladder for small models, bits per byte, and pass@k (report, section 6).
+On top of that stand benchmarks in the formats of HumanEval, MBPP, EvalPlus, infilling, CRUXEval
+and GSM8K, our own ladder for small models, the needle in the code, bits per byte, and pass@k
+(report, sections 6 and 7). assets/benchmarks.json holds their addresses, prompts and stops.
 
 This file knows models and benchmarks, not training (pretrain.py) nor where data comes from
 (data.py): held-out documents reach it as a file.
 
     python evaluate.py                              # the newest model in out/; 15 seconds
-    python evaluate.py --benchmark humaneval --model FOLDER --problems HumanEval.jsonl.gz
+    python evaluate.py --benchmark humaneval --model FOLDER --problems HumanEval.jsonl.gz [--chat]
+    python evaluate.py --benchmark needle           # a heat map, PNG; 10 seconds
     python evaluate.py score --benchmark humaneval --problems HumanEval.jsonl.gz --samples S.jsonl
-                                                    # ... some 250 samples a second on two cores
+                                                    # ... some 400 samples a second on two cores
     python evaluate.py --model FOLDER --text FILE   # bits per byte of any text; seconds
 """
 
@@ -1439,11 +1441,12 @@ def draw_map(maps, lengths, path):
 
     name = next((name for name, rows in maps.items() if any(map(any, rows))), [*maps][-1])
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    limits = {"vmin": 0, "vmax": 100} if "%" in name else {}
-    image = axes.imshow(maps[name], cmap="YlGn", aspect="auto", **limits)
+    most = 100 if "%" in name else max(map(max, maps[name]))
+    image = axes.imshow(maps[name], cmap="YlGn", aspect="auto", vmin=0, vmax=most)
     for row, values in enumerate(maps[name]):
         for column, value in enumerate(values):
-            axes.text(column, row, f"{value:.3g}", ha="center", va="center")
+            axes.text(column, row, f"{value:.3g}", ha="center", va="center",
+                      color="white" if value > 0.7 * most else "black")
     axes.set(title=f"needle in the code: {name}", xlabel="tokens of context",
              ylabel="depth of the function", xticks=range(len(lengths)), xticklabels=lengths,
              yticks=range(len(DEPTHS)), yticklabels=[f"{depth:.0%}" for depth in DEPTHS])
