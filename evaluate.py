@@ -1128,16 +1128,17 @@ def find_problems(name, file=None):
 
 def held_out_lines(documents, count=60):
     """Single lines of documents, to be filled in -> problems."""
-    draw, problems = random.Random(0), {}
-    while len(problems) < count:
-        lines = draw.choice(documents)["text"].split("\n")
-        n = draw.randrange(len(lines))
-        if len(lines[n].strip()) > 5:
-            name = f"line/{len(problems)}"
-            problems[name] = {"task_id": name, "line": lines[n],
-                              "prompt": ("\n".join(lines[:n]) + "\n")[-4000:],
-                              "suffix": ("\n" + "\n".join(lines[n + 1:]))[:4000]}
-    return problems
+    from tokenizer import InputError
+    texts = [document["text"].split("\n") for document in documents]
+    places = [(lines, n) for lines in texts for n in range(len(lines))
+              if len(lines[n].strip()) > 5]
+    if not places:
+        raise InputError("the held-out documents have no line to fill in")
+    places = random.Random(0).sample(places, min(count, len(places)))
+    return {f"line/{i}": {"task_id": f"line/{i}", "line": lines[n],
+                          "prompt": ("\n".join(lines[:n]) + "\n")[-4000:],
+                          "suffix": ("\n" + "\n".join(lines[n + 1:]))[:4000]}
+            for i, (lines, n) in enumerate(places)}
 
 
 def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), kept=None,
@@ -1152,9 +1153,12 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), k
     T = model.config.max_position_embeddings
     max_new_tokens = min(max_new_tokens, T // 2)
     prompts = [prompt[-(T - max_new_tokens):] for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size, results = max(1, TOKENS_AT_ONCE // T), [None] * len(prompts)
-    done = {}
+    results, done, batches = [None] * len(prompts), {}, []
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        if not batches or ((len(batches[-1]) + 1) * (len(prompts[i]) + max_new_tokens)
+                           > TOKENS_AT_ONCE):
+            batches.append([])
+        batches[-1].append(i)
     if kept and kept.exists():
         whole = kept.read_text(encoding="utf-8").rpartition("\n")[0]    # the last may be cut off
         kept.write_text(whole + "\n" * bool(whole), encoding="utf-8")
@@ -1165,15 +1169,13 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), k
         tail = tokenizer.decode(ids[-16:])
         return any(text in tail for text in stops)
 
-    for start in tqdm(range(0, len(order), size), desc="batches", disable=None):
-        rows = order[start:start + size]
-        batch = [prompts[i] for i in rows]
-        key = json.dumps([which, batch, start, max_new_tokens, stops, sampling])
+    for number, rows in enumerate(tqdm(batches, desc="batches", disable=None)):
+        batch, seed = [prompts[i] for i in rows], sampling.get("seed", 0) + number * TOKENS_AT_ONCE
+        key = json.dumps([which, batch, max_new_tokens, stops, {**sampling, "seed": seed}])
         key = hashlib.sha256(key.encode()).hexdigest()
         if key not in done:
             new = generate(model, batch, max_new_tokens, stop=stop, stop_ids=stop_ids,
-                           vocab_size=tokenizer.vocab_size,
-                           **{**sampling, "seed": sampling.get("seed", 0) + start})
+                           vocab_size=tokenizer.vocab_size, **{**sampling, "seed": seed})
             texts = [tokenizer.decode(ids) for ids in new]
             cuts = [min((text.find(part) for part in stops if part in text), default=len(text))
                     for text in texts]
@@ -1199,23 +1201,19 @@ def code_block(text):
     return block[1] if block else text.split("```")[0]
 
 
-def call_of_f(text):
-    """f(16) in "... [ANSWER] assert f(16) == 17"."""
-    text = text.split("[ANSWER]")[1 if "[ANSWER]" in text else 0].split("==")[0].strip()
-    return "f" + text.split("assert f")[1] if "assert f" in text else text
-
-
-def value_of_f(text):
-    """17 in "... [ANSWER] assert f(16) == 17"."""
-    text = text.split("[ANSWER]")[1 if "[ANSWER]" in text else 0]
-    return text.split("==")[1 if "==" in text else 0].strip()
-
-
-# How a text becomes an answer, by the name of the prompt; assets/benchmarks.json says it in words
-ANSWERS = {"code chat": code_block, "cruxeval-input": call_of_f, "cruxeval-output": value_of_f,
-           "code": lambda text: text.replace("\t", "    ")}
-ANSWERS.update({"cruxeval-input-direct": call_of_f, "cruxeval-output-direct": value_of_f,
-                "mbpp": ANSWERS["code"], "short code": ANSWERS["code"]})
+def extract(name, text):
+    """The answer in what a model said to a prompt; assets/benchmarks.json has it in words."""
+    if name == "code chat":
+        return code_block(text)
+    if name in ("code", "short code", "mbpp"):
+        return text.replace("\t", "    ")
+    if name.startswith("cruxeval"):                         # ... [ANSWER] assert f(16) == 17
+        text = text.split("[ANSWER]")[1 if "[ANSWER]" in text else 0]
+        call, value = (text.split("==") + [text])[:2]
+        if "output" in name:
+            return value.strip()
+        return "f" + call.split("assert f")[1].strip() if "assert f" in call else call.strip()
+    return text
 
 
 def prompt_ids(model, tokenizer, way, problem):
@@ -1238,7 +1236,7 @@ def prompt_ids(model, tokenizer, way, problem):
 def model_samples(model, tokenizer, name, problems, n=1, kept=None, **sampling):
     """n completions of each problem by a model -> rows of a samples file. name: of the prompt."""
     way, ends = benchmarks()["prompts"][name], control_stops(tokenizer)
-    answer, field = ANSWERS.get(name, str), "solution" if name == "code chat" else "completion"
+    field = "solution" if name == "code chat" else "completion"     # the whole program or its rest
     T = model.config.max_position_embeddings
     print(f"prompt of {name!r} ({way['source']}):\n"
           + "\n".join("  | " + line for line in way["prompt"])
@@ -1250,7 +1248,7 @@ def model_samples(model, tokenizer, name, problems, n=1, kept=None, **sampling):
     texts = complete(model, tokenizer, [p for p in prompts for _ in range(n)],
                      way["max_new_tokens"], way["stops"], ends, kept, **sampling)
     ids = [task_id for task_id in problems for _ in range(n)]
-    return [{"task_id": task_id, field: answer(text), "stopped": stopped}
+    return [{"task_id": task_id, field: extract(name, text), "stopped": stopped}
             for task_id, (text, stopped) in zip(ids, texts)]
 
 
