@@ -196,12 +196,11 @@ def seccomp_filter(machine):
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-FORK = ctypes.PyDLL(None).fork     # os.fork, less its care for threads, which a worker lacks
 # prctl's operations, the namespaces of unshare, system calls without a function in libc
 PDEATHSIG, DUMPABLE, SECCOMP, NO_NEW_PRIVILEGES = 1, 4, 22, 38
 NEW_USER, NEW_OTHERS = 0x10000000, 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000 | 0x20000000
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_ENTER = 444, 445, 446
-NOBODY = 65534
+NOBODY = 2_000_000_000       # from here on users have no files
 
 
 def system(name, *args):
@@ -267,9 +266,12 @@ def jail(readable, without):
                 enter()
                 layers.append(name)
     if os.getuid() == 0:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        for user in (NOBODY + os.getpid(), 65534):      # of its own: a limit counts by user
+            with contextlib.suppress(OSError):                  # not known to this container
+                os.setgroups([])
+                os.setresgid(user, user, user)
+                os.setresuid(user, user, user)
+                break
     if "namespaces" in layers:
         if os.fork():               # only a child stands in the new numbering, as its process 1
             os.close(0)
@@ -315,9 +317,10 @@ def load(program):
     return module.__dict__
 
 
-def candidate(program, entry_point, requests, replies):
-    """Load the program and answer each request [args, kwargs] with what the function returns."""
+def candidate(requests, replies):
+    """Load a program and answer each request [args, kwargs] with what its function returns."""
     try:
+        program, entry_point = receive(requests)
         names = load(program)
         if not callable(names.get(entry_point)):
             return send(replies, [f"no entry point: {entry_point} is not defined", "", ""])
@@ -360,11 +363,17 @@ class Proxy:
         self.fault = self.fault or reason
         raise Lost
 
+    def ask(self, message):
+        try:
+            send(self.requests, message)
+        except OSError:
+            self.lost("killed")
+
     def reply(self):
         try:
             reply = receive(self.replies, MESSAGE_BYTES)
             if type(reply) is list:
-                reason, builtin, message = map(str, reply)
+                reason, builtin, message = (str(part)[:300] for part in reply)
                 return reason, builtin, message
             return None, decode(reply["value"]), reply["after"] and decode(reply["after"])
         except EOFError:
@@ -374,10 +383,10 @@ class Proxy:
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             self.lost(f"protocol: not an answer ({error})")
 
-    def start(self):
-        """Wait until the program is loaded; raises Lost if it cannot be."""
-        reason, *_ = self.reply()
-        if reason:
+    def start(self, program, entry_point):
+        """Hand the program over; raises Lost if it cannot be loaded."""
+        self.ask([program, entry_point])
+        if reason := self.reply()[0]:
             self.lost(reason)
 
     def __call__(self, *args, **kwargs):
@@ -385,10 +394,7 @@ class Proxy:
         if self.fault or select.select([self.replies], [], [], 0)[0]:
             self.lost("protocol: an answer before it was asked")
         self.calls += 1
-        try:
-            send(self.requests, request)
-        except OSError:
-            self.lost("killed")
+        self.ask(request)
         reason, value, after = self.reply()
         if reason:
             kind = getattr(builtins, value, None)
@@ -408,29 +414,34 @@ class Proxy:
 
 
 def judge(names, secret, function):
-    """Run the test's check(function), beside names -> {"passed", "reason"}."""
-    test = secret["test"]
+    """Run the test's check(function), beside names -> {"passed", "reason"}.
+
+    Of a wrong answer no text is told, only the test's line and how many calls there were: the
+    worker passes it on, and what it forks later must not find what was expected.
+    """
     try:
-        exec(compile(test, "<test>", "exec"), names)
+        exec(compile(secret["test"], "<test>", "exec"), names)
         check = names["check"]
-        names[secret["entry_point"]] = function                       # a test may call it by name
+        names[secret["entry_point"]] = function                 # a test may call it by name
         check(function)
         return {"passed": True, "reason": "passed"}
     except Exception as error:
         if error is getattr(function, "raised", None):
             return {"passed": False, "reason": function.reason}
+        if isinstance(error, MemoryError):
+            return {"passed": False, "reason": "memory: in the test"}
         line, trace = 0, error.__traceback__
         while trace:
             if trace.tb_frame.f_code.co_filename == "<test>":
                 line = trace.tb_lineno
             trace = trace.tb_next
-        what = "" if isinstance(error, AssertionError) else failure(error)[0] + " in "
-        where = str(error) if str(error) and not what else test.split("\n")[line - 1].strip()
-        return {"passed": False, "reason": f"wrong answer: {what}{where[:200]}"}
+        what = "" if isinstance(error, AssertionError) else failure(error)[0].split(": ")[1]
+        return {"passed": False, "reason": f"wrong answer: {what}", "line": line,
+                "calls": getattr(function, "calls", 0)}
 
 
 def fetch_test(control):
-    """Read the test, which the worker never does: what it forks later must not find it."""
+    """Read program and test, which the worker never does: its next children must not find them."""
     secret = receive(0)
     os.write(control.fileno(), b"r")                            # ready: the time begins
     return secret
@@ -447,9 +458,10 @@ def own_names(secret):
 def tester(control):
     """Let tests check candidates, whose pipes come through a socket, until that is closed."""
     while fds := socket.recv_fds(control, 1, 2)[1]:
+        random.seed()                                           # a candidate knows no number of it
         secret, proxy = fetch_test(control), Proxy(*fds)
         try:
-            proxy.start()
+            proxy.start(secret["program"], secret["entry_point"])
             result = judge(own_names(secret), secret, proxy)
             if result["passed"] and not proxy.calls:
                 proxy.lost("protocol: the test never calls the function")
@@ -459,14 +471,16 @@ def tester(control):
              {"passed": False, "reason": proxy.fault} if proxy.fault else result)
         for fd in fds:
             os.close(fd)
+        secret = proxy = result = None
+        gc.collect()                                            # what a test's frames still hold
 
 
-def inside(program, control):
+def inside(control):
     """Program and test in one process, for values that cannot cross: it may forge its verdict."""
     secret = fetch_test(control)
     os.close(0)                                                 # the next jobs come through there
     try:
-        own, names = own_names(secret), load(program)
+        own, names = own_names(secret), load(secret["program"])
         result = judge({**own, **names}, secret, names[secret["entry_point"]])
     except BaseException as error:
         result = {"passed": False, "reason": failure(error)[0]}
@@ -496,7 +510,7 @@ class Worker:
 
     def fork(self, body, seconds, *keep, stdin=None, stdout=None):
         """Start a jailed process that keeps these descriptors, runs body() and ends -> its id."""
-        if pid := FORK():
+        if pid := os.fork():
             return pid
         status = 1
         try:
@@ -555,13 +569,13 @@ class Worker:
         """Grade a program by the test that follows the job in the pipe: only a tester reads it."""
         if job["inside"]:
             control, theirs = socket.socketpair()
-            pid = self.fork(lambda: inside(job["program"], theirs), job["timeout"],
-                            theirs.fileno(), stdin=0)
+            pid = self.fork(lambda: inside(theirs), job["timeout"], theirs.fileno(), stdin=0)
             theirs.close()
         else:
-            requests, replies, [_, control] = os.pipe(), os.pipe(), self.ready_tester()
-            pid = self.fork(lambda: candidate(job["program"], job["entry_point"], requests[0],
-                                              replies[1]), job["timeout"], requests[0], replies[1])
+            requests, replies = os.pipe(), os.pipe()
+            [_, control] = self.ready_tester(job["anew"])
+            pid = self.fork(lambda: candidate(requests[0], replies[1]), job["timeout"],
+                            requests[0], replies[1])
             socket.send_fds(control, [b"c"], [requests[1], replies[0]])
             for fd in (*requests, *replies):
                 os.close(fd)
@@ -574,8 +588,10 @@ class Worker:
             result["reason"] += f": signal {-status}" if status < 0 else f": it ended with {status}"
         return result
 
-    def ready_tester(self):
-        """(process id, socket) of the tester."""
+    def ready_tester(self, anew):
+        """(process id, socket) of the tester, or of a new one."""
+        if self.tester and anew:
+            self.end_tester()
         if not self.tester:
             control, theirs = socket.socketpair()
             with theirs:
@@ -682,7 +698,7 @@ class Sandbox:
             stdout=subprocess.PIPE, start_new_session=True)
         if (layers := self.ask(60)) is None:
             raise OSError(f"{sys.executable} -I -S cannot be started as a sandbox")
-        self.layers = layers
+        self.layers, self.ran = layers, False
 
     def ask(self, seconds, *messages):
         """Send messages and wait for the answer. A worker that gives none is replaced: None."""
@@ -697,16 +713,28 @@ class Sandbox:
         if messages:
             self.start()
 
-    def check(self, program, entry_point, helpers, test, timeout, inside=False, data=None):
+    def check(self, program, entry_point, helpers, test, timeout, inside=False, data=None,
+              anew=False):
         """Load a program and let a test check its entry point -> passed, reason.
 
-        helpers: a program whose names the test may use; data: what it finds as DATA, encoded.
+        helpers: a program whose names the test may use; data: what it finds as DATA, encoded;
+        anew: by a tester that has served no other check.
         """
-        result = self.ask(timeout + 30, {
-            "kind": "check", "program": program, "entry_point": entry_point, "timeout": timeout,
-            "inside": inside},
-            {"entry_point": entry_point, "helpers": helpers, "test": test, "data": data})
-        return result or {"passed": False, "reason": "killed: the sandbox had to be started anew"}
+        if self.ran:                        # scripts pass through the worker, unlike what is graded
+            self.close()
+            self.start()
+        job = {"kind": "check", "timeout": timeout, "inside": inside, "anew": anew}
+        secret = {"program": program, "entry_point": entry_point, "helpers": helpers,
+                  "test": test, "data": data}
+        result = self.ask(timeout + 30, job, secret) or self.ask(timeout + 30, job, secret) or {
+            "passed": False, "reason": "killed: the sandbox had to be started anew"}
+        if "line" in result:
+            line, calls = result.pop("line"), result.pop("calls")
+            where = test.split("\n")[line - 1].strip()
+            if data and calls:              # a loop over the data: its line says nothing
+                where = f"{entry_point}{tuple(decode(data[min(calls, len(data)) - 1]))}"
+            result["reason"] += (" in " if result["reason"][-1] != " " else "") + where[:200]
+        return result
 
     def grade(self, problem, completion, timeout=3.0):
         """Grade one completion of a problem -> Grade.
@@ -722,8 +750,9 @@ class Sandbox:
         if not result["passed"] and problem.get("canonical_solution"):
             key = problem["prompt"], test
             if key not in self.crosses:                         # a busy machine is no reason
-                reason = self.check(own, entry_point, own, test, timeout, data=data)["reason"]
-                self.crosses[key] = reason.split(":")[0] in ("passed", "timeout", "killed")
+                reason = self.check(own, entry_point, own, test, timeout, data=data, anew=True)
+                self.crosses[key] = reason["reason"].split(":")[0] in (
+                    "passed", "timeout", "killed", "memory")
             if not self.crosses[key]:
                 result = self.check(program, entry_point, own, test, timeout, True, data)
                 return Grade(result["passed"], result["reason"], weak=True)
@@ -731,6 +760,7 @@ class Sandbox:
 
     def run(self, source, stdin="", timeout=3.0):
         """Run a script -> (what it printed, "ok" or what went wrong)."""
+        self.ran = True
         job = {"kind": "program", "program": source, "stdin": stdin, "timeout": timeout}
         return tuple(self.ask(timeout + 30, job) or ("", "killed"))
 

@@ -139,6 +139,70 @@ def test_only_the_problem_decides_how_it_is_graded(box):
     assert not box.grade(PROBLEM, secret).passed
 
 
+SCAN = """
+import ctypes, os, re
+def scan():
+    libc = ctypes.CDLL(None)
+    libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_long]
+    source, sink = os.pipe()
+    mark, top, found = b"sec" + b"ret_", libc.sbrk(0), set()
+    own = bytearray(mark + b"own")
+    around = [id(o) + (1 << 23) for o in (bytearray(5000), object(), own)]
+    for end in (top, *around):
+        pages = []
+        for page in range((end & ~4095) - (1 << 24), end, 4096):
+            if libc.write(sink, ctypes.c_void_p(page), ctypes.c_size_t(4096)) == 4096:
+                pages.append(os.read(source, 4096))
+        found.update(re.findall(mark + b"([a-z]+)", b"".join(pages)))
+    return sorted(found)
+"""
+
+
+def test_nothing_of_earlier_checks_is_found(box):
+    """The memory of a candidate holds no test, solution, sample or expected value of another."""
+    problem = {**PROBLEM, "canonical_solution": "    return sum(numbers)  # secret_solution\n",
+               "test": "def check(candidate):\n    assert candidate([1]) == 'secret_expected', "
+                       "'secret_message'\n"}
+    for completion in ("    return 0  # secret_sample\n", "    return 1/0  # secret_sample\n",
+                       "    return 'secret_value'\n", "    while True: pass  # secret_sample"):
+        result = box.grade(problem, completion, 0.5)
+        assert not result.passed
+    result = box.check(SCAN, "scan", "", "def check(scan):\n    assert scan() == [b'own']\n", 9)
+    assert result["passed"], result
+
+
+def test_random_numbers_of_a_test_are_its_own(box):
+    problem = {"prompt": "import random\n", "entry_point": "draw", "canonical_solution": "",
+               "test": "import random\ndef check(draw):\n    assert draw() == random.random()\n"}
+    for _ in range(2):
+        result = box.check("import random\ndef draw():\n    return random.random()\n", "draw", "",
+                           problem["test"], 3)
+        assert result["reason"] == "wrong answer: assert draw() == random.random()"
+        box.check("while True: pass", "draw", "", problem["test"], 0.2)     # brings a new tester
+
+
+def test_a_tester_forgets(box):
+    """An answer of half its memory, kept by an exception, does not fail the next check."""
+    hog = "calls = 0\ndef f(n):\n    global calls\n    calls += 1\n    if calls > 1:\n" \
+          "        raise ValueError\n    return ['ab'] * 5_000_000\n"
+    keeps = "def check(f):\n    first = f(1)\n    f(2)\n"
+    large = "def check(f):\n    block = bytearray(650 << 20)\n    assert f(1) == 1\n"
+    for _ in range(2):
+        assert box.check(hog, "f", "", keeps, 9)["reason"] == "exception: ValueError"
+        assert box.check("def f(n):\n    return n\n", "f", "", large, 9)["passed"]
+        assert "memory" in box.check("def f(n):\n    return n\n", "f", "",
+                                     large.replace("650", "1050"), 9)["reason"]
+
+
+def test_a_dead_worker_fails_nobody(box):
+    box.process.kill()
+    assert box.grade(PROBLEM, PROBLEM["canonical_solution"]).passed
+    assert box.run("print(1)") == ("1\n", "ok")
+    worker = box.process.pid
+    assert box.grade(PROBLEM, PROBLEM["canonical_solution"]).passed
+    assert box.process.pid != worker                        # what scripts leave is not inherited
+
+
 def test_programs():
     assert run_program("print(input()[::-1])", "abc\n") == ("cba\n", "ok")
     assert run_program("print(len(open(0).read()))", "x" * 200_000) == ("200000\n", "ok")
