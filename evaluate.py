@@ -49,7 +49,6 @@ import struct
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import textwrap
 import time
 import types
@@ -294,9 +293,10 @@ def set_limits(seconds, threads):
 
 
 # ------------------------------------------------------------------------------------------------
-# Who does what. The worker forks a candidate for each check, which holds the program and no test.
-# A tester reads the test from the job pipe and asks the candidate for values over two pipes; it
-# serves many checks, for nothing but plain values ever reaches it from a candidate.
+# Who does what. The tester reads the jobs, programs and tests, and judges. For each it asks the
+# worker for a candidate, a process that gets the program alone, and talks to it over two pipes. The
+# worker forks and kills in time; it sees neither programs nor tests nor verdicts, so that none of
+# its forks can find in its memory what was given to an earlier one.
 
 
 def failure(error):
@@ -413,16 +413,13 @@ class Proxy:
         return value
 
 
-def judge(names, secret, function):
-    """Run the test's check(function), beside names -> {"passed", "reason"}.
-
-    Of a wrong answer no text is told, only the test's line and how many calls there were: the
-    worker passes it on, and what it forks later must not find what was expected.
-    """
+def judge(names, job, function):
+    """Run the test's check(function), beside names -> {"passed", "reason"}."""
+    test = job["test"]
     try:
-        exec(compile(secret["test"], "<test>", "exec"), names)
+        exec(compile(test, "<test>", "exec"), names)
         check = names["check"]
-        names[secret["entry_point"]] = function                 # a test may call it by name
+        names[job["entry_point"]] = function                    # a test may call it by name
         check(function)
         return {"passed": True, "reason": "passed"}
     except Exception as error:
@@ -435,60 +432,137 @@ def judge(names, secret, function):
             if trace.tb_frame.f_code.co_filename == "<test>":
                 line = trace.tb_lineno
             trace = trace.tb_next
-        what = "" if isinstance(error, AssertionError) else failure(error)[0].split(": ")[1]
-        return {"passed": False, "reason": f"wrong answer: {what}", "line": line,
-                "calls": getattr(function, "calls", 0)}
+        what = "" if isinstance(error, AssertionError) else failure(error)[0] + " in "
+        where = str(error) if str(error) and not what else test.split("\n")[line - 1].strip()
+        return {"passed": False, "reason": f"wrong answer: {what}{where[:200]}"}
 
 
-def fetch_test(control):
-    """Read program and test, which the worker never does: its next children must not find them."""
-    secret = receive(0)
-    os.write(control.fileno(), b"r")                            # ready: the time begins
-    return secret
-
-
-def own_names(secret):
+def own_names(job):
     """What a test finds: DATA, the names of the problem's own program, its solution."""
     names = {}
     with contextlib.suppress(Exception):                        # a prompt alone may be no program
-        names = load(secret["helpers"])
-    return {**names, "DATA": decode(secret["data"]), "REFERENCE": names.get(secret["entry_point"])}
+        names = load(job["helpers"])
+    return {**names, "DATA": decode(job["data"]), "REFERENCE": names.get(job["entry_point"])}
 
 
-def tester(control):
-    """Let tests check candidates, whose pipes come through a socket, until that is closed."""
-    while fds := socket.recv_fds(control, 1, 2)[1]:
-        random.seed()                                           # a candidate knows no number of it
-        secret, proxy = fetch_test(control), Proxy(*fds)
+def inside(requests, replies):
+    """Program and test in one process, for values that cannot cross: it may forge its verdict."""
+    job = receive(requests)
+    try:
+        own, names = own_names(job), load(job["program"])
+        result = judge({**own, **names}, job, names[job["entry_point"]])
+    except BaseException as error:
+        result = {"passed": False, "reason": failure(error)[0]}
+    send(replies, result)
+
+
+def script(*_):
+    """Run a program as a script. Before its standard input comes the program itself."""
+    program, module = receive(0), types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    try:
+        exec(compile(program, "program.py", "exec"), module.__dict__)
+    except SystemExit as end:
+        if end.code:
+            raise
+    finally:
+        sys.stdout.flush()
+
+
+KINDS = {b"c": candidate, b"i": inside, b"s": script}       # what a tester asks a worker to fork
+
+
+class Tester:
+    """Does job after job. Of a candidate it sees plain values only, so none can spoil it.
+
+    control: a socket to the worker.
+    """
+
+    def __init__(self, control):
+        self.control = control
+
+    def serve(self, jobs, results):
+        """Read jobs and write results until there are no more."""
+        kinds = {"check": self.check, "inside": self.inside, "program": self.program}
+        with contextlib.suppress(EOFError):
+            while job := receive(jobs):
+                random.seed()                                   # no candidate knows its numbers
+                send(results, kinds[job["kind"]](job))
+                job = None
+                gc.collect()                                    # what the test's frames still hold
+
+    def borrow(self, kind, seconds):
+        """A new process of this kind -> where to write to it, where to read from it."""
+        os.write(self.control.fileno(), struct.pack("<cd", kind, seconds))
+        return socket.recv_fds(self.control, 1, 2)[1]
+
+    def give_back(self, *fds, wait=False):
+        """End a borrowed process, or wait for its own end -> its status, whether it was late."""
+        for fd in fds:
+            os.close(fd)
+        os.write(self.control.fileno(), b"w" if wait else b"k")
+        return struct.unpack("<i?", read_exactly(self.control.fileno(), 5))
+
+    def verdict(self, result, status, late):
+        if result["reason"] == "killed":
+            result["reason"] += f": signal {-status}" if status < 0 else f": it ended with {status}"
+        return {"passed": False, "reason": "timeout"} if late else result
+
+    def check(self, job):
+        """Let a test judge a candidate."""
+        proxy = Proxy(*self.borrow(b"c", job["timeout"]))
         try:
-            proxy.start(secret["program"], secret["entry_point"])
-            result = judge(own_names(secret), secret, proxy)
+            proxy.start(job["program"], job["entry_point"])
+            result = judge(own_names(job), job, proxy)
             if result["passed"] and not proxy.calls:
                 proxy.lost("protocol: the test never calls the function")
         except Lost:
             pass
-        send(control.fileno(),
-             {"passed": False, "reason": proxy.fault} if proxy.fault else result)
-        for fd in fds:
-            os.close(fd)
-        secret = proxy = result = None
-        gc.collect()                                            # what a test's frames still hold
+        if proxy.fault:
+            result = {"passed": False, "reason": proxy.fault}
+        return self.verdict(result, *self.give_back(proxy.requests, proxy.replies))
 
+    def inside(self, job):
+        """Let one process be program and test."""
+        requests, replies = self.borrow(b"i", job["timeout"])
+        try:
+            send(requests, job)
+            said = receive(replies, OUTPUT_BYTES)
+            result = {"passed": said["passed"] is True, "reason": str(said["reason"])[:300]}
+        except (OSError, EOFError, ValueError, TypeError, KeyError):
+            result = {"passed": False, "reason": "killed"}
+        return self.verdict(result, *self.give_back(requests, replies))
 
-def inside(control):
-    """Program and test in one process, for values that cannot cross: it may forge its verdict."""
-    secret = fetch_test(control)
-    os.close(0)                                                 # the next jobs come through there
-    try:
-        own, names = own_names(secret), load(secret["program"])
-        result = judge({**own, **names}, secret, names[secret["entry_point"]])
-    except BaseException as error:
-        result = {"passed": False, "reason": failure(error)[0]}
-    send(control.fileno(), result)
+    def program(self, job):
+        """Run a script with the given standard input."""
+        requests, replies = self.borrow(b"s", job["timeout"])
+        data, stdin = bytearray(), memoryview(job["stdin"].encode(errors="replace"))
+        with contextlib.suppress(OSError):
+            send(requests, job["program"])
+        open_ends = [requests]
+        while len(data) <= OUTPUT_BYTES:
+            if not stdin and open_ends:
+                os.close(open_ends.pop())
+            read, write, _ = select.select([replies], open_ends, [])
+            if write:
+                try:
+                    stdin = stdin[os.write(requests, stdin[:4096]):]    # as much as never blocks
+                except OSError:
+                    stdin = b""                                 # it reads no more
+            if read:
+                data += (part := os.read(replies, 1 << 16))
+                if not part:
+                    break
+        status, late = self.give_back(replies, *open_ends, wait=len(data) <= OUTPUT_BYTES)
+        status = {0: "ok", 1: "exception", 3: "memory"}.get(status, f"killed: signal {-status}")
+        if len(data) > OUTPUT_BYTES:
+            status = "killed: it prints too much"
+        return {"output": data[:OUTPUT_BYTES].decode(errors="replace"),
+                "reason": "timeout" if late else status}
 
 
 class Worker:
-    """The process behind a Sandbox. Each job's program runs in a fork of it that is then killed."""
+    """The process behind a Sandbox: forks what its tester asks for."""
 
     def __init__(self, readable, packages, without):
         for name in PRELOADED:
@@ -496,17 +570,19 @@ class Worker:
         sys.path += packages
         if hasattr(sys, "set_int_max_str_digits"):
             sys.set_int_max_str_digits(0)
+        self.jobs, self.results = os.dup(0), os.dup(1)
         self.null, self.filter = os.open(os.devnull, os.O_RDWR), None
-        self.layers, self.tester = jail(readable, without), None
+        self.layers = jail(readable, without)
         gc.collect()
         gc.freeze()                                             # so that forks copy less
         if "seccomp" not in without and "no-new-privileges" in self.layers:
             steps = seccomp_filter(platform.machine()) or b""
             self.steps = ctypes.create_string_buffer(steps)
             self.filter = struct.pack("HP", len(steps) // 8, ctypes.addressof(self.steps))
-            if not steps or os.waitpid(self.fork(lambda: None, 1), 0)[1]:     # a trial
+            if not steps or os.waitpid(self.fork(lambda: None, 1), 0)[1]:           # a trial
                 self.filter = None
             self.layers += ["seccomp"] if self.filter else []
+        send(self.results, self.layers)
 
     def fork(self, body, seconds, *keep, stdin=None, stdout=None):
         """Start a jailed process that keeps these descriptors, runs body() and ends -> its id."""
@@ -534,124 +610,56 @@ class Worker:
             os._exit(status)
 
     def end(self, pid):
-        """Kill a process and whatever it left -> how it had ended."""
+        """Kill a process and its group -> how it had ended."""
         with contextlib.suppress(OSError):
             os.kill(pid, 9)
             os.killpg(pid, 9)
-        if not self.filter and os.getpid() == 1:                # of its own numbering
-            with contextlib.suppress(OSError):
-                os.kill(-1, 9)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-    def read_part(self, fd, deadline, data):
-        """Add to data what is in a pipe; False at its end and at the deadline."""
+    def word(self, control, deadline):
+        """The next byte that a tester says; none if it dies or says none in time."""
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([fd], [], [], left)[0]:
-            return False
-        data += (part := os.read(fd, 1 << 16))
-        return bool(part)
+        return control.recv(1) if left > 0 and select.select([control], [], [], left)[0] else b""
 
-    def verdict(self, control, seconds):
-        """What a tester says of a test that it reads first; None if it dies or is too late."""
-        if control.recv(1) != b"r":
-            sys.exit("the tester ended before it had its test")
-        data, deadline = bytearray(), time.monotonic() + seconds
-        while len(data) < 4 or len(data) < 4 + struct.unpack_from("<I", data)[0] < OUTPUT_BYTES:
-            if not self.read_part(control.fileno(), deadline, data):
-                late = time.monotonic() >= deadline
-                return {"passed": False, "reason": "timeout" if late else "killed"}
-        try:
-            return json.loads(data[4:])
-        except ValueError:                                      # only inside: it may forge
-            return {"passed": False, "reason": "killed"}
+    def lend(self, kind, control, deadline):
+        """Fork a process for a tester -> its id and what the tester says when it is done."""
+        requests, replies = os.pipe(), os.pipe()
+        ends = requests[0], replies[1]
+        streams = {"stdin": ends[0], "stdout": ends[1]} if kind == b"s" else {}
+        pid = self.fork(lambda: KINDS[kind](*ends), deadline - time.monotonic(),
+                        *(() if streams else ends), **streams)
+        socket.send_fds(control, [b"f"], [requests[1], replies[0]])
+        for fd in (*requests, *replies):
+            os.close(fd)
+        word = self.word(control, deadline)
+        while word == b"w" and time.monotonic() < deadline and not os.waitid(
+                os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.001)                           # it has closed its output before its end
+        return pid, word
 
-    def check(self, job):
-        """Grade a program by the test that follows the job in the pipe: only a tester reads it."""
-        if job["inside"]:
+    def serve(self):
+        """Lend processes to testers until there are no more jobs."""
+        while True:
             control, theirs = socket.socketpair()
-            pid = self.fork(lambda: inside(theirs), job["timeout"], theirs.fileno(), stdin=0)
-            theirs.close()
-        else:
-            requests, replies = os.pipe(), os.pipe()
-            [_, control] = self.ready_tester(job["anew"])
-            pid = self.fork(lambda: candidate(requests[0], replies[1]), job["timeout"],
-                            requests[0], replies[1])
-            socket.send_fds(control, [b"c"], [requests[1], replies[0]])
-            for fd in (*requests, *replies):
-                os.close(fd)
-        result, status = self.verdict(control, job["timeout"]), self.end(pid)
-        if job["inside"]:
-            control.close()
-        elif result["reason"] in ("timeout", "killed") or not self.filter:
-            self.end_tester()
-        if result["reason"] == "killed":
-            result["reason"] += f": signal {-status}" if status < 0 else f": it ended with {status}"
-        return result
-
-    def ready_tester(self, anew):
-        """(process id, socket) of the tester, or of a new one."""
-        if self.tester and anew:
-            self.end_tester()
-        if not self.tester:
-            control, theirs = socket.socketpair()
-            with theirs:
-                pid = self.fork(lambda: tester(theirs), 1 << 20, theirs.fileno(), stdin=0)
-            self.tester = pid, control
-        return self.tester
-
-    def end_tester(self):
-        [pid, control], self.tester = self.tester, None
-        control.close()
-        self.end(pid)
-
-    def program(self, job):
-        """Run a script with the given standard input."""
-        output = os.pipe()
-        with (open(os.memfd_create("stdin"), "wb+") if hasattr(os, "memfd_create")
-              else tempfile.TemporaryFile()) as stdin:
-            stdin.write(job["stdin"].encode())
-            stdin.seek(0)
-            pid = self.fork(lambda: script(job["program"]), job["timeout"],
-                            stdin=stdin.fileno(), stdout=output[1])
-        os.close(output[1])
-        data, deadline = bytearray(), time.monotonic() + job["timeout"]
-        while self.read_part(output[0], deadline, data) and len(data) <= OUTPUT_BYTES:
-            pass
-        ended = False
-        while not ended and time.monotonic() < deadline and len(data) <= OUTPUT_BYTES:
-            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            time.sleep(0 if ended else 0.001)               # it closed its output before its end
-        os.close(output[0])
-        status = self.end(pid)
-        status = {0: "ok", 1: "exception", 3: "memory"}.get(status, f"killed: signal {-status}")
-        if not ended:
-            status = "timeout" if len(data) <= OUTPUT_BYTES else "killed: it prints too much"
-        return [data[:OUTPUT_BYTES].decode(errors="replace"), status]
-
-
-def script(program):
-    """Run a program as a script: its standard streams are the process's own."""
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
-    try:
-        exec(compile(program, "program.py", "exec"), module.__dict__)
-    except SystemExit as end:
-        if end.code:
-            raise
-    finally:
-        sys.stdout.flush()
-
-
-def worker(options):
-    """What the child process of a Sandbox runs: jobs come in through 0, results go out at 1."""
-    worker = Worker(**json.loads(options))
-    send(1, worker.layers)
-    while True:
-        try:
-            job = receive(0)
-        except EOFError:
-            return
-        send(1, getattr(worker, job.pop("kind"))(job))
+            with control, theirs:
+                tester = self.fork(lambda: Tester(theirs).serve(self.jobs, self.results),
+                                   1 << 20, theirs.fileno(), self.jobs, self.results)
+                theirs.close()
+                while request := control.recv(9):
+                    kind, seconds = struct.unpack("<cd", request)
+                    deadline = time.monotonic() + seconds
+                    pid, word = self.lend(kind, control, deadline)
+                    status, late = self.end(pid), time.monotonic() >= deadline
+                    if not word:                                # it sees that its candidate is gone
+                        word = self.word(control, time.monotonic() + 0.2)
+                    if not word:
+                        break
+                    control.send(struct.pack("<i?", status, late))
+                self.end(tester)
+            if not request:
+                return
+            send(self.results, {"passed": False,
+                                "reason": "timeout" if late else "killed: the test itself"})
 
 
 # ------------------------------------------------------------------------------------------------
@@ -691,50 +699,40 @@ class Sandbox:
         """Start the worker, as a bare Python that has neither our modules nor our environment."""
         folder = str(Path(__file__).resolve().parent)
         code = (f"import sys; sys.path.insert(0, {folder!r}); import evaluate; del sys.path[0]; "
-                "evaluate.worker(sys.argv[1])")
+                "evaluate.Worker(**evaluate.json.loads(sys.argv[1])).serve()")
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", code, json.dumps(self.options)],
             env={"OPENBLAS_NUM_THREADS": "1"}, cwd="/", bufsize=0, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, start_new_session=True)
-        if (layers := self.ask(60)) is None:
+        self.layers = self.answer(60)
+        if self.layers is None:
             raise OSError(f"{sys.executable} -I -S cannot be started as a sandbox")
-        self.layers, self.ran = layers, False
 
-    def ask(self, seconds, *messages):
-        """Send messages and wait for the answer. A worker that gives none is replaced: None."""
-        try:
-            for message in messages:
-                send(self.process.stdin.fileno(), message)
+    def answer(self, seconds):
+        """The worker's next message, or None."""
+        with contextlib.suppress(OSError, EOFError):
             if select.select([self.process.stdout], [], [], seconds)[0]:
                 return receive(self.process.stdout.fileno())
-        except (OSError, EOFError):
-            pass
-        self.close()
-        if messages:
-            self.start()
 
-    def check(self, program, entry_point, helpers, test, timeout, inside=False, data=None,
-              anew=False):
-        """Load a program and let a test check its entry point -> passed, reason.
-
-        helpers: a program whose names the test may use; data: what it finds as DATA, encoded;
-        anew: by a tester that has served no other check.
-        """
-        if self.ran:                        # scripts pass through the worker, unlike what is graded
+    def ask(self, job):
+        """Let a worker do a job. One that gives no answer is replaced, and its job tried again."""
+        for _ in range(2):
+            with contextlib.suppress(OSError):
+                send(self.process.stdin.fileno(), job)
+                if (result := self.answer(job["timeout"] + 30)) is not None:
+                    return result
             self.close()
             self.start()
-        job = {"kind": "check", "timeout": timeout, "inside": inside, "anew": anew}
-        secret = {"program": program, "entry_point": entry_point, "helpers": helpers,
-                  "test": test, "data": data}
-        result = self.ask(timeout + 30, job, secret) or self.ask(timeout + 30, job, secret) or {
-            "passed": False, "reason": "killed: the sandbox had to be started anew"}
-        if "line" in result:
-            line, calls = result.pop("line"), result.pop("calls")
-            where = test.split("\n")[line - 1].strip()
-            if data and calls:              # a loop over the data: its line says nothing
-                where = f"{entry_point}{tuple(decode(data[min(calls, len(data)) - 1]))}"
-            result["reason"] += (" in " if result["reason"][-1] != " " else "") + where[:200]
-        return result
+        return {"passed": False, "reason": "killed: the sandbox had to be started anew"}
+
+    def check(self, program, entry_point, helpers, test, timeout, inside=False, data=None):
+        """Load a program and let a test check its entry point -> passed, reason.
+
+        helpers: a program whose names the test may use; data: what it finds as DATA, encoded.
+        """
+        return self.ask({"kind": "inside" if inside else "check", "program": program,
+                         "entry_point": entry_point, "helpers": helpers, "test": test,
+                         "data": data, "timeout": timeout})
 
     def grade(self, problem, completion, timeout=3.0):
         """Grade one completion of a problem -> Grade.
@@ -750,7 +748,7 @@ class Sandbox:
         if not result["passed"] and problem.get("canonical_solution"):
             key = problem["prompt"], test
             if key not in self.crosses:                         # a busy machine is no reason
-                reason = self.check(own, entry_point, own, test, timeout, data=data, anew=True)
+                reason = self.check(own, entry_point, own, test, timeout, data=data)
                 self.crosses[key] = reason["reason"].split(":")[0] in (
                     "passed", "timeout", "killed", "memory")
             if not self.crosses[key]:
@@ -760,9 +758,9 @@ class Sandbox:
 
     def run(self, source, stdin="", timeout=3.0):
         """Run a script -> (what it printed, "ok" or what went wrong)."""
-        self.ran = True
-        job = {"kind": "program", "program": source, "stdin": stdin, "timeout": timeout}
-        return tuple(self.ask(timeout + 30, job) or ("", "killed"))
+        result = self.ask({"kind": "program", "program": source, "stdin": stdin,
+                           "timeout": timeout})
+        return result.get("output", ""), result["reason"]
 
     def close(self):
         self.process.stdin.close()
