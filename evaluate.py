@@ -952,8 +952,8 @@ def to_problem(row, name="", number=0):
         problem = {**row, "task_id": row["id"], "entry_point": "answer"}
         if name.startswith("cruxeval-input"):
             return {**problem, "canonical_solution": f"f({row['input']})",
-                    "prompt": "def f(*args, **kwargs):\n    return args, kwargs\n\n\n"
-                              "def answer():\n    return ",
+                    "prompt": f"{row['code']}\n\n\ndef f(*args, **kwargs):\n"
+                              "    return args, kwargs\n\n\ndef answer():\n    return ",
                     "test": f"{row['code']}\n\n\ndef check(candidate):\n"
                             "    args, kwargs = candidate()\n"
                             f"    assert f(*args, **kwargs) == {row['output']}\n"}
