@@ -765,7 +765,7 @@ class Sandbox:
     def close(self):
         self.process.stdin.close()
         try:
-            self.process.wait(5)
+            self.process.wait(1)                                # it may be at work
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -1585,6 +1585,8 @@ def ask_and_grade(model, tokenizer, name, problems, stem, args):
 def main():
     from tokenizer import InputError
     args = parse_args()
+    if min(args.n, 1 if args.limit is None else args.limit) < 1 or args.temperature < 0:
+        raise InputError("--n and --limit must be at least 1, --temperature at least 0")
     if args.command == "score":
         return score(args)
 

@@ -10,6 +10,7 @@ import random
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +117,8 @@ def test_the_newest_model_on_everything(model, small_tokenizer, tmp_path):
     assert 0 <= scores["lines"]["edit similarity"] < 60
     assert scores["bits per byte"]["gzip"] > 2
     assert "| ladder | pass@1 | 0 |" in (tmp_path / "evaluate" / "pretrain.md").read_text()
+    none = subprocess.run([*command, "--limit", "0"], capture_output=True, text=True)
+    assert none.returncode == 2 and "--limit must be at least 1" in none.stderr
     missing = subprocess.run([*command, "--benchmark", "infilling-multi-line"], text=True,
                              capture_output=True, env={**os.environ, "MINICODER_CACHE": "/nowhere"})
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1
@@ -213,6 +216,25 @@ def test_humaneval_fim(model, small_tokenizer, monkeypatch):
     assert scores["py"] == pytest.approx(1 / 3) and scores["js"] == 1
     assert scores["edit similarity"] == pytest.approx((100 + 80 + 0 + 100) / 4)
     assert scores["exact match"] == pytest.approx((1 / 3 + 1) / 2)      # the mean over problems
+
+
+def test_the_reports_number_stands_beside_ours(model, small_tokenizer, monkeypatch, tmp_path,
+                                               capsys):
+    monkeypatch.setitem(benchmarks(), "sizes", [5, sum(p.numel() for p in model.parameters())])
+    row = {"prompt": "ab", "suffix": "cd", "canonical_solution": "  x = 1", "language": "py"}
+    problems = {"py/1": to_problem(row, "humaneval-fim", 1)}
+    args = SimpleNamespace(chat=False, resume=False, n=2, seed=0, temperature=0.5, top_p=1.0)
+    scores = evaluate.ask_and_grade(model, small_tokenizer, "humaneval-fim", problems,
+                                    tmp_path / "a", args)
+    assert scores["report"] == 0.835 and scores["samples"] == 2     # of 1.5B, the second size
+    assert "the report, for base models of this size: 0.835" in capsys.readouterr().out
+    rows = [row for _, row in read_rows(tmp_path / "a.jsonl")]
+    assert [row["task_id"] for row in rows] == ["py/1"] * 2
+    assert rows[0]["completion"] != rows[1]["completion"]
+    assert not (tmp_path / "a.batches.jsonl").exists()
+    args.chat = True
+    with pytest.raises(InputError, match="no prompt for --chat"):
+        evaluate.ask_and_grade(model, small_tokenizer, "humaneval-fim", problems, "a", args)
 
 
 def test_needle(model, small_tokenizer, tmp_path):
