@@ -312,7 +312,8 @@ def test_system_calls():
         program = seccomp_filter(machine)
         allowed = {int(n) for call in CALLS.split(",") if (n := call.split()[1 + column]) != "-"}
         opens, clone = ([(2, 1), (257, 2)], 56) if column == 0 else ([(56, 2)], 220)
-        for number in set(range(600)) - {clone, *dict(opens)}:
+        clocks, cores = ([228, 230], 204) if column == 0 else ([113, 115], 123)
+        for number in set(range(600)) - {clone, cores, *clocks, *dict(opens)}:
             answer = allow if number in allowed else no_call
             assert run_filter(program, arch, number) == answer, (machine, number)
         for number, place in opens:
@@ -320,6 +321,11 @@ def test_system_calls():
             assert run_filter(program, arch, number, *flags, os.O_RDONLY | os.O_CLOEXEC) == allow
             for mode in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC):
                 assert run_filter(program, arch, number, *flags, mode) == denied
+        for number in clocks:
+            assert run_filter(program, arch, number, 2) == allow                # of the process
+            assert run_filter(program, arch, number, 0xFFFFFFF2) == denied      # of process 1
+        assert run_filter(program, arch, cores, 0) == allow
+        assert run_filter(program, arch, cores, 7) == denied
         assert run_filter(program, arch, clone, 0x3D0F00) == allow              # a thread
         assert run_filter(program, arch, clone, 0x1200011) == no_call           # a process
         assert run_filter(program, 0x40000003, 1) == 0x80000000                 # i386: killed
