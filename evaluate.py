@@ -198,7 +198,9 @@ def seccomp_filter(machine):
 LIBC = ctypes.CDLL(None, use_errno=True)
 # prctl's operations, the namespaces of unshare, system calls without a function in libc
 PDEATHSIG, DUMPABLE, SECCOMP, NO_NEW_PRIVILEGES = 1, 4, 22, 38
-NEW_USER, NEW_OTHERS = 0x10000000, 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000 | 0x20000000
+KEEP_CAPABILITIES, CAPABILITIES_VERSION, ADMINISTRATION = 8, 0x20080522, 1 << 21
+NEW_USER, NEW_PROCESSES = 0x10000000, 0x20000000
+NEW_OTHERS = 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000  # network, IPC, host name, mounts
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_ENTER = 444, 445, 446
 NOBODY = 2_000_000_000       # from here on users have no files
 
@@ -214,12 +216,18 @@ def system(name, *args):
 def enter_namespaces():
     """Network, IPC, host name, mounts and, for its children, process numbers of its own."""
     user, group = os.getuid(), os.getgid()
-    system("unshare", NEW_OTHERS | (NEW_USER if user else 0))       # root may without
+    system("unshare", NEW_OTHERS | NEW_PROCESSES | (NEW_USER if user else 0))   # root may without
     if user:
         with contextlib.suppress(OSError):  # an unmapped user cannot mount; the rest holds
             for file, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"),
                                ("gid_map", f"{group} {group} 1")):
                 Path("/proc/self", file).write_text(line)
+
+
+def set_capabilities(bits):
+    """Of root's powers, keep these only."""
+    system("capset", struct.pack("Ii", CAPABILITIES_VERSION, 0),
+           struct.pack("6I", bits, bits, 0, 0, 0, 0))
 
 
 def enter_mounts(readable):
@@ -268,12 +276,16 @@ def jail(readable, without):
                 enter()
                 layers.append(name)
     if os.getuid() == 0:
+        if "namespaces" in layers:
+            system("prctl", KEEP_CAPABILITIES, 1, 0, 0, 0)
         for user in (NOBODY + os.getpid(), 65534):      # of its own: a limit counts by user
             with contextlib.suppress(OSError):                  # not known to this container
                 os.setgroups([])
                 os.setresgid(user, user, user)
                 os.setresuid(user, user, user)
                 break
+    if "namespaces" in layers:
+        set_capabilities(ADMINISTRATION)                        # to number its children anew
     if "namespaces" in layers:
         if os.fork():               # only a child stands in the new numbering, as its process 1
             os.close(0)
@@ -383,7 +395,7 @@ class Proxy:
             self.lost("killed")
         except MemoryError:
             self.lost("memory: too large an answer")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             self.lost(f"protocol: not an answer ({error})")
 
     def start(self, program, entry_point):
@@ -557,7 +569,8 @@ class Tester:
                 if not part:
                     break
         status, late = self.give_back(replies, *open_ends, wait=len(data) <= OUTPUT_BYTES)
-        status = {0: "ok", 1: "exception", 3: "memory"}.get(status, f"killed: signal {-status}")
+        status = {0: "ok", 1: "exception", 3: "memory"}.get(
+            status, f"killed: signal {-status}" if status < 0 else f"exception: status {status}")
         if len(data) > OUTPUT_BYTES:
             status = "killed: it prints too much"
         return {"output": data[:OUTPUT_BYTES].decode(errors="replace"),
@@ -575,7 +588,11 @@ class Worker:
             sys.set_int_max_str_digits(0)
         self.jobs, self.results = os.dup(0), os.dup(1)
         self.null, self.filter = os.open(os.devnull, os.O_RDWR), None
-        self.layers = jail(readable, without)
+        self.layers, self.tester, self.myself = jail(readable, without), None, None
+        if "namespaces" in self.layers:
+            with contextlib.suppress(OSError, AttributeError):      # an old kernel
+                self.myself = os.pidfd_open(os.getpid())
+                self.number_anew()
         gc.collect()
         gc.freeze()                                             # so that forks copy less
         if "seccomp" not in without and "no-new-privileges" in self.layers:
@@ -587,15 +604,26 @@ class Worker:
             self.layers += ["seccomp"] if self.filter else []
         send(self.results, self.layers)
 
+    def number_anew(self):
+        """Let the next child be process 1 of its own: its number would tell what came before."""
+        try:
+            system("setns", self.myself, NEW_PROCESSES)
+            system("unshare", NEW_PROCESSES)
+        except OSError:
+            self.myself = None
+
     def fork(self, body, seconds, *keep, stdin=None, stdout=None):
         """Start a jailed process that keeps these descriptors, runs body() and ends -> its id."""
+        if self.myself is not None:
+            self.number_anew()
         if pid := os.fork():
             return pid
-        status = 1
+        self.tester, status = None, 1
         try:
             os.setsid()
             with contextlib.suppress(AttributeError):           # not on Linux
                 system("prctl", PDEATHSIG, 9, 0, 0, 0)
+                set_capabilities(0)
             for target, fd in enumerate((stdin, stdout, None)):
                 os.dup2(self.null if fd is None else fd, target)
             low = 3
@@ -645,8 +673,8 @@ class Worker:
         while True:
             control, theirs = socket.socketpair()
             with control, theirs:
-                tester = self.fork(lambda: Tester(theirs).serve(self.jobs, self.results),
-                                   1 << 20, theirs.fileno(), self.jobs, self.results)
+                self.tester = self.fork(lambda: Tester(theirs).serve(self.jobs, self.results),
+                                        1 << 20, theirs.fileno(), self.jobs, self.results)
                 theirs.close()
                 while request := control.recv(9):
                     kind, seconds = struct.unpack("<cd", request)
@@ -658,7 +686,8 @@ class Worker:
                     if not word:
                         break
                     control.send(struct.pack("<i?", status, late))
-                self.end(tester)
+                    pid = status = late = word = None           # for the next fork not to see
+                self.end(self.tester)
             if not request:
                 return
             send(self.results, {"passed": False,

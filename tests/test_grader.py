@@ -177,6 +177,19 @@ def test_nothing_of_earlier_checks_is_found(box):
     assert result["passed"], result
 
 
+def test_no_program_learns_how_the_one_before_ended(box):
+    """Neither from process numbers nor from the frames it inherits: else samples could agree."""
+    look = "import os, sys\nframe, seen = sys._getframe(), []\nwhile frame:\n" \
+           "    seen += [v for v in frame.f_locals.values() if type(v) in (int, bytes)]\n" \
+           "    frame = frame.f_back\nprint(os.getpid(), seen)\n"
+    first = box.run(look)
+    thread = "import threading, os\nfor i in range(99): threading.Thread(target=print).start()\n"
+    assert box.run(thread + "os._exit(42)")[1] == "exception: status 42"
+    assert box.run(look) == first and first[1] == "ok"
+    if "namespaces" in box.layers:
+        assert first[0].startswith("1 [")
+
+
 def test_random_numbers_of_a_test_are_its_own(box):
     problem = {"prompt": "import random\n", "entry_point": "draw", "canonical_solution": "",
                "test": "import random\ndef check(draw):\n    assert draw() == random.random()\n"}
