@@ -1,10 +1,14 @@
 """Source trees to documents, documents to batches.
 
+A raw crawl is mostly not worth reading. This file gathers files from folders, archives, JSON lines
+and GitHub, names their language, drops by rules what is generated, minified, encoded or broken,
+replaces private data, drops exact and near duplicates and what resembles a benchmark, holds whole
+modules out for validation, and accounts for every byte it dropped. The tokenizer is trained here
+too, on training documents only (report, section 3.1; thresholds of StarCoder2, arXiv 2402.19173,
+and DeepSeek-Coder, arXiv 2401.14196, to which it points).
+
 The default corpus is what every machine already has: the Python standard library without its tests,
-and for sizes from `small` on the packages installed beside it. `--source DIR` takes your own code.
-Files are read safely, exact duplicates dropped, whole top-level modules held out for validation,
-and what resembles a held-out document is kept out of training. The tokenizer is trained here too,
-on training documents only.
+and for sizes from `small` on the packages installed beside it.
 
 A batch row is made on the fly and is a pure function of (seed, step, row): the state of the loader
 is the step, and the batch at a step is the same on one device and on eight.
@@ -13,130 +17,717 @@ This file knows nothing of models and optimizers (model.py, pretrain.py) nor of 
 (fim.py).
 
     python data.py                                 # out/data and out/tokenizer, about 10 s
-    python data.py --source ~/my/code --out mine   # from your own code
+    python data.py --source ~/my/code --source github:pallets/flask --out mine
+    python data.py --why FILE                      # what each rule says of a file
 """
 
 import argparse
+import ast
+import functools
+import gzip
 import hashlib
+import ipaddress
 import json
+import multiprocessing
 import os
 import re
+import shutil
 import stat
+import sys
 import sysconfig
-from collections import Counter, defaultdict
+import tarfile
+import warnings
+import zipfile
+import zlib
+from collections import Counter, defaultdict, namedtuple
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from evaluate import read_documents
+from evaluate import benchmarks, read_documents, read_rows
 from fim import FIM_RATE, fim_document, fim_ids, normalize
-from tokenizer import (ENDOFTEXT, InputError, Tokenizer, read_json, run, whole_folder, write_json,
-                       write_text)
+from tokenizer import (ENDOFTEXT, InputError, Tokenizer, fetch, read_json, run, whole_folder,
+                       write_json, write_text)
 
-LANGUAGES = {               # by extension; what is not here is not read
-    ".py": "python", ".pyi": "python", ".c": "c", ".h": "c", ".cc": "c++", ".cpp": "c++",
-    ".cxx": "c++", ".hpp": "c++", ".hh": "c++", ".cu": "cuda", ".cs": "c#", ".css": "css",
-    ".dart": "dart", ".ex": "elixir", ".exs": "elixir", ".erl": "erlang", ".go": "go",
-    ".hs": "haskell", ".html": "html", ".java": "java", ".jl": "julia", ".js": "javascript",
-    ".jsx": "javascript", ".mjs": "javascript", ".kt": "kotlin", ".lua": "lua", ".md": "markdown",
-    ".ml": "ocaml", ".php": "php", ".pl": "perl", ".proto": "protocol-buffer", ".r": "r",
-    ".rb": "ruby", ".rs": "rust", ".rst": "restructuredtext", ".scala": "scala", ".sh": "shell",
-    ".sql": "sql", ".swift": "swift", ".tex": "tex", ".ts": "typescript", ".tsx": "typescript",
-    ".zig": "zig"}
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages", "build", "dist"}
 STDLIB_SKIPPED = {"test", "tests", "idle_test", "encodings", "pydoc_data", "lib-dynload"}
 LARGEST_FILE = 1_000_000    # bytes
+LARGEST_ARCHIVE = 2 << 30   # bytes that an archive may unpack to
+UNIT_FILES = 256            # that one process reads in one go
 HELD_OUT_SHARE = 0.05       # of the corpus' text, in whole top-level modules; not published; ours
-NEAR = 0.5                  # Jaccard similarity of a copy, from here on; not published; ours
+NEAR = 0.7                  # Jaccard similarity of a near-duplicate; value of The Stack
+NEAR_HELD_OUT = 0.5         # of a copy of a held-out document; not published; ours
+BANDS, ROWS = 18, 7         # of a signature; a pair at 0.8 is missed once in 65 times
 SHORTEST_FIM = 16           # tokens; smaller pieces are not worth cutting in three
 TOKENIZER_TEXT = 100_000_000    # characters that a tokenizer is trained on, at most
 
 # ------------------------------------------------------------------------------------------------
-# Source trees -> documents
+# Languages
+
+# The report's 92, with the endings (or whole names) of their files. Of several languages with one
+# ending the first has it.
+LANGUAGES = """
+ada adb ads; agda agda; alloy als; antlr g4; applescript applescript scpt; assembly asm s S nasm;
+augeas aug; awk awk; batchfile bat cmd; bluespec bsv; c c h; c# cs csx; c++ cc cpp cxx hpp hh hxx;
+clojure clj cljs cljc; cmake cmake CMakeLists.txt; coffeescript coffee; common-lisp lisp lsp cl;
+css css; cuda cu cuh; dart dart; dockerfile dockerfile Dockerfile; elixir ex exs; elm elm;
+emacs-lisp el; erlang erl hrl; f# fs fsi fsx; fortran f f90 f95 f03 f08 for; glsl glsl vert frag;
+go go; groovy groovy gradle; haskell hs; html html htm xhtml; idris idr; isabelle thy; java java;
+java-server-pages jsp; javascript js jsx mjs cjs; json json; julia jl; jupyter-notebook ipynb;
+kotlin kt kts; lean lean; literate-agda lagda; literate-coffeescript litcoffee;
+literate-haskell lhs; lua lua; makefile mk mak Makefile makefile GNUmakefile; maple mpl;
+markdown md markdown; mathematica nb wl; matlab m; objectc++ mm; ocaml ml mli; pascal pas pp;
+perl pl pm; php php; powershell ps1 psm1; prolog pro; protocol-buffer proto; python py pyi pyw;
+r r R; racket rkt; restructuredtext rst; rmarkdown rmd Rmd; ruby rb rake Rakefile Gemfile; rust rs;
+sas sas; scala scala sc; scheme scm ss; shell sh bash zsh ksh; smalltalk st; solidity sol;
+sparql rq sparql; sql sql; stan stan; standard-ml sml sig; stata do ado; swift swift;
+systemverilog sv svh; tcl tcl; tcsh tcsh csh; tex tex sty cls; thrift thrift; typescript ts tsx;
+verilog v vh; vhdl vhd vhdl; visual-basic vb bas vbs; vue vue; xslt xsl xslt; yacc y yy;
+yaml yaml yml; zig zig
+"""
+LANGUAGE_OF = {ending: name for line in LANGUAGES.split(";")
+               for name, *endings in [line.split()] for ending in endings}
+INTERPRETERS = {"python": "python", "bash": "shell", "sh": "shell", "zsh": "shell", "node":
+                "javascript", "perl": "perl", "ruby": "ruby", "lua": "lua", "awk": "awk", "tclsh":
+                "tcl", "Rscript": "r", "php": "php", "tcsh": "tcsh", "csh": "tcsh"}
 
 
-def read_document(path, root, repo, dropped):
-    """One file as a document, or None with the reason counted in dropped."""
-    text, reason = "", None
-    try:
-        status = path.lstat()
-        name = path.relative_to(root).as_posix()
-        name.encode()
-        if not stat.S_ISREG(status.st_mode):
-            reason = "link or no plain file"                # a pipe would be waited for
-        elif status.st_size > LARGEST_FILE:
-            reason = "over 1 MB"
-        else:
-            text = normalize(path.read_bytes().decode("utf-8-sig"))
-            reason = "binary" if "\0" in text else None if text.strip() else "empty"
-    except UnicodeError:
-        reason = "not UTF-8"
-    except OSError:
-        reason = "unreadable"
-    if reason:
-        dropped[reason] += 1
-        return None
-    return {"text": text, "path": name, "repo": repo, "language": LANGUAGES[path.suffix.lower()]}
-
-
-def documents(source, dropped=None):
-    """Yield the documents of a source, in the order of their paths.
-
-    source: "stdlib", "packages" (installed beside it; each is a repository of its own) or a folder.
-    Links are not followed. dropped: a Counter for the files left out, by reason.
-    """
-    dropped = Counter() if dropped is None else dropped
-    paths, skipped = sysconfig.get_paths(), set(SKIPPED_FOLDERS)
-    if source == "stdlib":
-        root, skipped = Path(paths["stdlib"]), skipped | STDLIB_SKIPPED
-    else:
-        root = Path(paths["purelib"] if source == "packages" else source).resolve()
-    if not root.is_dir():
-        raise InputError(f"--source {source}: no such folder")
-    suffixes = {".py"} if source == "stdlib" else set(LANGUAGES)
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders
-                               if name not in skipped and not name.startswith("."))
-        for name in sorted(files):
-            path = Path(folder, name)
-            if path.suffix.lower() in suffixes:
-                module = path.relative_to(root).parts[0]
-                repo = {"stdlib": "cpython", "packages": module}.get(source, root.name)
-                document = read_document(path, root, repo, dropped)
-                if document:
-                    yield {**document, "source": str(source)}
-
-
-def drop_duplicates(corpus, dropped):
-    """Of equal texts keep that of the standard library, else the first by (source, path)."""
-    kept = {}
-    for document in sorted(corpus, key=lambda document: (
-            document["source"] != "stdlib", document["source"], document["path"])):
-        kept.setdefault(hashlib.sha256(document["text"].encode()).digest(), document)
-    dropped["exact duplicate"] += len(corpus) - len(kept)
-    return list(kept.values())
+def language_of(path, data=b""):
+    """The language of a file by its name, else by its first line (#!); None: not of the 92."""
+    name = path.rsplit("/", 1)[-1]
+    ending = name.rsplit(".", 1)[-1] if "." in name else name
+    for key in (name, ending, ending.lower()):
+        if key in LANGUAGE_OF:
+            return LANGUAGE_OF[key]
+    if match := re.match(rb"#!.*?/(?:env\s+)?([A-Za-z]+)[\d.]*\s", data):
+        return INTERPRETERS.get(match[1].decode())
+    return None
 
 
 # ------------------------------------------------------------------------------------------------
-# Training and validation
+# Sources -> files
+
+# What is read at once: of a folder some files, of an archive or .jsonl file all of it
+Unit = namedtuple("Unit", "kind source place repo files", defaults=[None])
+# One file: where it was, and its bytes or why it has none
+File = namedtuple("File", "path repo data size reason", defaults=[None])
+KINDS = ("code", "grounding", "text", "math")
+ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar", ".zip")
+TABLES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
-def split(corpus):
+def units(source):
+    """The units of a source, in the order of their paths: [kind:]place.
+
+    kind: code (default), grounding, text or math. place: a folder, an archive, a .jsonl file with a
+    text field, github:owner/name[@ref], or stdlib and packages (installed; each a repository).
+    """
+    kind, _, place = source.partition(":")
+    if kind not in KINDS:
+        kind, place = "code", source
+    if place.startswith("github:"):
+        return [Unit(kind, source, str(fetch_github(place)), place.split(":")[1])]
+    if place.endswith(ARCHIVES + TABLES):
+        if not Path(place).is_file():
+            raise InputError(f"--source {source}: no such file")
+        return [Unit(kind, source, place, Path(place).name.split(".")[0])]
+    paths = sysconfig.get_paths()
+    root = Path({"stdlib": paths["stdlib"], "packages": paths["purelib"]}.get(place, place))
+    root, found = root.resolve(), []
+    if not root.is_dir():
+        raise InputError(f"--source {source}: no such folder")
+    skipped = SKIPPED_FOLDERS | (STDLIB_SKIPPED if place == "stdlib" else set())
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders
+                               if name not in skipped and not name.startswith("."))
+        inside = Path(folder).relative_to(root).as_posix()
+        found += [name if inside == "." else f"{inside}/{name}" for name in sorted(files)
+                  if place != "stdlib" or name.endswith(".py")]
+    repo = {"stdlib": "cpython", "packages": None}.get(place, root.name)
+    return [Unit(kind, source, str(root), repo, found[i:i + UNIT_FILES])
+            for i in range(0, len(found), UNIT_FILES)]
+
+
+def fetch_github(place):
+    """Download the archive of github:owner/name[@ref], once -> its path."""
+    match = re.fullmatch(r"github:([\w.-]+)/([\w.-]+?)(?:@([\w./-]+))?", place)
+    if not match or ".." in place:
+        raise InputError(f"--source {place}: expected github:owner/name or github:owner/name@ref")
+    owner, name, ref = match.groups()
+    server = os.environ.get("MINICODER_GITHUB", "https://codeload.github.com")
+    cache = Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
+    target = cache / "github" / f"{owner}--{name}--{(ref or 'HEAD').replace('/', '-')}.tar.gz"
+    return fetch(f"{server}/{owner}/{name}/tar.gz/{ref or 'HEAD'}", target)
+
+
+def read_unit(unit):
+    """Yield the files of a unit. Nothing is unpacked to the disk, no link is followed."""
+    if unit.files is not None:
+        for name in unit.files:
+            yield read_file(Path(unit.place, name), name, unit.repo or name.split("/")[0])
+        return
+    reader = (read_table if unit.place.endswith(TABLES) else read_zip if unit.place.endswith(".zip")
+              else read_tar)
+    try:
+        yield from reader(unit)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, RuntimeError,
+            NotImplementedError, ValueError):
+        yield File(Path(unit.place).name, unit.repo, None, 0, "archive broken from here on")
+
+
+def read_file(path, name, repo):
+    data, reason, size = None, None, 0
+    try:
+        status = path.lstat()
+        size = status.st_size
+        name.encode()
+        if not stat.S_ISREG(status.st_mode):
+            reason, size = "link or no plain file", 0           # a pipe would be waited for
+        elif size > LARGEST_FILE:
+            reason = "over 1 MB"
+        else:
+            data = path.read_bytes()
+    except UnicodeError:
+        name, reason = name.encode(errors="replace").decode(), "name not UTF-8"
+    except OSError:
+        reason = "unreadable"
+    return File(name, repo, data, size, reason)
+
+
+def read_members(unit, members):
+    """Yield files of an archive's members (name, size, is a plain file, function that reads it)."""
+    total = 0
+    for name, size, plain, read in members:
+        total += size
+        if total > LARGEST_ARCHIVE:
+            raise InputError(f"{unit.place}: unpacks to more than {LARGEST_ARCHIVE >> 30} GB")
+        reason = None
+        if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
+            reason = "path leaves the archive"
+        elif not plain:
+            reason, size = "link or no plain file", 0
+        elif size > LARGEST_FILE:
+            reason = "over 1 MB"
+        yield File(name, unit.repo, None if reason else read(), size, reason)
+
+
+def read_tar(unit):
+    with tarfile.open(unit.place) as archive:
+        yield from read_members(unit, (
+            (member.name, member.size, member.isfile(),
+             lambda member=member: archive.extractfile(member).read())
+            for member in archive if not member.isdir()))
+
+
+def read_zip(unit):
+    with zipfile.ZipFile(unit.place) as archive:
+        yield from read_members(unit, (
+            (member.filename, member.file_size, member.external_attr >> 28 in (0, 8),
+             lambda member=member: archive.open(member).read(LARGEST_FILE + 1))
+            for member in archive.infolist() if not member.is_dir()))
+
+
+def read_table(unit):
+    """The rows of a .jsonl file with a text (or content) field; a broken one is a file too."""
+    opener = gzip.open if unit.place.endswith(".gz") else open
+    with opener(unit.place, "rb") as file:
+        rows = enumerate(iter(lambda: file.readline(4 * LARGEST_FILE), b""), 1)
+        if ".jsonl" not in unit.place:
+            rows = enumerate(map(json.dumps, json.load(file)), 1)
+        for number, line in rows:
+            name = f"{Path(unit.place).name}:{number}"
+            try:
+                row = json.loads(line)
+                data = row.get("text", row.get("content")).encode()
+                name = str(row.get("path", name))
+            except (ValueError, AttributeError, RecursionError):
+                yield File(name, unit.repo, None, len(line), "no row with a text")
+                continue
+            reason = "over 1 MB" if len(data) > LARGEST_FILE else None
+            yield File(name, str(row.get("repo", unit.repo)), None if reason else data, len(data),
+                       reason)
+
+
+def notebook_script(text):
+    """A Jupyter notebook as a script: code cells, and Markdown as comments."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"]).rstrip()
+        if cell["cell_type"] == "markdown":
+            source = re.sub(r"^", "# ", source, flags=re.MULTILINE)
+        if source and cell["cell_type"] in ("markdown", "code"):
+            parts.append(source)
+    return "\n\n".join(parts) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------
+# Rules
+
+# A text is dropped if value(text, lines) drops it; of: the languages it applies to (None: all)
+Rule = namedtuple("Rule", "name value drops of", defaults=[None])
+DATA = {"html", "json", "markdown", "tex", "yaml", "xslt", "restructuredtext", "rmarkdown", "text"}
+CODE = set(LANGUAGE_OF.values()) - DATA
+GENERATED = ("auto-generated", "autogenerated", "automatically generated",
+             "generated automatically", "this file is generated", "@generated", "do not edit")
+ENCODED = re.compile(r"[a-zA-Z0-9+/\n=]{64,}|(?:\b(?:0x|\\x)?[0-9a-fA-F]{2}(?:,|\b\s*)){8,}"
+                     r"|(?:\\u[0-9a-fA-F]{4}){8,}")
+
+
+def alphabetic_share(text, lines):
+    return sum(map(str.isalpha, text)) / len(text)
+
+
+def encoded(text, lines):
+    """The longest run of base64, hexadecimal or \\u data, and the share of all of them."""
+    runs = [len(match[0]) for match in ENCODED.finditer(text)]
+    return max(runs, default=0), sum(runs) / len(text)
+
+
+def generated_mark(text, lines):
+    """What says in the first five lines that a program wrote this."""
+    head = "\n".join(lines[:5]).lower()
+    return next((mark for mark in GENERATED if mark in head), None)
+
+
+def syntax_error(text, lines):
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return str(error)
+
+
+def visible_text(text, lines):
+    """Characters of HTML that a reader sees, and their share."""
+    seen = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>", "", text)
+    seen = re.sub(r"\s+", " ", seen)
+    return len(seen), len(seen) / len(text)
+
+
+# Without a remark: StarCoder2 (section 3.1), which took most from DeepSeek-Coder and The Stack
+RULES = [
+    Rule("more than 100,000 lines", lambda text, lines: len(lines), lambda n: n > 100_000),
+    Rule("longest line", lambda text, lines: max(map(len, lines)), lambda n: n > 1000, CODE),
+    Rule("longest line of data", lambda text, lines: max(map(len, lines)),
+         lambda n: n > 100_000, DATA),
+    Rule("mean line", lambda text, lines: len(text) / len(lines), lambda n: n > 100, CODE),
+    Rule("few letters", alphabetic_share, lambda share: share < 0.25, CODE - {"assembly"} | DATA),
+    Rule("generated", generated_mark, bool, CODE | DATA),
+    Rule("encoded data", encoded, lambda found: found[0] > 1024 or found[1] > 0.5),
+    Rule("XML", lambda text, lines: "<?xml version=" in text[:100], bool, CODE),
+    Rule("HTML with little text", visible_text, lambda seen: seen[0] < 100 or seen[1] < 0.2,
+         {"html"}),
+    Rule("data too short or long", lambda text, lines: len(text),           # DeepSeek-Coder
+         lambda n: not 50 <= n <= 5000, {"json", "yaml"}),
+    Rule("data of many lines", lambda text, lines: len(lines), lambda n: n > 512, {"json", "yaml"}),
+    Rule("does not parse", syntax_error, bool, {"python"}),     # DeepSeek-Coder: by a compiler
+]
+
+
+def broken_rule(text, language):
+    """(the name of the first rule that drops a text, its value), or None."""
+    lines = text.split("\n")
+    for rule in RULES:
+        if rule.of is None or language in rule.of:
+            if rule.drops(value := rule.value(text, lines)):
+                return rule.name, value
+    return None
+
+
+# ------------------------------------------------------------------------------------------------
+# Private data
+
+# With a common ending, so that a matrix product (x@self.weight) is no address
+EMAIL = re.compile(r"\b[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|io|dev|info|uk|de|"
+                   r"fr|cn|jp|ru|it|nl|se|ch|ca|au|br|in|eu|us|me|pl|at|be|fi|no|dk|cz|es)\b")
+ADDRESS = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w.-])")
+KEY_MARKS = ("AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "sk-", "AIza", "xox", "PRIVATE KEY-")
+KEY = re.compile(r"\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,}\b|\bsk-[A-Za-z0-9_-]{32,}\b"
+                 r"|\bAIza[0-9A-Za-z_-]{35}\b|\bxox[abprs]-[0-9A-Za-z-]{10,}\b"
+                 r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]+?-----END [A-Z ]*PRIVATE KEY-----")
+
+
+def public_address(match):
+    """An IP address, unless anybody may have it. Numbers below 10 are versions, not addresses."""
+    try:
+        known = not ipaddress.ip_address(match[0]).is_global or match[0] in ("8.8.8.8", "8.8.4.4")
+    except ValueError:
+        known = True
+    small = sum(int(part) < 10 for part in match[0].split(".")) > 2
+    return match[0] if known or small else "192.0.2.1"
+
+
+def replace_private(text):
+    """E-mail addresses, IP addresses and keys become fixed fakes, as kept for examples."""
+    if "@" in text:
+        text = EMAIL.sub(lambda m: m[0] if "@example." in m[0] else "user@example.com", text)
+    text = ADDRESS.sub(public_address, text)
+    return KEY.sub("KEY", text) if any(mark in text for mark in KEY_MARKS) else text
+
+
+# ------------------------------------------------------------------------------------------------
+# Fingerprints: every run of n words of a text as a 64-bit number, without a loop over the words
+
+WORDS, NOT_BLANK = np.zeros(256, bool), np.ones(256, bool)
+WORDS[list(b"0123456789_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")] = True
+WORDS[128:] = True                                  # letters beyond ASCII
+NOT_BLANK[list(b" \t\n\r\v\f")] = False
+LOWER = np.frombuffer(bytes(range(256)).lower(), np.uint8)
+BASE = 0x9E3779B97F4A7C15                           # odd, so that it has an inverse modulo 2^64
+MULTIPLIERS, OFFSETS = np.random.default_rng(0).integers(
+    0, 1 << 64, (2, BANDS * ROWS), dtype=np.uint64) | np.array([[1], [0]], np.uint64)
+
+
+@functools.cache
+def powers(size):
+    """BASE ** 0, 1, ... and their inverses, modulo 2^64: (size,) each."""
+    base, inverse = (np.full(size, value, np.uint64) for value in (BASE, pow(BASE, -1, 1 << 64)))
+    base[0] = inverse[0] = 1
+    return np.cumprod(base), np.cumprod(inverse)
+
+
+def mixed(hashes):
+    """Spread each 64-bit number over all its bits (the finalizer of splitmix64)."""
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return hashes ^ (hashes >> np.uint64(31))
+
+
+def word_hashes(text, is_word=WORDS):
+    """A number for each word of a text, in order. is_word: which bytes words are made of.
+
+    The hash of a word is the difference of two running sums of byte x BASE ** place, brought to
+    place 0: so all words take a few operations on the whole text.
+    """
+    data = np.frombuffer(text.encode(errors="replace"), np.uint8)
+    edges = np.diff(is_word[data].astype(np.int8), prepend=0, append=0)
+    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    base, inverse = powers(1 << max(12, len(data).bit_length()))
+    letters = LOWER[data] if is_word is WORDS else data
+    sums = np.zeros(len(data) + 1, np.uint64)
+    np.cumsum((letters.astype(np.uint64) + np.uint64(1)) * base[:len(data)], out=sums[1:])
+    return mixed((sums[ends] - sums[starts]) * inverse[starts])
+
+
+def run_hashes(words, n):
+    """A number for each run of n words."""
+    runs = np.zeros(max(0, len(words) - n + 1), np.uint64)
+    for i in range(n if len(runs) else 0):
+        runs = runs * np.uint64(BASE) + words[i:len(words) - n + 1 + i]
+    return mixed(runs)
+
+
+def shingles(text):
+    """The set of all runs of five words, lower-cased: what near-duplicates share. Sorted."""
+    return np.unique(run_hashes(word_hashes(text), 5))
+
+
+def jaccard(a, b):
+    """|a and b| / |a or b| of two sorted sets."""
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared) if len(a) + len(b) else 0.0
+
+
+# ------------------------------------------------------------------------------------------------
+# Near-duplicates: MinHash signatures, bands that agree, and then the exact similarity
+
+
+def signature(own):
+    """The MinHash of a set of shingles, (BANDS * ROWS,) uint32: two sets agree at a place with a
+    probability equal to their Jaccard similarity (multiply-shift instead of permutations)."""
+    least = np.full(BANDS * ROWS, np.iinfo(np.uint64).max, np.uint64)
+    for start in range(0, len(own), 256):                       # a block stays in the cache
+        block = own[start:start + 256, None] * MULTIPLIERS + OFFSETS
+        least = np.minimum(least, block.min(axis=0))
+    return (least >> np.uint64(32)).astype(np.uint32)
+
+
+def candidate_pairs(signatures):
+    """The pairs (i, j), i < j, of rows that agree in a whole band. signatures: (N, BANDS * ROWS).
+
+    Of a crowd that agrees, each is paired with the first 32.
+    """
+    pairs = set()
+    for start in range(0, BANDS * ROWS, ROWS):
+        band = np.ascontiguousarray(signatures[:, start:start + ROWS])
+        _, group = np.unique(band, axis=0, return_inverse=True)
+        order = np.argsort(group, kind="stable")
+        edges = np.flatnonzero(np.diff(group.ravel()[order], prepend=-1, append=-2))
+        for first, last in zip(edges, edges[1:]):
+            crowd = order[first:last].tolist()
+            pairs.update((i, j) for k, i in enumerate(crowd[:32]) for j in crowd[k + 1:])
+    return sorted(pairs)
+
+
+def near_duplicates(signatures, load):
+    """Of each row the first row that it is a near-duplicate of, itself if none.
+
+    load(i): the shingles of row i. Candidates are verified; verified pairs are joined, so that of
+    a chain of copies the first remains.
+    """
+    first = list(range(len(signatures)))
+
+    def root(i):
+        while first[i] != i:
+            first[i] = i = first[first[i]]
+        return i
+
+    load = functools.lru_cache(maxsize=1000)(load)
+    for i, j in candidate_pairs(signatures):
+        if root(i) != root(j) and jaccard(load(i), load(j)) >= NEAR:
+            low, high = sorted((root(i), root(j)))
+            first[high] = low
+    return [root(i) for i in range(len(first))]
+
+
+# ------------------------------------------------------------------------------------------------
+# Contamination: training text that shares ten words in a row with a benchmark
+
+
+class Contamination:
+    """Finds the runs of ten words that a text shares with benchmark problems (report, section 5).
+
+    Words are what stands between blanks, as in the report's tool, and also, so that reformatted
+    code is found, what is made of letters, digits and underscores, whatever stands between them.
+    There, which is ours, a run counts if eight of its words differ, numbers taken for one word: not
+    1 2 3 4 ... nor for i in range n for j in range n. A statement of 3 to 9 words is looked for as
+    a whole (DeepSeek-Coder, section 2.4).
+    """
+
+    STATEMENTS = ("prompt", "text", "question", "problem")      # the fields of problem files
+    SOLUTIONS = ("canonical_solution", "code", "solution", "test", "test_list")
+
+    def __init__(self, files):
+        self.names, found = [], defaultdict(list)               # (kind, n) -> [(runs, problem)]
+        self.numbers = word_hashes(" ".join(map(str, range(1000))))
+        for file in files:
+            for number, row in read_rows(file):
+                name = row.get("task_id", row.get("id", number))
+                self.names.append(f"{Path(file).name.split('.')[0]} {name}")
+                for field in (*self.STATEMENTS, *self.SOLUTIONS):
+                    text = row.get(field, "")
+                    text = "\n".join(map(str, text)) if isinstance(text, list) else str(text)
+                    for kind in ("blanks", "signs"):
+                        self.add(found, kind, text, field in self.STATEMENTS)
+        self.runs = {}
+        for key, parts in found.items():
+            runs = np.concatenate([runs for runs, _ in parts])
+            owners = np.repeat([owner for _, owner in parts], [len(runs) for runs, _ in parts])
+            order, maybe = np.argsort(runs, kind="stable"), np.zeros(1 << 22, bool)
+            maybe[runs & np.uint64(len(maybe) - 1)] = True      # most runs are no hit: a fast no
+            self.runs[key] = runs[order], owners[order], maybe
+
+    def words(self, kind, text):
+        return word_hashes(text, NOT_BLANK if kind == "blanks" else WORDS)
+
+    def add(self, found, kind, text, statement):
+        words = self.words(kind, text)
+        n = 10 if len(words) >= 10 else len(words) if statement else 0
+        if n >= 3:
+            runs = run_hashes(words, n)
+            if kind == "signs" and n == 10:
+                words = np.where(np.isin(words, self.numbers), 0, words)
+                inside = np.sort(np.lib.stride_tricks.sliding_window_view(words, n), axis=1)
+                runs = runs[(np.diff(inside, axis=1) != 0).sum(axis=1) >= 7]
+            found[kind, n].append((runs, len(self.names) - 1))
+
+    def hit(self, text):
+        """[the problem, the words shared] of the first run that a text shares, or None."""
+        for kind in ("blanks", "signs"):
+            words = self.words(kind, text)
+            for (this, n), (runs, owners, maybe) in sorted(self.runs.items(), key=lambda x: x[0]):
+                if this == kind:
+                    mine = run_hashes(words, n)
+                    places = np.flatnonzero(maybe[mine & np.uint64(len(maybe) - 1)])
+                    at = np.searchsorted(runs, mine[places]) % max(1, len(runs))
+                    for place, i in zip(places[runs[at] == mine[places]],
+                                        at[runs[at] == mine[places]]):
+                        split = text.split() if kind == "blanks" else re.findall(r"\w+", text)
+                        return [self.names[owners[i]], " ".join(split[place:place + n])]
+        return None
+
+
+# ------------------------------------------------------------------------------------------------
+# A unit of the corpus -> its documents, and a line for each file that was dropped
+
+
+def clean(file, kind, contamination):
+    """A file as {"text", "language"}, or {"reason", "value"}: why it is dropped."""
+    def drop(reason, value=None):
+        return {"reason": reason, "value": value}
+
+    if file.reason:
+        return drop(file.reason)
+    language = language_of(file.path, file.data[:200]) if kind == "code" else "text"
+    if not language:
+        return drop("language unknown", file.path.rpartition(".")[2][:20])
+    try:
+        text = normalize(file.data.decode("utf-8-sig"))
+    except UnicodeError:
+        return drop("not UTF-8")
+    if "\0" in text:
+        return drop("binary")
+    if language == "jupyter-notebook":
+        try:
+            text = notebook_script(text)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return drop("notebook broken")
+    if not text.strip():
+        return drop("empty")
+    if broken := broken_rule(text, language):
+        return drop(*broken)
+    if hit := contamination.hit(text):
+        return drop("contaminated", hit)
+    return {"text": replace_private(text), "language": language}
+
+
+def documents(source, dropped=None, contamination=None):
+    """Yield the documents of a source, in the order of their paths: text, path, repo, language,
+    source. dropped: a list for what is left out, with its reason."""
+    for unit in units(source):
+        for file in read_unit(unit):
+            found = clean(file, unit.kind, contamination or Contamination([]))
+            where = {"path": file.path, "repo": file.repo, "source": source}
+            if "text" in found:
+                yield {**found, **where, "bytes": file.size}
+            elif dropped is not None:
+                dropped.append({**found, **where, "bytes": file.size})
+
+
+def process_unit(unit, stem, benchmark_files):
+    """Write a unit's documents to {stem}.jsonl, their signatures to {stem}.npy, and to {stem}.json
+    where each of them lies and what was dropped. It depends on nothing else."""
+    kept, dropped, signatures, offset = [], [], [], 0
+    contamination = load_contamination(benchmark_files)
+    with open(f"{stem}.jsonl", "wb") as output:
+        for file in read_unit(unit):
+            found = clean(file, unit.kind, contamination)
+            where = {"path": file.path, "repo": file.repo, "source": unit.source,
+                     "bytes": file.size}
+            if "reason" in found:
+                dropped.append({**where, **found})
+                continue
+            text, own = found["text"], shingles(found["text"])
+            line = json.dumps({**where, **found}, ensure_ascii=False) + "\n"
+            size = output.write(line.encode(errors="replace"))
+            same = "\n".join(part.rstrip() for part in text.split("\n")).strip()
+            kept.append({**where, "language": found["language"], "offset": offset,
+                         "same": hashlib.sha256(same.encode(errors="replace")).hexdigest(),
+                         "shingles": len(own)})
+            signatures.append(signature(own))
+            offset += size
+    np.save(f"{stem}.npy", np.array(signatures, np.uint32).reshape(-1, BANDS * ROWS))
+    write_json(Path(f"{stem}.json"), {"kept": kept, "dropped": dropped})     # last: it is done
+
+
+@functools.lru_cache(maxsize=1)
+def load_contamination(files):
+    return Contamination(files)
+
+
+def process_units(found, folder, benchmark_files, workers):
+    """Process all units, by several processes; those that an earlier run has finished are kept."""
+    stems = [str(folder / f"{number:06}") for number in range(len(found))]
+    todo = [(unit, stem, benchmark_files) for unit, stem in zip(found, stems)
+            if not Path(f"{stem}.json").exists()]
+    bar = functools.partial(tqdm, total=len(todo), desc="units", disable=None)
+    if workers > 1 and len(todo) > 1:
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        with ProcessPoolExecutor(workers, context) as pool:
+            list(bar(pool.map(process_unit, *zip(*todo))))
+    else:
+        for job in bar(todo):
+            process_unit(*job)
+    return stems
+
+
+# ------------------------------------------------------------------------------------------------
+# The corpus: the documents of all units, without duplicates, in training and validation
+
+
+class Corpus:
+    """The rows of all units in one order, whose texts stay on the disk.
+
+    A row gets a reason when it is dropped. The order is that of the source (the standard library
+    first), then of the path: the first of several copies is kept.
+    """
+
+    def __init__(self, stems):
+        self.files, self.rows, self.dropped = [], [], []
+        signatures = [np.zeros((0, BANDS * ROWS), np.uint32)]
+        for number, stem in enumerate(stems):
+            about = read_json(Path(f"{stem}.json"))
+            self.files.append(open(f"{stem}.jsonl", "rb"))
+            self.rows += [{**row, "unit": number} for row in about["kept"]]
+            self.dropped += about["dropped"]
+            signatures.append(np.load(f"{stem}.npy"))
+        order = sorted(range(len(self.rows)), key=lambda i: (
+            self.rows[i]["source"] != "stdlib", self.rows[i]["source"], self.rows[i]["path"]))
+        self.rows = [self.rows[i] for i in order]
+        self.signatures = np.concatenate(signatures)[order]
+
+    def line(self, row):
+        self.files[row["unit"]].seek(row["offset"])
+        return self.files[row["unit"]].readline()
+
+    def shingles(self, row):
+        return shingles(json.loads(self.line(row))["text"])
+
+    def kept(self):
+        return [row for row in self.rows if "reason" not in row]
+
+    def drop_duplicates(self):
+        seen = {}
+        for row in self.rows:
+            first = seen.setdefault(row["same"], row)
+            if first is not row:
+                row.update(reason="exact duplicate", value=first["path"])
+        some = [i for i, row in enumerate(self.rows) if "reason" not in row and row["shingles"]]
+        first = near_duplicates(self.signatures[some], lambda i: self.shingles(self.rows[some[i]]))
+        for i, j in enumerate(first):
+            if i != j:
+                self.rows[some[i]].update(reason="near duplicate",
+                                          value=self.rows[some[j]]["path"])
+
+    def drop_near_copies(self, validation):
+        """Leave out what has a similarity of NEAR_HELD_OUT or more with a held-out document."""
+        held = {id(row) for row in validation}
+        sets = [self.shingles(row) for row in validation]
+        every, owners = np.concatenate(sets), np.repeat(range(len(sets)), list(map(len, sets)))
+        order = np.argsort(every, kind="stable")
+        every, owners = every[order], owners[order]
+        for row in self.kept():
+            if id(row) in held or not row["shingles"]:
+                continue
+            own = self.shingles(row)
+            low, high = np.searchsorted(every, own), np.searchsorted(every, own, side="right")
+            if (high > low).sum() < len(own) * NEAR_HELD_OUT / (1 + NEAR_HELD_OUT):
+                continue                                        # whatever the held-out one is
+            shared = Counter(owner for a, b in zip(low, high) for owner in owners[a:b].tolist())
+            for owner, n in shared.items():
+                if n / (len(own) + len(sets[owner]) - n) >= NEAR_HELD_OUT and "reason" not in row:
+                    row.update(reason="like a held-out document",
+                               value=validation[owner]["path"])
+
+
+def split(rows):
     """Hold out whole top-level modules, in the order of the hash of their names -> (train, held).
 
     With `packages` the held-out modules are those of the standard library alone, so that every size
     is measured on the same text. A corpus of one module is split by file.
     """
-    candidates = [d for d in corpus if d["source"] == "stdlib"] or corpus
-    by_module = len({document["path"].split("/")[0] for document in candidates}) > 1
+    candidates = [row for row in rows if row["source"] == "stdlib"] or rows
+    by_module = len({row["path"].split("/")[0] for row in candidates}) > 1
 
-    def module(document):
-        return document["source"], document["path"].split("/")[0] if by_module else document["path"]
+    def module(row):
+        return row["source"], row["path"].split("/")[0] if by_module else row["path"]
 
     size = Counter()
-    for document in candidates:
-        size[module(document)] += len(document["text"])
+    for row in candidates:
+        size[module(row)] += row["bytes"]
     room, held = HELD_OUT_SHARE * sum(size.values()), set()
     for name in sorted(size, key=lambda name: hashlib.sha256(repr(name).encode()).digest()):
         if size[name] <= room:
@@ -144,44 +735,73 @@ def split(corpus):
             room -= size[name]
     if not held:
         held = {min(size, key=size.get)} if len(size) > 1 else set()
-    train = [document for document in corpus if module(document) not in held]
-    validation = [document for document in candidates if module(document) in held]
+    train = [row for row in rows if module(row) not in held]
+    validation = [row for row in candidates if module(row) in held]
     if not train or not validation:
-        raise InputError(f"{len(corpus)} documents are too few to train on some and hold out "
+        raise InputError(f"{len(rows)} documents are too few to train on some and hold out "
                          "others; give a folder with more code")
     return train, validation
 
 
-def shingles(text):
-    """All runs of five words: the set that near-duplicates share."""
-    words = re.findall(r"\w+", text)
-    return set(zip(*(words[i:] for i in range(5))))
+def funnel(rows, dropped):
+    """What became of every file: documents and bytes by reason, language and source."""
+    table = {"reason": {}, "language": {}, "source": {}}
+    for row in [*dropped, *rows]:
+        reason = row.get("reason", "kept")
+        entry = table["reason"].setdefault(reason, {"documents": 0, "bytes": 0, "examples": []})
+        entry["documents"] += 1
+        entry["bytes"] += row["bytes"]
+        if reason != "kept" and len(entry["examples"]) < 3:
+            entry["examples"].append(row["path"])
+        for group in ("language", "source"):
+            if reason == "kept" or group == "source":
+                entry = table[group].setdefault(row[group], {"documents": 0, "bytes": 0, "kept": 0})
+                entry["documents"] += 1
+                entry["bytes"] += row["bytes"]
+                entry["kept"] += row["bytes"] * (reason == "kept")
+    return table
 
 
-def drop_near_copies(train, validation, dropped):
-    """Leave out training documents whose shingles have a Jaccard similarity of NEAR or more with
-    those of a held-out document."""
-    sizes, owners = [], defaultdict(list)           # shingle -> the held-out documents that have it
-    for i, document in enumerate(validation):
-        own = shingles(document["text"])
-        sizes.append(len(own))
-        for shingle in own:
-            owners[shingle].append(i)
-
-    def near(document):
-        own = shingles(document["text"])
-        shared = Counter(i for shingle in own for i in owners.get(shingle, ()))
-        return any(n / (len(own) + sizes[i] - n) >= NEAR for i, n in shared.items())
-
-    kept = [document for document in train if not near(document)]
-    dropped["like a held-out document"] += len(train) - len(kept)
-    if not kept:
-        raise InputError("every document resembles a held-out one; give a folder with more code")
-    return kept
+def print_funnel(table):
+    """Print a funnel: what was dropped why, and the languages of what was kept."""
+    reasons = sorted(table["reason"].items(), key=lambda item: (item[0] != "kept",
+                                                                -item[1]["bytes"]))
+    total = sum(entry["bytes"] for _, entry in reasons) or 1
+    print(f"{'':28}{'files':>9}{'bytes':>14}{'share':>8}  such as")
+    for reason, entry in reasons:
+        print(f"{reason:28}{entry['documents']:9,}{entry['bytes']:14,}"
+              f"{entry['bytes'] / total:8.1%}  {', '.join(entry['examples'])[:58]}")
+    languages = sorted(table["language"].items(), key=lambda item: -item[1]["bytes"])
+    print("kept: " + ", ".join(f"{name} {entry['bytes'] / 1e6:.1f} MB"
+                               for name, entry in languages[:8]))
 
 
-def text_bytes(corpus):
-    return sum(len(document["text"].encode()) for document in corpus)
+def draw_funnel(table, path):
+    """Write the picture of a funnel (PNG): what remains after each reason, and the languages."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, [left, right] = pyplot.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+    for axes, name, title in ((left, "reason", "what became of the files"),
+                              (right, "language", "languages of what was kept")):
+        items = sorted(table[name].items(), key=lambda item: -item[1]["bytes"])[:16]
+        axes.barh([key for key, _ in items], [entry["bytes"] / 1e6 for _, entry in items],
+                  color=["tab:green" if key == "kept" or name == "language" else "tab:gray"
+                         for key, _ in items])
+        axes.invert_yaxis()
+        axes.set(title=title, xlabel="MB")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def default_benchmarks():
+    """The benchmark files that are here: the ladder, and what evaluate.py has fetched."""
+    cache = Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
+    names = {entry.get("file") for entry in benchmarks()["benchmarks"].values()}
+    found = [cache / "benchmarks" / name for name in sorted(names - {None, "ladder.jsonl"})]
+    ladder = Path(__file__).resolve().parent / "assets" / "ladder.jsonl"
+    return [str(path) for path in (ladder, *found) if path.exists()]
 
 
 def load_documents(out, part):
@@ -190,32 +810,68 @@ def load_documents(out, part):
 
 
 def made_from(folder, settings):
-    """What about.json says of a folder; InputError if it was made from other settings."""
-    about = read_json(folder / "about.json")
+    """The manifest of a folder; InputError if it was made from other settings."""
+    manifest = read_json(folder / "manifest.json")
     for name, value in settings.items():
-        if about.get(name) != value:
-            raise InputError(f"{folder} was made from {name} {about.get(name)}, not {value}; "
+        if manifest.get(name) != value:
+            raise InputError(f"{folder} was made from {name} {manifest.get(name)}, not {value}; "
                              "give another --out, or --fresh to make it anew")
-    return about
+    return manifest
 
 
-def prepare_data(out, sources, fresh=False):
-    """Make out/data from the sources unless it is there -> its about.json."""
+def fingerprint(found, benchmark_files):
+    """A hash of all that the units' results depend on: files, benchmarks, and this code."""
+    files = [Path(unit.place, name) for unit in found for name in (unit.files or [""])]
+    state = [found, [os.lstat(file)[6:9:2] for file in files], Path(__file__).read_text(),
+             [Path(file).stat().st_size for file in benchmark_files]]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
+    """Make out/data from the sources unless it is there -> its manifest."""
     folder, sources = Path(out) / "data", [str(source) for source in sources]
     if fresh or not folder.exists():
-        dropped = Counter()
-        corpus = [document for source in sources for document in documents(source, dropped)]
-        if not corpus:
+        benchmark_files = tuple(benchmark_files or default_benchmarks())
+        found = [unit for source in sources for unit in units(source)]
+        work, state = Path(out) / "data.unfinished", fingerprint(found, benchmark_files)
+        if not (work / "state").exists() or (work / "state").read_text() != state:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            write_text(work / "state", state)
+        workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                              else os.cpu_count())
+        corpus = Corpus(process_units(found, work, benchmark_files, workers))
+        if not corpus.rows:
             raise InputError(f"--source {' '.join(sources)}: no source code found there")
-        train, validation = split(drop_duplicates(corpus, dropped))
-        train = drop_near_copies(train, validation, dropped)
-        about = {"sources": sources, "dropped": dict(dropped)}
+        total = len(corpus.rows) + len(corpus.dropped)
+        corpus.drop_duplicates()
+        _, validation = split(corpus.kept())
+        corpus.drop_near_copies(validation)
+        held = {id(row) for row in validation}
+        parts = {"train": [row for row in corpus.kept() if id(row) not in held],
+                 "validation": validation}
+        if not parts["train"]:
+            raise InputError("every document resembles a held-out one; give more code")
+        table = funnel(corpus.rows, corpus.dropped)
+        assert sum(entry["documents"] for entry in table["reason"].values()) == total
+        manifest = {"sources": sources, "benchmarks": [Path(f).name for f in benchmark_files],
+                    "numpy": np.__version__, "python": sys.version.split()[0], "funnel": table}
         with whole_folder(folder) as new:
-            for part, kept in (("train", train), ("validation", validation)):
-                lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in kept]
-                write_text(new / f"{part}.jsonl", "".join(lines))
-                about[part] = {"documents": len(kept), "bytes": text_bytes(kept)}
-            write_json(new / "about.json", about)
+            for part, rows in parts.items():
+                digest = hashlib.sha256()
+                with open(new / f"{part}.jsonl", "wb") as file:
+                    for row in rows:
+                        digest.update(line := corpus.line(row))
+                        file.write(line)
+                manifest[part] = {"documents": len(rows), "sha256": digest.hexdigest(),
+                                  "bytes": sum(row["bytes"] for row in rows)}
+            lost = corpus.dropped + [row for row in corpus.rows if "reason" in row]
+            keys = ("path", "repo", "source", "bytes", "reason", "value")
+            lines = [json.dumps({key: row[key] for key in keys}) + "\n" for row in lost]
+            write_text(new / "dropped.jsonl", "".join(lines))
+            draw_funnel(table, new / "funnel.png")
+            write_json(new / "manifest.json", manifest)
+        shutil.rmtree(work)
     return made_from(folder, {"sources": sources})
 
 
@@ -230,17 +886,16 @@ def prepare_tokenizer(out, vocab_size, fresh=False):
         tokenizer = Tokenizer.train(texts, vocab_size)
         with whole_folder(folder) as new:
             tokenizer.save(new)
-            write_json(new / "about.json", {"vocab_size": vocab_size})
+            write_json(new / "manifest.json", {"vocab_size": vocab_size})
     made_from(folder, {"vocab_size": vocab_size})
 
 
-def print_about(out, about):
-    """Print what out/data holds."""
+def print_corpus(out, manifest):
+    """Print what out/data holds, and what became of the rest."""
     for part in ("train", "validation"):
-        print(f"{out}/data/{part}.jsonl: {about[part]['documents']:,} documents, "
-              f"{about[part]['bytes']:,} bytes")
-    reasons = ", ".join(f"{n} {reason}" for reason, n in about["dropped"].items() if n)
-    print(f"left out: {reasons or 'nothing'}")
+        print(f"{out}/data/{part}.jsonl: {manifest[part]['documents']:,} documents, "
+              f"{manifest[part]['bytes']:,} bytes")
+    print_funnel(manifest["funnel"])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -356,21 +1011,46 @@ class Batches:
 
 
 def source_flag(parser):
-    parser.add_argument("--source", action="append", metavar="DIR",
-                        help="folder of source code, repeatable; also `stdlib` and `packages`, "
-                        "the installed ones (default: stdlib, from --size small on both)")
+    parser.add_argument("--source", action="append", metavar="[KIND:]PLACE",
+                        help="a folder, .tar.gz, .zip, .jsonl or github:owner/name[@ref], "
+                        "repeatable; also `stdlib` and `packages`, the installed ones; kind: "
+                        f"{', '.join(KINDS)} (default: stdlib, from --size small on both)")
+
+
+def why(path):
+    """Print what each rule says of a file."""
+    file = read_file(path, path.as_posix(), "")
+    found = clean(file, "code", Contamination(default_benchmarks()))
+    language = language_of(file.path, (file.data or b"")[:200])
+    print(f"{path}: {language or 'none of the 92 languages'}, {file.size:,} bytes")
+    if file.data and language:
+        text = normalize(file.data.decode("utf-8-sig", errors="replace"))
+        for rule in RULES:
+            if rule.of is None or language in rule.of:
+                value = rule.value(text, text.split("\n"))
+                print(f"  {'DROPS' if rule.drops(value) else 'keeps'}  {rule.name}: {value}")
+    print(f"dropped: {found['reason']} ({found['value']})" if "reason" in found else
+          f"kept, {'with fakes for private data' if found['text'] != text else 'as it is'}")
 
 
 def main():
     parser = argparse.ArgumentParser(description="Gather code, hold some out, train a tokenizer.")
     source_flag(parser)
+    parser.add_argument("--why", type=Path, metavar="FILE", help="what each rule says of a file")
+    parser.add_argument("--benchmarks", nargs="+", metavar="FILE", help="problem files that "
+                        "training text must not share ten words with (default: the ladder and "
+                        "what evaluate.py has fetched)")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
     parser.add_argument("--out", default="out",
                         help="root folder of the stages (default: %(default)s)")
     parser.add_argument("--vocab-size", type=int, default=4096,
                         help="ids of the tokenizer, control tokens included (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="make both anew")
     args = parser.parse_args()
-    print_about(args.out, prepare_data(args.out, args.source or ["stdlib"], args.fresh))
+    if args.why:
+        return why(args.why)
+    print_corpus(args.out, prepare_data(args.out, args.source or ["stdlib"], args.fresh,
+                                       args.benchmarks, args.workers))
     prepare_tokenizer(args.out, args.vocab_size, args.fresh)
     print(f"{args.out}/tokenizer: {Tokenizer.load(Path(args.out) / 'tokenizer').vocab_size:,} ids")
 

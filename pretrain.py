@@ -39,7 +39,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from data import (Batches, load_documents, prepare_data, prepare_tokenizer, print_about,
+from data import (Batches, load_documents, prepare_data, prepare_tokenizer, print_corpus,
                   source_flag)
 from evaluate import bits_per_byte, compressed_bits_per_byte
 from fim import FIM_RATE, gap, infill, load
@@ -517,7 +517,7 @@ def data_and_tokenizer(args):
     name = name or f"Qwen/Qwen2.5-Coder-{args.size}"
     sources = args.source or (["stdlib"] if args.size == "tiny" else ["stdlib", "packages"])
     if RANK == 0:
-        print_about(args.out, prepare_data(args.out, sources, args.fresh))
+        print_corpus(args.out, prepare_data(args.out, sources, args.fresh))
         if vocab_size:
             prepare_tokenizer(args.out, vocab_size, args.fresh)
     if LOCAL_RANK == 0 and not vocab_size:              # one download a machine

@@ -1,34 +1,46 @@
 """pytest tests/test_data.py"""
 
+import gzip
+import io
+import json
 import os
-from collections import Counter
+import random
+import re
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
 import torch
-from conftest import CODE
+from conftest import CODE, reference_data
 
-from data import (
-    Batches,
-    check_document_starts,
-    documents,
-    drop_duplicates,
-    drop_near_copies,
-    load_documents,
-    prepare_data,
-    prepare_tokenizer,
-    shingles,
-    split,
-)
+import data
+from data import (BANDS, LANGUAGE_OF, ROWS, RULES, Batches, Contamination, broken_rule,
+                  candidate_pairs, check_document_starts, documents, jaccard, language_of,
+                  load_documents, near_duplicates, notebook_script, prepare_data, prepare_tokenizer,
+                  replace_private, shingles, signature, split)
 from fim import MIDDLE, PREFIX, SUFFIX
 from tokenizer import InputError, Tokenizer
 
+INTEGER = b"int identifier;\n"
+
 
 def document(text, path, source="s"):
-    return {"text": text, "path": path, "source": source, "repo": "r", "language": "python"}
+    return {"text": text, "path": path, "source": source, "repo": "r", "language": "python",
+            "bytes": len(text)}
 
 
-# ---- documents
+def gathered(source):
+    """The documents of a source as (path, text, language, repo), and how often what was dropped."""
+    dropped = []
+    found = [(d["path"], d["text"], d["language"], d["repo"])
+             for d in documents(str(source), dropped)]
+    return found, sorted((d["reason"], d["path"]) for d in dropped)
+
+
+# ---- sources
 
 
 def test_files_are_read_safely(tmp_path):
@@ -36,43 +48,307 @@ def test_files_are_read_safely(tmp_path):
     (root / "sub" / ".git").mkdir(parents=True)
     (root / "sub" / "node_modules").mkdir()
     (tmp_path / "secret.py").write_text("secret")
-    for name, data in {"b.py": b"\xef\xbb\xbfx = 1\r\n", "a.c": b"int x;\n", "sub/c.py": b"y\n",
-                       "big.py": b"x" * 1_000_001, "latin.py": b"\xe9", "nul.py": b"a\0b",
-                       "empty.py": b" \n", "picture.png": b"x", "sub/.git/d.py": b"z\n",
-                       "sub/node_modules/e.js": b"z\n"}.items():
-        (root / name).write_bytes(data)
+    for name, content in {"b.py": b"\xef\xbb\xbfvalue = 1\r\n", "a.c": INTEGER,
+                          "sub/c.py": b"yes\n", "big.py": b"x" * 1_000_001, "latin.py": b"\xe9",
+                          "nul.py": b"a\0b", "empty.py": b" \n", "picture.png": b"x",
+                          "sub/.git/d.py": b"z\n", "sub/node_modules/e.js": b"z\n"}.items():
+        (root / name).write_bytes(content)
     (root / "link.py").symlink_to(tmp_path / "secret.py")
     (root / "loop").symlink_to(root)
     os.mkfifo(root / "pipe.py")
-    dropped = Counter()
-    found = list(documents(str(root), dropped))
-    assert [(d["path"], d["text"], d["language"], d["repo"]) for d in found] == [
-        ("a.c", "int x;\n", "c", "root"), ("b.py", "x = 1\n", "python", "root"),
-        ("sub/c.py", "y\n", "python", "root")]
-    assert dropped == {"over 1 MB": 1, "not UTF-8": 1, "binary": 1, "empty": 1,
-                       "link or no plain file": 2}
+    assert gathered(root) == (
+        [("a.c", INTEGER.decode(), "c", "root"), ("b.py", "value = 1\n", "python", "root"),
+         ("sub/c.py", "yes\n", "python", "root")],
+        [("binary", "nul.py"), ("empty", "empty.py"), ("language unknown", "picture.png"),
+         ("link or no plain file", "link.py"), ("link or no plain file", "pipe.py"),
+         ("not UTF-8", "latin.py"), ("over 1 MB", "big.py")])
 
 
 def test_standard_library_without_tests():
     paths = [d["path"] for d in documents("stdlib")]
     assert {"json/decoder.py", "argparse.py"} <= set(paths) and len(paths) > 300
-    assert len(set(paths)) == len(paths) and paths == [d["path"] for d in documents("stdlib")]
+    assert len(set(paths)) == len(paths)
     assert not [path for path in paths if {"test", "tests", "encodings"} & set(path.split("/"))]
+    # what rules that look for parts of words drop
+    assert {"secrets.py", "plistlib.py", "getpass.py", "hashlib.py"} <= set(paths)
 
 
-def test_missing_folder():
-    with pytest.raises(InputError, match="--source nowhere: no such folder"):
-        list(documents("nowhere"))
+def tar(path, members, mode="w:gz"):
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+            else:
+                info.type, info.linkname = content
+                archive.addfile(info)
+    return path
 
 
-def test_exact_duplicates():
-    dropped = Counter()
-    corpus = [document("x", "b"), document("y", "c"), document("x", "a")]
-    assert [d["path"] for d in drop_duplicates(corpus, dropped)] == ["a", "c"]
-    assert dropped["exact duplicate"] == 1
-    assert drop_duplicates(corpus[::-1], dropped) == drop_duplicates(corpus, dropped)
-    both = [document("x", "a", "packages"), document("x", "b", "stdlib")]
-    assert drop_duplicates(both, dropped) == both[1:]
+def test_archives_are_read_in_memory(tmp_path, monkeypatch):
+    evil = {"p/a.c": INTEGER, "../out.c": INTEGER, "/abs.c": INTEGER, "p/../../up.c": INTEGER,
+            "p/big.c": b"x" * 1_000_001, "p/hard.c": (tarfile.LNKTYPE, "/etc/passwd"),
+            "p/soft.c": (tarfile.SYMTYPE, "/etc/passwd"), "p/dev.c": (tarfile.CHRTYPE, "")}
+    before = sorted(tmp_path.rglob("*"))
+    found, dropped = gathered(tar(tmp_path / "one.tar.gz", evil))
+    assert found == [("p/a.c", INTEGER.decode(), "c", "one")]
+    links, leaves = "link or no plain file", "path leaves the archive"
+    assert dropped == [(links, "p/dev.c"), (links, "p/hard.c"), (links, "p/soft.c"),
+                       ("over 1 MB", "p/big.c"), (leaves, "../out.c"), (leaves, "/abs.c"),
+                       (leaves, "p/../../up.c")]
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr("b/a.c", INTEGER)
+        archive.writestr("../out.c", INTEGER)
+        archive.writestr("big.c", b"x" * 1_000_001)
+    assert gathered(tmp_path / "two.zip") == (
+        [("b/a.c", INTEGER.decode(), "c", "two")], [("over 1 MB", "big.c"), (leaves, "../out.c")])
+    whole = tar(tmp_path / "big.tar", {f"{i}.c": INTEGER * 400 for i in range(9)}, "w").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:30_000])
+    found, dropped = gathered(tmp_path / "cut.tar")
+    assert len(found) == 4 and dropped == [("archive broken from here on", "cut.tar")]
+    for name in ("junk.tar.gz", "junk.zip"):
+        (tmp_path / name).write_bytes(b"no archive")
+        assert gathered(tmp_path / name) == ([], [("archive broken from here on", name)])
+    monkeypatch.setattr(data, "LARGEST_ARCHIVE", 1 << 20)
+    bomb = tar(tmp_path / "bomb.tar.gz", {f"{i}.c": b" " * 900_000 for i in range(3)})
+    with pytest.raises(InputError, match="bomb.tar.gz: unpacks to more than"):
+        gathered(bomb)
+    names = {"one.tar.gz", "two.zip", "big.tar", "cut.tar", "junk.tar.gz", "junk.zip",
+             "bomb.tar.gz"}
+    assert {path.name for path in tmp_path.rglob("*")} - {p.name for p in before} == names
+
+
+def test_rows_of_a_table(tmp_path):
+    rows = [json.dumps({"text": "int one;\n", "path": "a.c", "repo": "q"}), "{broken",
+            json.dumps({"content": "int two;\n"}), json.dumps({"code": "x"}), "[1]",
+            json.dumps({"text": "x" * 1_000_001})]
+    with gzip.open(tmp_path / "t.jsonl.gz", "wt") as file:
+        file.write("\n".join(rows))
+    found, dropped = gathered(f"text:{tmp_path / 't.jsonl.gz'}")
+    assert found == [("a.c", "int one;\n", "text", "q"),
+                     ("t.jsonl.gz:3", "int two;\n", "text", "t")]
+    assert [reason for reason, _ in dropped] == ["no row with a text"] * 3 + ["over 1 MB"]
+    (tmp_path / "t.json").write_text(json.dumps([{"text": "plain words"}]))
+    assert gathered(f"math:{tmp_path / 't.json'}")[0] == [("t.json:1", "plain words", "text", "t")]
+
+
+def test_github(tmp_path, monkeypatch):
+    """A repository comes as an archive, once; the server first fails, then gives half."""
+    noise = random.Random(0).randbytes(3 << 20).hex().encode()
+    archive = tar(tmp_path / "x.tar.gz", {"r-1/a.c": INTEGER, "r-1/noise": noise}).read_bytes()
+    half, asked = len(archive) // 2, []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers.get("Range")))
+            if len(asked) == 1:
+                return self.send_error(503)
+            start = int(re.findall(r"\d+", self.headers.get("Range") or "0")[0])
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(archive) - start))
+            if start:
+                whole = len(archive)
+                self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+            self.end_headers()
+            self.wfile.write(archive[start:] if start else archive[:half])
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MINICODER_GITHUB", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("MINICODER_CACHE", str(tmp_path / "cache"))
+    for _ in range(2):
+        assert gathered("github:me/r@v1")[0][0][::2] == ("r-1/a.c", "c")
+    assert [path for path, _ in asked] == ["/me/r/tar.gz/v1"] * 3
+    assert re.fullmatch("bytes=[1-9][0-9]*-", asked[2][1])      # what it had was not asked again
+    server.shutdown()
+    for name in ("github:me", "github:me/../r", "github:a b/c"):
+        with pytest.raises(InputError, match="expected github:owner/name"):
+            gathered(name)
+
+
+def test_missing_sources():
+    for name in ("nowhere", "math:nowhere"):
+        with pytest.raises(InputError, match=f"--source {name}: no such folder"):
+            list(documents(name))
+    with pytest.raises(InputError, match="--source no.tar.gz: no such file"):
+        list(documents("no.tar.gz"))
+
+
+def test_notebooks_become_scripts(tmp_path):
+    cells = [{"cell_type": "markdown", "source": ["# Title\n", "two lines"]},
+             {"cell_type": "code", "source": "import numpy\nprint(1)\n"},
+             {"cell_type": "raw", "source": "x"}, {"cell_type": "code", "source": []}]
+    text = notebook_script(json.dumps({"cells": cells}))
+    assert text == "# # Title\n# two lines\n\nimport numpy\nprint(1)\n"
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells}))
+    (tmp_path / "b.ipynb").write_text("{}")
+    assert gathered(tmp_path) == ([("a.ipynb", text, "jupyter-notebook", tmp_path.name)],
+                                  [("notebook broken", "b.ipynb")])
+
+
+def test_languages():
+    assert len(set(LANGUAGE_OF.values())) == 92
+    cases = {"a/b.py": "python", "B.CPP": "c++", "x.R": "r", "Dockerfile": "dockerfile",
+             "sub/Makefile": "makefile", "CMakeLists.txt": "cmake", "a.txt": None, "noext": None,
+             "a.tar.py": "python", "Gemfile": "ruby"}
+    assert {path: language_of(path) for path in cases} == cases
+    assert language_of("run", b"#!/usr/bin/env python3\n") == "python"
+    assert language_of("run", b"#!/bin/bash -e\n") == "shell"
+    assert language_of("run", b"\xff") is None
+
+
+# ---- rules
+
+
+def test_each_rule_drops_what_it_is_for():
+    words = "some words of a file that anybody may read\n"
+    cases = {
+        "more than 100,000 lines": ("a\n" * 100_001, "c", words),
+        "longest line": (words * 9 + "a b " * 260, "c", words * 99 + "a b " * 240),
+        "longest line of data": (words + "a b " * 26_000, "markdown", words + "a b " * 260),
+        "mean line": ("word " * 30, "c", "word " * 15),
+        "few letters": ("1, 2, 3, 4 # one\n" * 9, "c", "1, 2 # one two\n" * 9),
+        "generated": ("# This file is generated, do not change it.\n" + words, "python",
+                      "\n" * 5 + "# This file is generated by hand.\n"),
+        "encoded data": ("x = '" + "QUJD" * 20 + "'\n" * 2, "c", "x = '" + "QUJD" * 3 + "'\n"),
+        "XML": ("<?xml version='1.0'?>" + words, "c", words + "\n" * 100 + "<?xml version='1.0'?>"),
+        "HTML with little text": ("<p><script>" + words * 9 + "</script>hello", "html",
+                                  "<p>" + words * 9),
+        "data too short or long": ('{"a": "words"}', "json", f'{{"a": "{words}{words}"}}'),
+        "data of many lines": ("- entry\n" * 600, "yaml", "- entry\n" * 500),
+        "does not parse": ("def f(:\n" + words, "python", "def f():\n    return None\n")}
+    assert set(cases) == {rule.name for rule in RULES}
+    for name, (bad, language, good) in cases.items():
+        assert broken_rule(bad, language)[0] == name, name
+        assert broken_rule(good, language) is None, (name, broken_rule(good, language))
+    long_run = "word " * 3 + "QUJD" * 300
+    assert broken_rule("\n".join([long_run[:900], long_run[900:]] + [words] * 99), "c") == (
+        "encoded data", (1201 - 15, pytest.approx(0.21, abs=0.02)))
+
+
+def test_private_data_get_fakes():
+    cases = {"mail me@work.org or a.b+c@x-y.co.uk.": "mail user@example.com or user@example.com.",
+             "x = a@b.weight  # user@example.org": "x = a@b.weight  # user@example.org",
+             "at 93.184.216.34:80": "at 192.0.2.1:80", "version 1.2.3.4": "version 1.2.3.4",
+             "127.0.0.1 10.0.0.7 8.8.8.8 1.2.3.4.5 999.1.1.1":
+                 "127.0.0.1 10.0.0.7 8.8.8.8 1.2.3.4.5 999.1.1.1",
+             "AKIA" + "ABCDEFGHIJKLMNOP": "KEY", "ghp_" + "a1" * 18: "KEY",
+             "-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----": "KEY"}
+    assert {text: replace_private(text) for text in cases} == cases
+    assert all(replace_private(fake) == fake for fake in cases.values())
+
+
+# ---- duplicates
+
+
+def reference_shingles(text):
+    words = re.findall(r"[a-z0-9_]+", text.lower())
+    return set(zip(*(words[i:] for i in range(5))))
+
+
+def test_shingles_are_runs_of_five_words():
+    assert len(shingles("a b c d")) == 0 and len(shingles("")) == 0
+    assert len(shingles("a b c d e f")) == 2
+    assert set(shingles("a, b; c D e")) == set(shingles("a b c d\ne"))
+    assert not set(shingles("a b c d e")) & set(shingles("b a c d e"))
+    texts = [CODE, CODE.replace("item", "Entry"), CODE[100:] + CODE[:300]]
+    for one in texts:
+        assert len(shingles(one)) == len(reference_shingles(one))
+        for two in texts:
+            a, b = reference_shingles(one), reference_shingles(two)
+            assert jaccard(shingles(one), shingles(two)) == len(a & b) / len(a | b)
+
+
+def test_signatures_agree_as_often_as_sets_do():
+    rng = random.Random(0)
+    for share in (0.3, 0.8):
+        values = np.array([rng.getrandbits(64) for _ in range(2000)], np.uint64)
+        cut = int(2000 * (1 - share) / 2)
+        a, b = signature(np.sort(values[cut:])), signature(np.sort(values[:2000 - cut]))
+        assert (a == b).mean() == pytest.approx(share, abs=0.1)     # |and| / |or| = share
+
+
+def test_planted_near_duplicates():
+    """Recall at least 0.95 from a similarity of 0.8 on; what is below 0.7 is never joined."""
+    rng, sets, pairs = random.Random(1), [], {}
+    for share in (0.5, 0.6, 0.65, 0.72, 0.8, 0.9, 1.0):
+        for _ in range(60):
+            n, values = 300, [rng.getrandbits(64) for _ in range(600)]
+            common = round(2 * n * share / (1 + share))
+            one, two = values[:n], values[n - common:2 * n - common]
+            pairs[len(sets)] = share
+            sets += [np.unique(np.array(part, np.uint64)) for part in (one, two)]
+    first = near_duplicates(np.array(list(map(signature, sets))), lambda i: sets[i])
+    found = {share: sum(first[i + 1] == i for i, s in pairs.items() if s == share) / 60
+             for share in set(pairs.values())}
+    assert found[0.5] == found[0.6] == found[0.65] == 0
+    assert found[0.8] >= 0.95 and found[0.9] == found[1.0] == 1 and found[0.72] > 0.6
+    assert all(first[i] in (i, i - 1) for i in range(len(first)))
+
+
+def test_of_a_crowd_and_of_a_chain_the_first_remains():
+    same = np.zeros((50, BANDS * ROWS), np.uint32)
+    assert len(candidate_pairs(same)) == sum(49 - i for i in range(32))
+    values = np.arange(1, 140, dtype=np.uint64)
+    chain = [values[:100], values[10:110], values[20:120], values[30:130]]      # 0.82 to the next
+    first = near_duplicates(np.array([signature(data.mixed(v)) for v in chain]), lambda i: chain[i])
+    assert first == [0, 0, 0, 0] and jaccard(chain[0], chain[3]) < 0.7
+
+
+# ---- contamination
+
+
+PROBLEM = {
+    "task_id": "T/1",
+    "prompt": 'def area(width, height):\n    """The area of a rectangle at least one wide."""\n',
+    "canonical_solution": "    if width < 1:\n        raise ValueError(width)\n    total = 0\n"
+                          "    for row in range(height):\n        total += width\n"
+                          "    return total\n",
+    "test": "def check(c):\n    assert c(3, 4) == 12\n"}
+
+
+@pytest.fixture
+def contamination(tmp_path):
+    rows = [PROBLEM, {"task_id": "T/2", "text": "Reverse a given string.", "test_list": [
+        "assert f('abc') == 'cba'", "assert [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] == g()"]}]
+    (tmp_path / "P.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return Contamination([tmp_path / "P.jsonl"])
+
+
+def test_contamination_is_found(contamination):
+    solution = PROBLEM["canonical_solution"]
+    for text in (solution, solution.replace("    ", "\t"), "x = 1\n" + solution + "y = 2\n",
+                 re.sub(r"\s+", " ", solution).replace(" < ", "<"), solution.upper(),
+                 solution.replace("(", " ( ").replace(":", " :")):
+        assert contamination.hit(text)[0] == "P T/1", text
+    assert contamination.hit("# Task: Reverse a given string. Please.")[0] == "P T/2"
+    assert contamination.hit("[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]") is not None  # the report's
+
+
+def test_what_everybody_writes_is_no_contamination(contamination):
+    for text in (CODE, "[1,2,3,4,5,6,7,8,9,10,11,12]", "total = 0\nfor row in range(height):",
+                 "for i in range(n):\n    for j in range(n):\n        total += 1", ""):
+        assert contamination.hit(text) is None, text
+
+
+def test_benchmarks_and_real_repositories(tmp_path):
+    """Every problem is found in itself, and in a repository that has solved some of them."""
+    files = [reference_data(f"eval/{name}.jsonl.gz") for name in ("HumanEval", "mbpp")]
+    found = Contamination(files)
+    for _, row in data.read_rows(files[0]):
+        assert found.hit(row["prompt"] + row["canonical_solution"])
+    archive = reference_data("repos/thealgorithms-python.tar.gz")
+    dropped = []
+    kept = list(documents(str(archive), dropped, found))
+    hits = [row for row in dropped if row["reason"] == "contaminated"]
+    assert 5 <= len(hits) <= 60 and len(kept) > 1000
+
+
+# ---- the corpus
 
 
 def test_split_by_module():
@@ -101,30 +377,87 @@ def test_too_little_to_split():
         split([document("x", "a.py")])
 
 
-def test_shingles_are_runs_of_five_words():
-    assert len(shingles("a b c d")) == 0
-    assert len(shingles("a b c d e f")) == 2
-    assert set(shingles("a, b; c d e")) == set(shingles("a b c d\ne"))
-    assert not set(shingles("a b c d e")) & set(shingles("b a c d e"))
+@pytest.fixture
+def copies(code_folder):
+    """The folder with an exact copy, a near one, a generated file, and copies of all else."""
+    text = (code_folder / "a" / "part0.py").read_text()
+    (code_folder / "a" / "zcopy.py").write_text(text.replace("\n", "  \n"))
+    text = text.replace("a_0_3", "other").replace("a_0_9", "new")
+    (code_folder / "h" / "znear.py").write_text(text)
+    (code_folder / "b" / "made.py").write_text("# autogenerated\nx = 1\n")
+    (code_folder / "b" / "picture.png").write_bytes(b"PNG")
+    return code_folder
 
 
-def test_near_copies_of_held_out_code_are_left_out():
-    words = [f"word{i}" for i in range(300)]
-    held = document(" ".join(words), "held.py")
-    near = document(" ".join(words[:260] + ["other"] * 40), "near.py")      # Jaccard 256/337
-    far = document(" ".join(words[:150] + [f"new{i}" for i in range(150)]), "far.py")
-    dropped = Counter()
-    assert drop_near_copies([near, far, document("x", "short.py")], [held, far | {"text": CODE}],
-                            dropped) == [far, document("x", "short.py")]
-    assert dropped["like a held-out document"] == 1
+def test_every_file_is_accounted_for(copies, tmp_path):
+    manifest = prepare_data(tmp_path / "out", [copies])
+    reasons = manifest["funnel"]["reason"]
+    assert {name: entry["documents"] for name, entry in reasons.items()} == {
+        "kept": 16, "exact duplicate": 1, "near duplicate": 1, "generated": 1,
+        "language unknown": 1}
+    files = [path for path in copies.rglob("*") if path.is_file()]
+    assert sum(entry["bytes"] for entry in reasons.values()) == sum(
+        path.stat().st_size for path in files)
+    lines = (tmp_path / "out/data/dropped.jsonl").read_text().splitlines()
+    dropped = {row["path"]: (row["reason"], row["value"]) for row in map(json.loads, lines)}
+    assert dropped == {
+        "a/zcopy.py": ("exact duplicate", "a/part0.py"),
+        "h/znear.py": ("near duplicate", "a/part0.py"),
+        "b/picture.png": ("language unknown", "png"), "b/made.py": ("generated", "autogenerated")}
+    paths = [d["path"] for part in ("train", "validation")
+             for d in load_documents(tmp_path / "out", part)]
+    assert len(set(paths)) == 16 and not set(paths) & set(dropped)
+    assert (tmp_path / "out/data/funnel.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (tmp_path / "out/data.unfinished").exists()
+
+
+def test_copies_of_held_out_code_are_left_out(code_folder, tmp_path):
+    """At a similarity from 0.5 to 0.7: no duplicate, but too near to what is held out."""
+    manifest = prepare_data(tmp_path / "out", [code_folder])
+    [held, *_] = load_documents(tmp_path / "out", "validation")
+    lines = held["text"].split("\n\n")
+    half = "\n\n".join(lines[:18] + CODE.split("\n\n"))
+    assert 0.5 < jaccard(shingles(half), shingles(held["text"])) < 0.7
+    (code_folder / held["path"]).with_name("part9.py").write_text("")       # its module stays held
+    for module in "abcdefgh":
+        (code_folder / module / "half.py").write_text(half if module != held["path"][0] else "")
+    again = prepare_data(tmp_path / "new", [code_folder])
+    reasons = again["funnel"]["reason"]
+    assert again["validation"]["sha256"] == manifest["validation"]["sha256"]
+    assert reasons["like a held-out document"]["documents"] == 1
+    assert reasons["exact duplicate"]["documents"] == 6
+
+
+def test_the_same_bytes_from_any_number_of_workers_and_after_a_kill(copies, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "UNIT_FILES", 3)
+    for workers in (1, 2, 4):
+        prepare_data(tmp_path / f"out{workers}", [copies], workers=workers)
+    process, done = data.process_unit, []
+
+    def killed(unit, stem, files):
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append(stem)
+        process(unit, stem, files)
+
+    monkeypatch.setattr(data, "process_unit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_data(tmp_path / "killed", [copies], workers=1)
+    monkeypatch.setattr(data, "process_unit", lambda unit, stem, files: (
+        done.append(stem), process(unit, stem, files)))
+    prepare_data(tmp_path / "killed", [copies], workers=1)
+    assert len(done) == len(set(done)) == 7                     # 20 files, three at a time
+    for name in ("train.jsonl", "validation.jsonl", "dropped.jsonl", "manifest.json"):
+        assert len({(tmp_path / out / "data" / name).read_bytes()
+                    for out in ("out1", "out2", "out4", "killed")}) == 1, name
 
 
 def test_prepare_is_made_once(code_folder, tmp_path):
-    about = prepare_data(tmp_path / "out", [code_folder])
+    manifest = prepare_data(tmp_path / "out", [code_folder])
     prepare_tokenizer(tmp_path / "out", 400)
-    assert about["train"]["documents"] + about["validation"]["documents"] == 16
+    assert manifest["train"]["documents"] + manifest["validation"]["documents"] == 16
     made = (tmp_path / "out/data/train.jsonl").stat().st_mtime_ns
-    assert prepare_data(tmp_path / "out", [code_folder]) == about
+    assert prepare_data(tmp_path / "out", [code_folder]) == manifest
     assert (tmp_path / "out/data/train.jsonl").stat().st_mtime_ns == made
     with pytest.raises(InputError, match=r"was made from sources .*code'\], not \['stdlib'\]"):
         prepare_data(tmp_path / "out", ["stdlib"])
@@ -132,23 +465,26 @@ def test_prepare_is_made_once(code_folder, tmp_path):
         prepare_tokenizer(tmp_path / "out", 500)
     prepare_tokenizer(tmp_path / "out", 500, fresh=True)
     assert Tokenizer.load(tmp_path / "out" / "tokenizer").vocab_size <= 500
-    texts = [d["path"] for part in ("train", "validation")
-             for d in load_documents(tmp_path / "out", part)]
-    assert len(set(texts)) == 16
-
-
-def test_prepare_is_the_same_everywhere(code_folder, tmp_path):
-    for name in ("one", "two"):
-        prepare_data(tmp_path / name, [code_folder])
-        prepare_tokenizer(tmp_path / name, 400)
-    for file in ("data/train.jsonl", "data/validation.jsonl", "tokenizer/tokenizer.json"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 def test_empty_corpus(tmp_path):
+    (tmp_path / "in").mkdir()
     with pytest.raises(InputError, match="no source code found there"):
-        prepare_data(tmp_path / "out", [tmp_path])
-    assert not (tmp_path / "out").exists()
+        prepare_data(tmp_path / "out", [tmp_path / "in"])
+    (tmp_path / "in" / "a.png").write_bytes(b"x")
+    with pytest.raises(InputError, match="no source code found there"):
+        prepare_data(tmp_path / "out", [tmp_path / "in"])
+    assert not (tmp_path / "out" / "data").exists()
+
+
+def test_why(tmp_path, capsys):
+    (tmp_path / "a.py").write_text("# autogenerated\nx = 'me@work.org'\n")
+    (tmp_path / "b.py").write_text("value = 'me@work.org'\n")
+    data.why(tmp_path / "a.py")
+    out = capsys.readouterr().out
+    assert "DROPS  generated: autogenerated" in out and "dropped: generated" in out
+    data.why(tmp_path / "b.py")
+    assert "kept, with fakes for private data" in capsys.readouterr().out
 
 
 # ---- batches
