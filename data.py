@@ -28,8 +28,10 @@ import gzip
 import hashlib
 import ipaddress
 import json
+import math
 import multiprocessing
 import os
+import random
 import re
 import shutil
 import stat
@@ -61,6 +63,7 @@ HELD_OUT_SHARE = 0.05       # of the corpus' text, in whole top-level modules; n
 NEAR = 0.7                  # Jaccard similarity of a near-duplicate; value of The Stack
 NEAR_HELD_OUT = 0.5         # of a copy of a held-out document; not published; ours
 BANDS, ROWS = 18, 7         # of a signature; a pair at 0.8 is missed once in 65 times
+MIXTURE = (70, 20, 10)      # of code, text and mathematics, by tokens (report, section 3.1.2)
 SHORTEST_FIM = 16           # tokens; smaller pieces are not worth cutting in three
 TOKENIZER_TEXT = 100_000_000    # characters that a tokenizer is trained on, at most
 
@@ -114,7 +117,8 @@ def language_of(path, data=b""):
 Unit = namedtuple("Unit", "kind source place repo files", defaults=[None])
 # One file: where it was, and its bytes or why it has none
 File = namedtuple("File", "path repo data size reason", defaults=[None])
-KINDS = ("code", "grounding", "text", "math")
+# What a source is, and to which part of the mixture it counts
+KINDS = {"code": "code", "grounding": "code", "text": "text", "math": "math"}
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar", ".zip")
 TABLES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
@@ -123,13 +127,18 @@ def units(source):
     """The units of a source, in the order of their paths: [kind:]place.
 
     kind: code (default), grounding, text or math. place: a folder, an archive, a .jsonl file with a
-    text field, github:owner/name[@ref], or stdlib and packages (installed; each a repository).
+    text field, github:owner/name[@ref], stdlib and packages (installed; each a repository), or
+    generated (mathematics).
     """
     kind, _, place = source.partition(":")
     if kind not in KINDS:
         kind, place = "code", source
     if place.startswith("github:"):
         return [Unit(kind, source, str(fetch_github(place)), place.split(":")[1])]
+    if source == "math:generated":
+        numbers = [f"{number:04}.txt" for number in range(GENERATED_FILES)]
+        return [Unit(kind, source, place, "generated", numbers[i:i + UNIT_FILES])
+                for i in range(0, len(numbers), UNIT_FILES)]
     if place.endswith(ARCHIVES + TABLES):
         if not Path(place).is_file():
             raise InputError(f"--source {source}: no such file")
@@ -165,6 +174,11 @@ def fetch_github(place):
 
 def read_unit(unit):
     """Yield the files of a unit. Nothing is unpacked to the disk, no link is followed."""
+    if unit.source == "math:generated":
+        for name in unit.files:
+            text = worked_problems(int(name.split(".")[0])).encode()
+            yield File(name, unit.repo, text, len(text))
+        return
     if unit.files is not None:
         for name in unit.files:
             yield read_file(Path(unit.place, name), name, unit.repo or name.split("/")[0])
@@ -261,6 +275,83 @@ def notebook_script(text):
         if source and cell["cell_type"] in ("markdown", "code"):
             parts.append(source)
     return "\n\n".join(parts) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------
+# Text and mathematics, of which every machine has some
+
+PROSE = {"py", "md", "markdown", "rst", "txt", "METADATA"}      # endings of files that hold prose
+
+
+def prose(path, text):
+    """The natural language of a file: of Python its docstrings; code blocks and examples are left
+    out (the report removes the code from its text data). Empty: the file holds none."""
+    if path.rsplit("/", 1)[-1].rsplit(".", 1)[-1] not in PROSE:
+        return ""
+    if path.endswith(".py"):
+        kinds = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                found = [ast.get_docstring(node) for node in ast.walk(ast.parse(text))
+                         if isinstance(node, kinds)]
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return ""
+        text = "\n\n".join(part for part in found if part and len(part) > 60)
+    lines, literal, example = [], None, False
+    for line in re.sub(r"```.*?(```|\Z)", "", text, flags=re.DOTALL).split("\n"):
+        depth = len(line) - len(line.lstrip())
+        example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
+        if literal is not None and line.strip() and depth <= literal:
+            literal = None
+        if literal is None and not example or not line.strip():
+            lines.append(line)
+        if literal is None and line.rstrip().endswith("::"):
+            literal = depth
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+GENERATED_FILES, PROBLEMS_IN_FILE = 512, 12         # not published; ours
+PEOPLE = "Ada Ben Chen Dana Emil Fatima Grace Hugo Ines Jun Kofi Lena Mira Noah Olga Priya".split()
+THINGS = "apples books coins eggs flowers marbles pencils shells stamps tickets".split()
+
+
+def worked_problems(number):
+    """Word problems with worked answers, in the form in which evaluate.py asks GSM8K's."""
+    draw = random.Random(number)
+    return "\n\n".join(worked_problem(draw) for _ in range(PROBLEMS_IN_FILE)) + "\n"
+
+
+def worked_problem(draw):
+    """One problem: what somebody has goes through some steps, each an equation that holds."""
+    who, friend = draw.sample(PEOPLE, 2)
+    what, have = draw.choice(THINGS), draw.randrange(3, 60)
+    story, work = [f"{who} has {have} {what}."], []
+    for _ in range(draw.randrange(1, 5)):
+        n, step = draw.randrange(2, 30), draw.randrange(6)
+        if step == 0:
+            story.append(f"{friend} gives {who} {n} more.")
+            equation, new = f"{have} + {n}", have + n
+        elif step == 1 and n < have:
+            story.append(f"{who} loses {n} of them.")
+            equation, new = f"{have} - {n}", have - n
+        elif step == 2 and have * (n := n % 4 + 2) < 5000:
+            story.append(f"Then {who} finds a box, and now has {n} times as many.")
+            equation, new = f"{have} * {n}", have * n
+        elif step == 3 and (divisors := [d for d in range(2, 10) if have % d == 0 and have > d]):
+            n = draw.choice(divisors)
+            story.append(f"{who} shares them equally among {n} people and keeps one share.")
+            equation, new = f"{have} / {n}", have // n
+        elif step == 4 and have % 4 == 0:
+            story.append(f"{who} sells a quarter of them.")
+            equation, new = f"{have} * 3 / 4", have * 3 // 4
+        else:
+            bags, size = n % 5 + 2, draw.randrange(2, 12)
+            story.append(f"{who} buys {bags} bags with {size} {what} each.")
+            equation, new = f"{have} + {bags} * {size}", have + bags * size
+        work.append(f"Now {who} has {equation} = {new} {what}.")
+        have = new
+    return (f"Question: {' '.join(story)} How many {what} does {who} have?\n"
+            "Let's think step by step\n" + "\n".join(work) + f"\nThe answer is {have}.")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -575,6 +666,10 @@ def clean(file, kind, contamination):
             text = notebook_script(text)
         except (ValueError, KeyError, TypeError, RecursionError):
             return drop("notebook broken")
+    if kind == "text" and file.path.endswith(tuple(PROSE)):
+        text = prose(file.path, text)
+        if len(text) < 200:                                     # not published; ours
+            return drop("little prose")
     if not text.strip():
         return drop("empty")
     if broken := broken_rule(text, language):
@@ -590,7 +685,7 @@ def documents(source, dropped=None, contamination=None):
     for unit in units(source):
         for file in read_unit(unit):
             found = clean(file, unit.kind, contamination or Contamination([]))
-            where = {"path": file.path, "repo": file.repo, "source": source}
+            where = {"path": file.path, "repo": file.repo, "source": source, "kind": unit.kind}
             if "text" in found:
                 yield {**found, **where, "bytes": file.size}
             elif dropped is not None:
@@ -606,7 +701,7 @@ def process_unit(unit, stem, benchmark_files):
         for file in read_unit(unit):
             found = clean(file, unit.kind, contamination)
             where = {"path": file.path, "repo": file.repo, "source": unit.source,
-                     "bytes": file.size}
+                     "kind": unit.kind, "bytes": file.size}
             if "reason" in found:
                 dropped.append({**where, **found})
                 continue
@@ -615,6 +710,7 @@ def process_unit(unit, stem, benchmark_files):
             size = output.write(line.encode(errors="replace"))
             same = "\n".join(part.rstrip() for part in text.split("\n")).strip()
             kept.append({**where, "language": found["language"], "offset": offset,
+                         "text_bytes": len(text.encode(errors="replace")),
                          "same": hashlib.sha256(same.encode(errors="replace")).hexdigest(),
                          "shingles": len(own)})
             signatures.append(signature(own))
@@ -717,34 +813,45 @@ def split(rows):
     """Hold out whole top-level modules, in the order of the hash of their names -> (train, held).
 
     With `packages` the held-out modules are those of the standard library alone, so that every size
-    is measured on the same text. A corpus of one module is split by file.
+    is measured on the same text. A corpus of one module is split by file. Text from a module that
+    is held out is held out too; of other text and mathematics, a twentieth of the files.
     """
-    candidates = [row for row in rows if row["source"] == "stdlib"] or rows
+    code = [row for row in rows if row["kind"] == "code"] or rows
+    candidates = [row for row in code if row["source"] == "stdlib"] or code
     by_module = len({row["path"].split("/")[0] for row in candidates}) > 1
 
     def module(row):
-        return row["source"], row["path"].split("/")[0] if by_module else row["path"]
+        place = row["source"].removeprefix(row["kind"] + ":")
+        return place, row["path"].split("/")[0] if by_module else row["path"]
+
+    def order(name):
+        return hashlib.sha256(repr(name).encode()).digest()
 
     size = Counter()
     for row in candidates:
-        size[module(row)] += row["bytes"]
+        size[module(row)] += row["text_bytes"]
     room, held = HELD_OUT_SHARE * sum(size.values()), set()
-    for name in sorted(size, key=lambda name: hashlib.sha256(repr(name).encode()).digest()):
+    for name in sorted(size, key=order):
         if size[name] <= room:
             held.add(name)
             room -= size[name]
     if not held:
         held = {min(size, key=size.get)} if len(size) > 1 else set()
-    train = [row for row in rows if module(row) not in held]
-    validation = [row for row in candidates if module(row) in held]
-    if not train or not validation:
+    places = {name for name, _ in map(module, candidates)}
+    train, validation = [], []
+    for row in rows:
+        apart = row["kind"] != code[0]["kind"] and module(row)[0] not in places
+        apart = apart and order(row["path"])[0] < 256 * HELD_OUT_SHARE
+        (validation if apart or module(row) in held else train).append(row)
+    if not train or not any(row["kind"] == code[0]["kind"] for row in validation):
         raise InputError(f"{len(rows)} documents are too few to train on some and hold out "
                          "others; give a folder with more code")
     return train, validation
 
 
 def funnel(rows, dropped):
-    """What became of every file: documents and bytes by reason, language and source."""
+    """What became of every file: documents and bytes by reason, language and source; text: the
+    bytes of the documents that were made of them."""
     table = {"reason": {}, "language": {}, "source": {}}
     for row in [*dropped, *rows]:
         reason = row.get("reason", "kept")
@@ -755,10 +862,10 @@ def funnel(rows, dropped):
             entry["examples"].append(row["path"])
         for group in ("language", "source"):
             if reason == "kept" or group == "source":
-                entry = table[group].setdefault(row[group], {"documents": 0, "bytes": 0, "kept": 0})
+                entry = table[group].setdefault(row[group], {"documents": 0, "bytes": 0, "text": 0})
                 entry["documents"] += 1
                 entry["bytes"] += row["bytes"]
-                entry["kept"] += row["bytes"] * (reason == "kept")
+                entry["text"] += row["text_bytes"] if reason == "kept" else 0
     return table
 
 
@@ -771,8 +878,8 @@ def print_funnel(table):
     for reason, entry in reasons:
         print(f"{reason:28}{entry['documents']:9,}{entry['bytes']:14,}"
               f"{entry['bytes'] / total:8.1%}  {', '.join(entry['examples'])[:58]}")
-    languages = sorted(table["language"].items(), key=lambda item: -item[1]["bytes"])
-    print("kept: " + ", ".join(f"{name} {entry['bytes'] / 1e6:.1f} MB"
+    languages = sorted(table["language"].items(), key=lambda item: -item[1]["text"])
+    print("kept: " + ", ".join(f"{name} {entry['text'] / 1e6:.1f} MB"
                                for name, entry in languages[:8]))
 
 
@@ -783,10 +890,10 @@ def draw_funnel(table, path):
     from matplotlib import pyplot
 
     figure, [left, right] = pyplot.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-    for axes, name, title in ((left, "reason", "what became of the files"),
-                              (right, "language", "languages of what was kept")):
-        items = sorted(table[name].items(), key=lambda item: -item[1]["bytes"])[:16]
-        axes.barh([key for key, _ in items], [entry["bytes"] / 1e6 for _, entry in items],
+    for axes, name, of, title in ((left, "reason", "bytes", "what became of the files"),
+                                  (right, "language", "text", "languages of what was kept")):
+        items = sorted(table[name].items(), key=lambda item: -item[1][of])[:16]
+        axes.barh([key for key, _ in items], [entry[of] / 1e6 for _, entry in items],
                   color=["tab:green" if key == "kept" or name == "language" else "tab:gray"
                          for key, _ in items])
         axes.invert_yaxis()
@@ -805,7 +912,7 @@ def default_benchmarks():
 
 
 def load_documents(out, part):
-    """The documents of out/data: part is "train" or "validation"."""
+    """The documents of out/data: part is train, validation, validation_text or validation_math."""
     return read_documents(Path(out) / "data" / f"{part}.jsonl")
 
 
@@ -821,7 +928,8 @@ def made_from(folder, settings):
 
 def fingerprint(found, benchmark_files):
     """A hash of all that the units' results depend on: files, benchmarks, and this code."""
-    files = [Path(unit.place, name) for unit in found for name in (unit.files or [""])]
+    files = [Path(unit.place, name) for unit in found if unit.place != "generated"
+             for name in (unit.files or [""])]
     state = [found, [os.lstat(file)[6:9:2] for file in files], Path(__file__).read_text(),
              [Path(file).stat().st_size for file in benchmark_files]]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
@@ -849,7 +957,10 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
         corpus.drop_near_copies(validation)
         held = {id(row) for row in validation}
         parts = {"train": [row for row in corpus.kept() if id(row) not in held],
-                 "validation": validation}
+                 "validation": [row for row in validation if KINDS[row["kind"]] == "code"]}
+        for kind in ("text", "math"):
+            if rows := [row for row in validation if row["kind"] == kind]:
+                parts[f"validation_{kind}"] = rows
         if not parts["train"]:
             raise InputError("every document resembles a held-out one; give more code")
         table = funnel(corpus.rows, corpus.dropped)
@@ -864,7 +975,7 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
                         digest.update(line := corpus.line(row))
                         file.write(line)
                 manifest[part] = {"documents": len(rows), "sha256": digest.hexdigest(),
-                                  "bytes": sum(row["bytes"] for row in rows)}
+                                  "bytes": sum(row["text_bytes"] for row in rows)}
             lost = corpus.dropped + [row for row in corpus.rows if "reason" in row]
             keys = ("path", "repo", "source", "bytes", "reason", "value")
             lines = [json.dumps({key: row[key] for key in keys}) + "\n" for row in lost]
@@ -892,7 +1003,7 @@ def prepare_tokenizer(out, vocab_size, fresh=False):
 
 def print_corpus(out, manifest):
     """Print what out/data holds, and what became of the rest."""
-    for part in ("train", "validation"):
+    for part in (name for name in manifest if name.split("_")[0] in ("train", "validation")):
         print(f"{out}/data/{part}.jsonl: {manifest[part]['documents']:,} documents, "
               f"{manifest[part]['bytes']:,} bytes")
     print_funnel(manifest["funnel"])
@@ -920,49 +1031,88 @@ def check_document_starts(starts):
                          f"{before[row, place]} (as before) or {place} (a new document)")
 
 
+class Stream:
+    """Documents one after another, each preceded by <|endoftext|>, as one long run of ids.
+
+    An epoch cuts it into slices of T + 1 ids that overlap by one, in a random order.
+    """
+
+    def __init__(self, name, texts, tokenizer, T, seed):
+        self.name, self.T, self.seed, self.epoch = name, T, seed, None
+        end, encoded = tokenizer.special[ENDOFTEXT], []
+        for start in range(0, len(texts), 1000):            # lists of ids are large, arrays small
+            encoded += [np.array([end, *ids], dtype=np.uint32)
+                        for ids in tokenizer.encode_batch(texts[start:start + 1000])]
+        self.ids = np.concatenate([*encoded, [end]]).astype(np.uint32)
+        if len(self.ids) < 2 * T + 2:
+            raise InputError(f"{len(self.ids):,} tokens of {name} are too few for rows of {T}; "
+                             f"give more {name} or a smaller --seq-len")
+        self.rows = (len(self.ids) - 1) // T - 1            # of an epoch; one to spare: the offset
+
+    def start_epoch(self, epoch):
+        """Where the epoch's first slice begins and in which order they come."""
+        rng = generator(self.seed, f"order {self.name}", epoch)
+        self.offset, self.order = int(rng.integers(self.T)), rng.permutation(self.rows)
+        self.epoch = epoch
+
+    def slice(self, index):
+        """Slice `index` of the endless run: a list of T + 1 ids."""
+        epoch, place = divmod(index, self.rows)
+        if epoch != self.epoch:
+            self.start_epoch(epoch)
+        start = self.offset + int(self.order[place]) * self.T
+        return self.ids[start:start + self.T + 1].tolist()
+
+
+def interleaved(weights):
+    """One round of the kinds of a mixture {kind: weight}, each as evenly spread as can be."""
+    total, round_, used = sum(weights.values()), [], Counter()
+    step = math.gcd(*weights.values())
+    for place in range(1, total // step + 1):
+        kind = max(weights, key=lambda kind: weights[kind] * place / total - used[kind])
+        round_.append(kind)
+        used[kind] += 1
+    return round_
+
+
 class Batches:
     """batches(step) -> the step's rows for one rank: a list of device batches, dicts of tensors.
 
-    All documents stand one after another, each preceded by <|endoftext|>, in one long stream of
-    ids. An epoch cuts the stream into slices of T + 1 ids that overlap by one, and visits them in
-    a random order. A slice is a row: its pieces of documents are turned into FIM or not, each by
-    itself. An <|endoftext|> is the last target of the document before it and the first input of
-    the one after it, so no prediction crosses documents.
+    A row is a slice of one kind's stream; the kinds take turns by their weights in the mixture
+    (report, section 3.1.2), a kind that is absent leaves its turns to the others. Pieces of code
+    are turned into FIM or not, each by itself. An <|endoftext|> is the last target of the document
+    before it and the first input of the one after it, so no prediction crosses documents.
     """
 
     def __init__(self, corpus, tokenizer, seq_len, batch_rows, device_batch=None, seed=0,
-                 fim_rate=FIM_RATE, rank=0, world=1):
+                 fim_rate=FIM_RATE, rank=0, world=1, mixture=MIXTURE):
         if batch_rows % world:
             raise InputError(f"{batch_rows} rows a step cannot be shared evenly by {world} "
                              "processes; change --batch-tokens")
         self.tokenizer, self.T, self.seed, self.fim_rate = tokenizer, seq_len, seed, fim_rate
         self.batch_rows, self.rank, self.world = batch_rows, rank, world
-        self.device_batch = device_batch or batch_rows
-        self.end, self.epoch = tokenizer.special[ENDOFTEXT], None
-        encoded = []
-        for start in range(0, len(corpus), 1000):           # lists of ids are large, arrays small
-            texts = [document["text"] for document in corpus[start:start + 1000]]
-            encoded += [np.array([self.end, *ids], dtype=np.uint32)
-                        for ids in tokenizer.encode_batch(texts)]
-        self.stream = np.concatenate([*encoded, [self.end]]).astype(np.uint32)
-        if len(self.stream) < 2 * seq_len + 2:
-            raise InputError(f"{len(self.stream):,} tokens are too few for rows of {seq_len}; "
-                             "give more code or a smaller --seq-len")
-        self.rows_per_epoch = (len(self.stream) - 1) // seq_len - 1     # one to spare: the offset
+        self.device_batch, self.end = device_batch or batch_rows, tokenizer.special[ENDOFTEXT]
+        texts = defaultdict(list)
+        for document in corpus:
+            texts[KINDS[document.get("kind", "code")]].append(document["text"])
+        weights = {kind: weight for kind, weight in zip(("code", "text", "math"), mixture)
+                   if weight and kind in texts}
+        if not weights:
+            raise InputError(f"no documents of the mixture {mixture} (code, text, math)")
+        self.round, self.streams = interleaved(weights), {
+            kind: Stream(kind, texts[kind], tokenizer, seq_len, seed) for kind in weights}
 
-    def start_epoch(self, epoch):
-        """Where the epoch's first row begins and in which order its rows come."""
-        rng = generator(self.seed, "order", epoch)
-        self.offset, self.order = int(rng.integers(self.T)), rng.permutation(self.rows_per_epoch)
-        self.epoch = epoch
+    def epochs(self, steps):
+        """How often each kind is seen in a number of steps."""
+        return {kind: steps * self.batch_rows * self.round.count(kind) / len(self.round)
+                / stream.rows for kind, stream in self.streams.items()}
 
     def slice(self, index):
-        """Row `index` of the endless run, before FIM: a list of T + 1 ids."""
-        epoch, place = divmod(index, self.rows_per_epoch)
-        if epoch != self.epoch:
-            self.start_epoch(epoch)
-        start = self.offset + int(self.order[place]) * self.T
-        return self.stream[start:start + self.T + 1].tolist()
+        """Row `index` of the endless run, before FIM: its kind, a list of T + 1 ids."""
+        rounds, place = divmod(index, len(self.round))
+        kind = self.round[place]
+        number = rounds * self.round.count(kind) + self.round[:place].count(kind)
+        return kind, self.streams[kind].slice(number)
 
     def fim_piece(self, ids, rng):
         """A piece of a document as FIM ids, no more than there were: the sentinels and the new
@@ -980,14 +1130,15 @@ class Batches:
         A FIM piece is closed by <|endoftext|>; where it came out shorter than its place, the rest
         is <|endoftext|> without targets.
         """
-        ids, rng = self.slice(index), generator(self.seed, "fim", index)
+        [kind, ids], rng = self.slice(index), generator(self.seed, "fim", index)
         borders = [0, *(i for i in range(1, self.T) if ids[i] == self.end), self.T]
         out, targets, starts = [], [], []
         for start, stop in zip(borders, borders[1:]):
             piece, after = ids[start:stop], ids[stop]       # after: the target of its last id
             head = piece[:1] if piece[0] == self.end else []
             inside = piece[len(head):]
-            if len(inside) >= SHORTEST_FIM and rng.random() < self.fim_rate:
+            if (kind == "code" and len(inside) >= SHORTEST_FIM
+                    and rng.random() < self.fim_rate):
                 piece, after = head + self.fim_piece(inside, rng), self.end
             missing = stop - start - len(piece)
             out += piece + [self.end] * missing
@@ -1010,11 +1161,22 @@ class Batches:
                 "document_starts": starts if starts.any() else None}
 
 
+def parse_mixture(text):
+    """The weights of code, text and mathematics in "70:20:10"."""
+    if not re.fullmatch(r"\d{1,3}:\d{1,3}:\d{1,3}", text) or not sum(map(int, text.split(":"))):
+        raise InputError(f"--mixture {text}: expected three whole numbers, as in 70:20:10")
+    return tuple(map(int, text.split(":")))
+
+
+DEFAULT_SOURCES = ["stdlib", "text:stdlib", "math:generated"]
+
+
 def source_flag(parser):
     parser.add_argument("--source", action="append", metavar="[KIND:]PLACE",
                         help="a folder, .tar.gz, .zip, .jsonl or github:owner/name[@ref], "
                         "repeatable; also `stdlib` and `packages`, the installed ones; kind: "
-                        f"{', '.join(KINDS)} (default: stdlib, from --size small on both)")
+                        f"{', '.join(KINDS)}; also `math:generated` (default: stdlib, "
+                        "text:stdlib and math:generated; from --size small on packages too)")
 
 
 def why(path):
@@ -1049,7 +1211,7 @@ def main():
     args = parser.parse_args()
     if args.why:
         return why(args.why)
-    print_corpus(args.out, prepare_data(args.out, args.source or ["stdlib"], args.fresh,
+    print_corpus(args.out, prepare_data(args.out, args.source or DEFAULT_SOURCES, args.fresh,
                                        args.benchmarks, args.workers))
     prepare_tokenizer(args.out, args.vocab_size, args.fresh)
     print(f"{args.out}/tokenizer: {Tokenizer.load(Path(args.out) / 'tokenizer').vocab_size:,} ids")

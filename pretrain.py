@@ -39,8 +39,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from data import (Batches, load_documents, prepare_data, prepare_tokenizer, print_corpus,
-                  source_flag)
+from data import (DEFAULT_SOURCES, MIXTURE, Batches, load_documents, parse_mixture, prepare_data,
+                  prepare_tokenizer, print_corpus, source_flag)
 from evaluate import bits_per_byte, compressed_bits_per_byte
 from fim import FIM_RATE, gap, infill, load
 from model import (CONFIGS, CausalLM, check_device, check_vocabulary, choose_attention,
@@ -265,7 +265,7 @@ def read_metrics(folder, before=math.inf):
 
 def log_line(row, steps, seconds):
     """One logged step as text, under 120 columns. seconds: those that are left."""
-    bpb = f"  bpb {row['bpb']:.3f}" if "bpb" in row else ""
+    bpb = "".join(f"  {name} {value:.3f}" for name, value in row.items() if name[:3] == "bpb")
     return (f"step {row['step']:>{len(str(steps))}}/{steps}  loss {row['loss']:.3f}{bpb}  "
             f"lr {row['lr']:.1e}  norm {row['grad_norm']:.2g}  "
             f"{row['tokens_per_second'] / 1e3:,.1f}k tok/s  MFU {row['mfu']:.0%}  "
@@ -510,12 +510,13 @@ def next_token_loss(model, batch):
 
 
 def data_and_tokenizer(args):
-    """Make what is missing on one process, read it on all -> (train, held-out, tokenizer)."""
+    """Make what is missing on one process, read it on all -> (train, held out, tokenizer)."""
     ours = not args.init and args.size in PRESETS       # a tokenizer of our own
     vocab_size = CONFIGS[args.size].vocab_size if ours else None
     name = Path(args.out) / "tokenizer" if vocab_size else args.init
     name = name or f"Qwen/Qwen2.5-Coder-{args.size}"
-    sources = args.source or (["stdlib"] if args.size == "tiny" else ["stdlib", "packages"])
+    sources = args.source or DEFAULT_SOURCES + (
+        [] if args.size == "tiny" else ["packages", "text:packages"])
     if RANK == 0:
         print_corpus(args.out, prepare_data(args.out, sources, args.fresh))
         if vocab_size:
@@ -524,7 +525,10 @@ def data_and_tokenizer(args):
         hub_folder(name, weights=bool(args.init))
     barrier()
     tokenizer = Tokenizer.load(name)
-    return load_documents(args.out, "train"), load_documents(args.out, "validation"), tokenizer
+    parts = {"": "validation", " text": "validation_text", " math": "validation_math"}
+    heldout = {kind: load_documents(args.out, part) for kind, part in parts.items()
+               if Path(args.out, "data", f"{part}.jsonl").exists()}
+    return load_documents(args.out, "train"), heldout, tokenizer
 
 
 def make_model(args, tokenizer, device):
@@ -570,28 +574,34 @@ def main():
     source_flag(parser)
     parser.add_argument("--fim-rate", type=float, default=FIM_RATE,
                         help="share of pieces made fill-in-the-middle (default: %(default)s)")
+    parser.add_argument("--mixture", default=":".join(map(str, MIXTURE)), help="parts of code, "
+                        "text and mathematics in the tokens seen (default: %(default)s)")
     parser.set_defaults(stage="pretrain")
     args = parser.parse_args()
     folder = Path(args.out) / args.stage
     if folder.exists() and not args.fresh and not folder.with_name("pretrain.unfinished").exists():
         return say(f"{folder} is finished; --fresh trains it again")
     fill_in(args)
+    parse_mixture(args.mixture)
     if not 0 <= args.fim_rate <= 1:
         raise InputError(f"--fim-rate {args.fim_rate}: must be between 0 and 1")
     device = start_processes(args.device)
     train_documents, heldout, tokenizer = data_and_tokenizer(args)
     batches = Batches(train_documents, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
-                      args.device_batch, args.seed, args.fim_rate, RANK, WORLD)
+                      args.device_batch, args.seed, args.fim_rate, RANK, WORLD,
+                      parse_mixture(args.mixture))
+    say("epochs: " + ", ".join(f"{kind} {n:.2f}" for kind, n in batches.epochs(args.steps).items()))
     model = make_model(args, tokenizer, device)
-    others = compressed_bits_per_byte(document["text"] for document in heldout)
+    others = compressed_bits_per_byte(document["text"] for document in heldout[""])
     say("held-out bits per byte: " + ", ".join(f"{name} {n:.3f}" for name, n in others.items()))
 
     def evaluate(model, step):
-        return {"bpb": bits_per_byte(model, tokenizer, heldout), **others}
+        return {**{f"bpb{kind}": bits_per_byte(model, tokenizer, documents)
+                   for kind, documents in heldout.items()}, **others}
 
     train(model, tokenizer, batches, next_token_loss, args, evaluate)
     if RANK == 0:
-        show(folder, args.out, heldout, device)
+        show(folder, args.out, heldout[""], device)
     if WORLD > 1:
         dist.destroy_process_group()
 

@@ -17,6 +17,7 @@ import torch
 from conftest import CODE, reference_data
 
 import data
+import evaluate
 from data import (BANDS, LANGUAGE_OF, ROWS, RULES, Batches, Contamination, broken_rule,
                   candidate_pairs, check_document_starts, documents, jaccard, language_of,
                   load_documents, near_duplicates, notebook_script, prepare_data, prepare_tokenizer,
@@ -29,7 +30,7 @@ INTEGER = b"int identifier;\n"
 
 def document(text, path, source="s"):
     return {"text": text, "path": path, "source": source, "repo": "r", "language": "python",
-            "bytes": len(text)}
+            "bytes": len(text), "text_bytes": len(text), "kind": "code"}
 
 
 def gathered(source):
@@ -199,6 +200,55 @@ def test_languages():
     assert language_of("run", b"#!/usr/bin/env python3\n") == "python"
     assert language_of("run", b"#!/bin/bash -e\n") == "shell"
     assert language_of("run", b"\xff") is None
+
+
+# ---- text and mathematics
+
+
+def test_prose_has_no_code():
+    text = '''"""Reads a file and
+tells what stands in it, line by line, for everybody who cares.
+
+    >>> read("x")
+    ['a']
+
+Then it goes on::
+
+    for line in file:
+        print(line)
+
+and ends well."""
+
+
+def short():
+    """Too short to count."""
+
+
+def f():
+    """What this function does, said in a sentence that is long enough."""
+    return "no prose in here, however long this string may be, as it is code"
+'''
+    assert data.prose("a/b.py", text) == (
+        "Reads a file and\ntells what stands in it, line by line, for everybody who cares.\n"
+        "\nThen it goes on::\n\nand ends well.\n\n"
+        "What this function does, said in a sentence that is long enough.\n")
+    assert data.prose("a.md", "# Title\n```py\nx = 1\n```\nwords\n") == "# Title\n\nwords\n"
+    assert data.prose("a.js", "words") == "" and data.prose("b.py", "def f(:") == ""
+
+
+def test_generated_problems_are_right():
+    """Every equation holds, each begins where the last ended, and the answer is the last number."""
+    for number in range(40):
+        text = data.worked_problems(number)
+        assert text == data.worked_problems(number) != data.worked_problems(number + 1)
+        for problem in text.strip().split("\n\n"):
+            have = float(re.search(r"has (\d+) ", problem)[1])
+            steps = re.findall(r"has (\S.*?) = (\d+) ", problem)
+            for equation, result in steps:
+                assert eval(equation) == int(result) and float(equation.split()[0]) == have
+                have = int(result)
+            assert steps and problem.endswith(f"The answer is {have}.")
+            assert evaluate.final_number(problem) == have and have >= 0
 
 
 # ---- rules
@@ -372,6 +422,18 @@ def test_held_out_text_is_the_same_with_packages():
     assert validation == split(library)[1] and len(train) + len(validation) == 80
 
 
+def test_text_is_held_out_with_its_module():
+    code = [document("x" * 9, f"m{i}/a.py", "stdlib") for i in range(40)]
+    text = [{**document("y" * 9, f"m{i}/a.py", "text:stdlib"), "kind": "text"} for i in range(40)]
+    maths = [{**document("z" * 9, f"{i}.txt", "math:generated"), "kind": "math"}
+             for i in range(400)]
+    validation = split(code + text + maths)[1]
+    held = {kind: {d["path"] for d in validation if d["kind"] == kind}
+            for kind in ("code", "text", "math")}
+    assert held["code"] == held["text"] == {d["path"] for d in split(code)[1]}
+    assert 10 <= len(held["math"]) <= 30
+
+
 def test_too_little_to_split():
     with pytest.raises(InputError, match="1 documents are too few"):
         split([document("x", "a.py")])
@@ -505,8 +567,8 @@ def test_rows_without_fim_are_slices_of_the_stream(corpus, small_tokenizer):
     batches = make(corpus, small_tokenizer, fim_rate=0.0)
     for index in range(60):
         inputs, targets, starts = batches.row(index)
-        ids = batches.slice(index)
-        assert inputs.tolist() == ids[:-1] and targets.tolist() == ids[1:]
+        kind, ids = batches.slice(index)
+        assert kind == "code" and inputs.tolist() == ids[:-1] and targets.tolist() == ids[1:]
         opened = np.flatnonzero(inputs == batches.end)
         expected = [max([0, *opened[opened <= i]]) for i in range(64)]
         assert starts.tolist() == expected
@@ -524,15 +586,43 @@ def test_wrong_document_starts_are_refused(row, message):
 
 def test_an_epoch_visits_every_slice_once(corpus, small_tokenizer):
     batches = make(corpus, small_tokenizer)
-    n = batches.rows_per_epoch
+    stream = batches.streams["code"]
+    n = stream.rows
     for epoch in range(2):
-        slices = sorted(tuple(batches.slice(epoch * n + i)) for i in range(n))
-        start = batches.offset
-        expected = [tuple(batches.stream[start + i * 64:start + i * 64 + 65].astype(int))
+        slices = sorted(tuple(batches.slice(epoch * n + i)[1]) for i in range(n))
+        expected = [tuple(stream.ids[stream.offset + i * 64:stream.offset + i * 64 + 65].tolist())
                     for i in range(n)]
         assert slices == sorted(expected)
-    first, second = ([tuple(batches.slice(epoch * n + i)) for i in range(n)] for epoch in range(2))
+    first, second = ([tuple(batches.slice(epoch * n + i)[1]) for i in range(n)]
+                     for epoch in range(2))
     assert first != second
+    assert batches.epochs(n) == {"code": 8.0}
+
+
+def test_a_mixture_holds_in_every_window(corpus, small_tokenizer):
+    """Of any 40 rows in a row 28, 8 and 4, give or take one; each kind goes on where it was."""
+    corpus = corpus + [{**d, "kind": kind, "text": f"{kind} " * 3 + d["text"]}
+                       for kind in ("text", "math") for d in corpus]
+    batches = make(corpus, small_tokenizer, fim_rate=1.0)
+    kinds = [batches.slice(index)[0] for index in range(400)]
+    for start in range(360):
+        window = kinds[start:start + 40]
+        assert [window.count(kind) for kind in ("code", "text", "math")] == pytest.approx(
+            [28, 8, 4], abs=1)
+    for kind in ("code", "text", "math"):
+        own = [batches.slice(i)[1] for i in range(400) if kinds[i] == kind]
+        stream = batches.streams[kind]
+        assert own == [stream.slice(i) for i in range(len(own))]
+        fim = [small_tokenizer.special[PREFIX] in batches.row(i)[0] for i in range(400)
+               if kinds[i] == kind]
+        assert any(fim) == (kind == "code")                     # text and math are read as they are
+    only = make(corpus, small_tokenizer, mixture=(0, 3, 1))
+    assert only.round == ["text", "text", "math", "text"] or only.round.count("text") == 3
+    with pytest.raises(InputError, match="no documents of the mixture"):
+        make([d for d in corpus if d["kind"] == "code"], small_tokenizer, mixture=(0, 1, 1))
+    for wrong in ("70", "70:20", "0:0:0", "a:b:c", "1:2:-3"):
+        with pytest.raises(InputError, match="as in 70:20:10"):
+            data.parse_mixture(wrong)
 
 
 def test_fim_rows(corpus, small_tokenizer):
@@ -545,7 +635,7 @@ def test_fim_rows(corpus, small_tokenizer):
         assert len(inputs) == len(targets) == len(starts) == 64
         for i in range(63):
             assert targets[i] in (inputs[i + 1], -100, batches.end)
-        source = small_tokenizer.decode(batches.slice(index))
+        source = small_tokenizer.decode(batches.slice(index)[1])
         for at in [i for i, token in enumerate(ids) if token == special[PREFIX]]:
             suffix, middle = ids.index(special[SUFFIX], at), ids.index(special[MIDDLE], at)
             close = next(i for i in range(middle, 65)
