@@ -13,11 +13,11 @@ and GSM8K, our own ladder for small models, the needle in the code, bits per byt
 This file knows models and benchmarks, not training (pretrain.py) nor where data comes from
 (data.py): held-out documents reach it as a file.
 
-    python evaluate.py                              # the newest model in out/; 15 seconds
+    python evaluate.py                              # the newest model in out/; 12 seconds
     python evaluate.py --benchmark humaneval --model FOLDER --problems HumanEval.jsonl.gz [--chat]
     python evaluate.py --benchmark needle           # a heat map, PNG; 10 seconds
     python evaluate.py score --benchmark humaneval --problems HumanEval.jsonl.gz --samples S.jsonl
-                                                    # ... some 400 samples a second on two cores
+                                                    # ... some 350 samples a second on two cores
     python evaluate.py --model FOLDER --text FILE   # bits per byte of any text; seconds
 """
 
@@ -89,8 +89,9 @@ def encode(value):
             return {base.__name__: [encode(item) for item in base.__iter__(value)]}
     if isinstance(value, dict):
         return {"dict": [[encode(key), encode(item)] for key, item in dict.items(value)]}
-    if isinstance(value, (bytes, bytearray)):
-        return {kind.__name__ if kind is bytearray else "bytes": bytes(value).decode("latin-1")}
+    for base in (bytes, bytearray):
+        if isinstance(value, base):
+            return {base.__name__: base.decode(value, "latin-1")}
     if isinstance(value, complex):
         return {"complex": [complex.real.__get__(value), complex.imag.__get__(value)]}
     for base, plain in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):
@@ -123,7 +124,7 @@ def decode(data):
 
 def send(fd, value):
     """Write one message: its length in four bytes, then JSON."""
-    data = json.dumps(value).encode()
+    data = json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass")
     data = memoryview(struct.pack("<I", len(data)) + data)
     while data:
         data = data[os.write(fd, data):]
@@ -145,7 +146,7 @@ def receive(fd, limit=1 << 31):
     [size] = struct.unpack("<I", read_exactly(fd, 4))
     if size > limit:
         raise ValueError(f"a message of {size:,} bytes")
-    return json.loads(read_exactly(fd, size))
+    return json.loads(read_exactly(fd, size).decode(errors="surrogatepass"))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def failure(error):
     return [f"{reason}: {type(error).__name__}: {message}".removesuffix(": "), builtin, message]
 
 
-def load(program):
+def load_program(program):
     """Run a program as a module of its own -> its names. What stands under __main__ is not run."""
     module = types.ModuleType("completion")
     sys.modules["completion"] = module                              # dataclasses look it up
@@ -336,7 +337,7 @@ def candidate(requests, replies):
     """Load a program and answer each request [args, kwargs] with what its function returns."""
     try:
         program, entry_point = receive(requests)
-        names = load(program)
+        names = load_program(program)
         if not callable(names.get(entry_point)):
             return send(replies, [f"no entry point: {entry_point} is not defined", "", ""])
         function = names[entry_point]
@@ -456,7 +457,7 @@ def own_names(job):
     """What a test finds: DATA, the names of the problem's own program, its solution."""
     names = {}
     with contextlib.suppress(Exception):                        # a prompt alone may be no program
-        names = load(job["helpers"])
+        names = load_program(job["helpers"])
     return {**names, "DATA": decode(job["data"]), "REFERENCE": names.get(job["entry_point"])}
 
 
@@ -464,7 +465,7 @@ def inside(requests, replies):
     """Program and test in one process, for values that cannot cross: it may forge its verdict."""
     job = receive(requests)
     try:
-        own, names = own_names(job), load(job["program"])
+        own, names = own_names(job), load_program(job["program"])
         result = judge({**own, **names}, job, names[job["entry_point"]])
     except BaseException as error:
         result = {"passed": False, "reason": failure(error)[0]}
@@ -640,12 +641,13 @@ class Worker:
         finally:
             os._exit(status)
 
-    def end(self, pid):
-        """Kill a process and its group -> how it had ended."""
+    def end(self, pid, ended=(0, 0)):
+        """Kill a process, unless it has ended, and its group -> how it had ended."""
         with contextlib.suppress(OSError):
-            os.kill(pid, 9)
+            if not ended[0]:
+                os.kill(pid, 9)
             os.killpg(pid, 9)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return os.waitstatus_to_exitcode((ended if ended[0] else os.waitpid(pid, 0))[1])
 
     def word(self, control, deadline):
         """The next byte that a tester says; none if it dies or says none in time."""
@@ -653,7 +655,8 @@ class Worker:
         return control.recv(1) if left > 0 and select.select([control], [], [], left)[0] else b""
 
     def lend(self, kind, control, deadline):
-        """Fork a process for a tester -> its id and what the tester says when it is done."""
+        """Fork a process for a tester, until that is done with it or it is time -> what the tester
+        said, how the process ended."""
         requests, replies = os.pipe(), os.pipe()
         ends = requests[0], replies[1]
         streams = {"stdin": ends[0], "stdout": ends[1]} if kind == b"s" else {}
@@ -662,11 +665,11 @@ class Worker:
         socket.send_fds(control, [b"f"], [requests[1], replies[0]])
         for fd in (*requests, *replies):
             os.close(fd)
-        word = self.word(control, deadline)
-        while word == b"w" and time.monotonic() < deadline and not os.waitid(
-                os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            time.sleep(0.001)                           # it has closed its output before its end
-        return pid, word
+        word, ended = self.word(control, deadline), (0, 0)
+        while word == b"w" and time.monotonic() < deadline and not ended[0]:
+            ended = os.waitpid(pid, os.WNOHANG)         # it has closed its output before its end
+            time.sleep(0 if ended[0] else 0.001)
+        return word, self.end(pid, ended)
 
     def serve(self):
         """Lend processes to testers until there are no more jobs."""
@@ -679,14 +682,14 @@ class Worker:
                 while request := control.recv(9):
                     kind, seconds = struct.unpack("<cd", request)
                     deadline = time.monotonic() + seconds
-                    pid, word = self.lend(kind, control, deadline)
-                    status, late = self.end(pid), time.monotonic() >= deadline
+                    word, status = self.lend(kind, control, deadline)
+                    late = time.monotonic() >= deadline
                     if not word:                                # it sees that its candidate is gone
                         word = self.word(control, time.monotonic() + 0.2)
                     if not word:
                         break
                     control.send(struct.pack("<i?", status, late))
-                    pid = status = late = word = None           # for the next fork not to see
+                    status = late = word = None                 # for the next fork not to see
                 self.end(self.tester)
             if not request:
                 return
@@ -738,6 +741,7 @@ class Sandbox:
             stdout=subprocess.PIPE, start_new_session=True)
         self.layers = self.answer(60)
         if self.layers is None:
+            self.close()
             raise OSError(f"{sys.executable} -I -S cannot be started as a sandbox")
 
     def answer(self, seconds):
@@ -767,14 +771,17 @@ class Sandbox:
                          "data": data, "timeout": timeout})
 
     def grade(self, problem, completion, timeout=3.0):
-        """Grade one completion of a problem -> Grade.
+        """Grade one completion of a problem -> Grade."""
+        return self.grade_program(problem, assemble(problem, completion), timeout)
+
+    def grade_program(self, problem, program, timeout=3.0):
+        """Grade a whole program as the answer to a problem -> Grade.
 
         A problem whose own solution fails this way, because its values cannot cross a pipe, is
-        graded in one process with its test. Only the problem decides that, never the completion.
+        graded in one process with its test. Only the problem decides that, never the program.
         """
         own = assemble(problem, problem.get("canonical_solution") or "    pass\n")
         entry_point, test = problem["entry_point"], problem["test"]
-        program = problem.get("solution") or assemble(problem, completion)
         data = encode(problem.get("inputs"))
         result = self.check(program, entry_point, own, test, timeout, data=data)
         if not result["passed"] and problem.get("canonical_solution"):
@@ -810,7 +817,7 @@ def assemble(problem, completion):
 
 
 def grades(pairs, workers=None, timeout=3.0, weak=False):
-    """Yield the Grade of each (problem, completion), in order; one sandbox per core."""
+    """Yield the Grade of each (problem, whole program), in order; one sandbox per core."""
     pairs, boxes = list(pairs), queue.SimpleQueue()
     workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
                           else os.cpu_count())
@@ -821,7 +828,7 @@ def grades(pairs, workers=None, timeout=3.0, weak=False):
         def grade_one(pair):
             box = boxes.get()
             try:
-                return box.grade(*pair, timeout)
+                return box.grade_program(*pair, timeout)
             finally:
                 boxes.put(box)
 
@@ -834,6 +841,7 @@ def grades(pairs, workers=None, timeout=3.0, weak=False):
 
 def grade_all(pairs, workers=None, timeout=3.0, weak=False):
     """The Grade of each (problem, completion), in order. InputError: no way to lock them in."""
+    pairs = [(problem, assemble(problem, completion)) for problem, completion in pairs]
     return list(grades(pairs, workers, timeout, weak))
 
 
@@ -1166,7 +1174,9 @@ def find_problems(name, file=None):
         except InputError as error:
             raise InputError(f"{name}: put {benchmark['file']} to {file} or give --problems "
                              f"({error})") from None
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        data = file.read_bytes()
+        with contextlib.suppress(EOFError, gzip.BadGzipFile, zlib.error):       # the hash will tell
+            data = gzip.decompress(data) if file.suffix == ".gz" else data
         if benchmark["sha256"] not in (None, hashlib.sha256(data).hexdigest()):
             raise InputError(f"{file}: not the published file (its SHA-256 differs); delete it")
     problems = {}
@@ -1178,7 +1188,7 @@ def find_problems(name, file=None):
                 raise InputError(f"{name} needs EvalPlus's file; these are the plain problems")
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
-        except (KeyError, TypeError, ValueError, StopIteration):
+        except Exception:                                       # whatever such a row provokes
             raise InputError(f"{file}, line {number}: no problem of HumanEval, MBPP, EvalPlus, "
                              "infilling, CRUXEval or GSM8K") from None
     if not problems:
@@ -1317,12 +1327,14 @@ def read_samples(path, problems):
     from tokenizer import InputError
     samples = []
     for number, row in read_rows(path):
-        text = row.get("completion", row.get("solution"))
         if row.get("task_id") not in problems:
             raise InputError(f"{path}, line {number}: no task {row.get('task_id')!r} in this "
                              "benchmark")
+        program = "test" in problems[row["task_id"]]
+        text = row.get("completion", row.get("solution") if program else None)
         if not isinstance(text, str):
-            raise InputError(f"{path}, line {number}: expected a completion or a solution")
+            raise InputError(f"{path}, line {number}: expected a completion"
+                             + " or a solution" * program)
         samples.append(row)
     if repeated := len(samples) - len(set(map(json.dumps, samples))):
         print(f"{path}: {repeated} lines repeat another; all are graded")
@@ -1335,42 +1347,42 @@ def read_samples(path, problems):
     return samples
 
 
-def grade_samples(samples, problems, results, args):
-    """Grade samples -> their grades; each is written to the results file as it comes.
+def grade_samples(name, samples, problems, results, args):
+    """Grade samples of a benchmark -> rows with their grades; each is written as it comes.
 
-    With --resume, what that file already says of the same samples is not graded again.
+    With --resume, what the results file already says of the same samples is not graded again.
     """
     from tqdm import tqdm
-    done = []
+    slow = any("inputs" in problem for problem in problems.values())
+    done, settings = [], {"benchmark": name, "timeout": args.timeout or (20.0 if slow else 3.0)}
     if args.resume and results.exists():
         for line, sample in zip(results.read_text(encoding="utf-8").split("\n"), samples):
             try:
                 row = json.loads(line)
             except ValueError:                              # cut off while it was written
                 break
-            if {**row, **sample} != row:
+            if {**row, **sample, **settings} != row:
                 break
             done.append(row)
-    pairs = [({**problems[s["task_id"]], "solution": s.get("solution")}, s.get("completion", ""))
-             for s in samples]
-    if "test" in pairs[0][0]:
-        slow = any("inputs" in problem for problem in problems.values())
-        timeout = args.timeout or (20.0 if slow else 3.0)
-        todo = grades(pairs[len(done):], args.workers, timeout, args.weak_sandbox)
+    todo, problem = samples[len(done):], next(iter(problems.values()))
+    if "test" in problem:
+        pairs = [(problems[s["task_id"]], s["solution"] if "solution" in s else
+                  assemble(problems[s["task_id"]], s["completion"])) for s in todo]
+        found = grades(pairs, args.workers, settings["timeout"], args.weak_sandbox)
     else:
-        todo = (compare(*pair) for pair in pairs[len(done):])
+        found = (compare(problems[s["task_id"]], s["completion"]) for s in todo)
     with open(results, "w", encoding="utf-8") as file:
         for row in done:
             file.write(json.dumps(row) + "\n")
-        for sample, result in zip(samples[len(done):], tqdm(todo, total=len(pairs) - len(done),
-                                                            desc="graded", disable=None)):
-            done.append({**sample, **result._asdict()})
+        for sample, result in zip(todo, tqdm(found, total=len(todo), desc="graded",
+                                             disable=None)):
+            done.append({**sample, **settings, **result._asdict()})
             file.write(json.dumps(done[-1]) + "\n")
             file.flush()
     return done
 
 
-def report(name, rows, problems, ks=(1, 10, 100)):
+def print_scores(name, rows, problems, ks=(1, 10, 100)):
     """Print pass@k with its interval and why the others failed -> scores."""
     counts, groups = {}, {}
     for row in rows:
@@ -1395,7 +1407,7 @@ def report(name, rows, problems, ks=(1, 10, 100)):
     scores["weak"] = sum(row["weak"] for row in rows)
     print("  " + ", ".join(f"{count} {reason}" for reason, count in scores["reasons"].items())
           + (f"; {scores['weak']} graded in one process with their test" * bool(scores["weak"])))
-    if "stopped" in rows[0]:
+    if all("stopped" in row for row in rows):
         scores["stopped"] = sum(row["stopped"] for row in rows) / len(rows)
         print(f"  {scores['stopped']:.0%} stopped by themselves")
     scores.update({group: sum(passed) / len(passed) for group, passed in sorted(groups.items())})
@@ -1454,8 +1466,9 @@ def needle_map(model, tokenizer, documents, path, count=8):
     import torch
     from tokenizer import InputError
     T, draw = model.config.max_position_embeddings, random.Random(0)
-    shortest = min(T, max(T // 8, 160))                 # twice the function and some code
-    lengths = [shortest + (T - shortest) * i // 4 for i in range(5)]
+    longest = T - 16                                    # bodies differ by some tokens
+    shortest = min(longest, max(T // 8, 160))           # twice the function and some code
+    lengths = [shortest + (longest - shortest) * i // 4 for i in range(5)]
     hay = []
     for document in documents:
         hay += tokenizer.encode(document["text"] + "\n") if len(hay) < 10 * T else []
@@ -1518,7 +1531,7 @@ def draw_map(maps, lengths, path):
 # The command
 
 
-def save_report(stem, scores, args):
+def save_scores(stem, scores, args):
     """Write {stem}.json and .md: what was measured, how, with which versions."""
     import torch
 
@@ -1570,10 +1583,12 @@ def score(args):
     if not args.samples or args.benchmark in (None, "lines", "needle"):
         raise InputError("score needs --samples and the --benchmark that they answer")
     problems = find_problems(args.benchmark, args.problems)
+    problems = dict(list(problems.items())[:args.limit])
     samples = read_samples(args.samples, problems)
     print_layers(problems, args)
     results = args.samples.with_name(f"{args.samples.name}_results.jsonl")
-    report(args.benchmark, grade_samples(samples, problems, results, args), problems)
+    rows = grade_samples(args.benchmark, samples, problems, results, args)
+    print_scores(args.benchmark, rows, problems)
     print(f"written: {results}")
 
 
@@ -1602,29 +1617,35 @@ def ask_and_grade(model, tokenizer, name, problems, stem, args):
         kept.unlink(missing_ok=True)
     samples = model_samples(model, tokenizer, prompt, problems, args.n, kept, seed=args.seed,
                             temperature=args.temperature, top_p=args.top_p)
-    rows = grade_samples(samples, problems, results, args)
+    rows = grade_samples(name, samples, problems, results, args)
     kept.unlink(missing_ok=True)
-    scores = {**report(name, rows, problems), "layers": layers}
+    scores = {**print_scores(name, rows, problems), "layers": layers}
     sizes, parameters = benchmarks()["sizes"], sum(p.numel() for p in model.parameters())
     reported = benchmark.get("reported chat" if args.chat else "reported")
     if reported and parameters in sizes:
-        scores["report"] = reported[sizes.index(parameters)] / 100
+        scores["published"] = reported[sizes.index(parameters)] / 100
         print(f"  the report, for {'instruct' if args.chat else 'base'} models of this size: "
-              f"{scores['report']:.3f}")
+              f"{scores['published']:.3f}")
     return scores
 
 
 def main():
     from tokenizer import InputError
     args = parse_args()
-    if min(args.n, 1 if args.limit is None else args.limit) < 1 or args.temperature < 0:
-        raise InputError("--n and --limit must be at least 1, --temperature at least 0")
+    if args.temperature < 0 or any(count is not None and count < 1
+                                   for count in (args.n, args.limit, args.workers)):
+        raise InputError("--n, --limit and --workers must be at least 1, --temperature at least 0")
+    if args.n > 1 and not args.temperature:
+        raise InputError(f"--n {args.n}: equal samples at temperature 0; give --temperature 0.8")
+    if args.problems and not args.benchmark:
+        raise InputError("--problems: give the --benchmark whose they are")
     if args.command == "score":
         return score(args)
 
     from fim import load, newest_model
     from model import choose_attention, default_device, loss_head
-    names = [args.benchmark] if args.benchmark else [] if args.text else ["lines", "ladder"]
+    names = [args.benchmark] if args.benchmark else ["lines", "ladder"][args.chat:]
+    names = [] if args.text and not args.benchmark else names
     documents, folder = [], args.model or newest_model(args.out)
     if args.text or not args.benchmark or {"lines", "needle"} & set(names):
         files = args.text or [Path(args.out) / "data" / "validation.jsonl"]
@@ -1651,7 +1672,7 @@ def main():
         else:
             chosen = dict(list(problems[name].items())[:args.limit])
             scores[name] = ask_and_grade(model, tokenizer, name, chosen, stem, args)
-    save_report(target / stage if not args.benchmark else stem, scores, args)
+    save_scores(target / stage if not args.benchmark else stem, scores, args)
 
 
 if __name__ == "__main__":

@@ -117,8 +117,11 @@ def test_the_newest_model_on_everything(model, small_tokenizer, tmp_path):
     assert 0 <= scores["lines"]["edit similarity"] < 60
     assert scores["bits per byte"]["gzip"] > 2
     assert "| ladder | pass@1 | 0 |" in (tmp_path / "evaluate" / "pretrain.md").read_text()
-    none = subprocess.run([*command, "--limit", "0"], capture_output=True, text=True)
-    assert none.returncode == 2 and "--limit must be at least 1" in none.stderr
+    for flags, message in ((["--limit", "0"], "must be at least 1"),
+                           (["--n", "2"], "equal samples"),
+                           (["--problems", "x"], "give the --benchmark")):
+        none = subprocess.run([*command, *flags], capture_output=True, text=True)
+        assert none.returncode == 2 and message in none.stderr and none.stderr.count("\n") == 1
     missing = subprocess.run([*command, "--benchmark", "infilling-multi-line"], text=True,
                              capture_output=True, env={**os.environ, "MINICODER_CACHE": "/nowhere"})
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1
@@ -211,7 +214,7 @@ def test_humaneval_fim(model, small_tokenizer, monkeypatch):
     assert [grade.passed for grade in grades] == [True, False, False]
     rows = [{**sample, **grade._asdict()} for sample, grade in zip(samples, grades)]
     rows.append({**rows[0], "task_id": "js"})
-    scores = evaluate.report("humaneval-fim", rows, {"id": problem, "js": {**problem,
+    scores = evaluate.print_scores("humaneval-fim", rows, {"id": problem, "js": {**problem,
                                                                           "group": "js"}})
     assert scores["py"] == pytest.approx(1 / 3) and scores["js"] == 1
     assert scores["edit similarity"] == pytest.approx((100 + 80 + 0 + 100) / 4)
@@ -223,10 +226,11 @@ def test_the_reports_number_stands_beside_ours(model, small_tokenizer, monkeypat
     monkeypatch.setitem(benchmarks(), "sizes", [5, sum(p.numel() for p in model.parameters())])
     row = {"prompt": "ab", "suffix": "cd", "canonical_solution": "  x = 1", "language": "py"}
     problems = {"py/1": to_problem(row, "humaneval-fim", 1)}
-    args = SimpleNamespace(chat=False, resume=False, n=2, seed=0, temperature=0.5, top_p=1.0)
+    args = SimpleNamespace(chat=False, resume=False, timeout=None, n=2, seed=0, temperature=0.5,
+                           top_p=1.0)
     scores = evaluate.ask_and_grade(model, small_tokenizer, "humaneval-fim", problems,
                                     tmp_path / "a", args)
-    assert scores["report"] == 0.835 and scores["samples"] == 2     # of 1.5B, the second size
+    assert scores["published"] == 0.835 and scores["samples"] == 2     # of 1.5B, the second size
     assert "the report, for base models of this size: 0.835" in capsys.readouterr().out
     rows = [row for _, row in read_rows(tmp_path / "a.jsonl")]
     assert [row["task_id"] for row in rows] == ["py/1"] * 2
@@ -255,7 +259,7 @@ def test_needle(model, small_tokenizer, tmp_path):
     scores = evaluate.needle_map(model, small_tokenizer, [{"text": CODE * 20}], tmp_path / "n.png",
                                  count=1)
     assert scores["repeated"] == 0 and abs(scores["bits saved per byte"]) < 3
-    assert len(scores["maps"]["repeated, %"]) == 5 and scores["lengths"][-1] == 256
+    assert len(scores["maps"]["repeated, %"]) == 5 and scores["lengths"][-1] == 240
     assert (tmp_path / "n.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(InputError, match="give more with --text"):
         evaluate.needle_map(model, small_tokenizer, [{"text": "a"}], tmp_path / "n.png")

@@ -81,7 +81,8 @@ def test_no_hostile_program_passes():
 
 def test_right_programs_pass(box):
     failed = {name: result for name, (problem, _) in CONTROLS.items()
-              if not (result := box.grade(problem, problem["canonical_solution"], 10)).passed}
+              if (result := box.grade(problem, problem["canonical_solution"], 10))[::2]
+              != (True, False)}
     assert failed == {}
 
 
@@ -236,6 +237,10 @@ def test_programs():
     assert run_program(echo, "0123456789\n" * 2000) == ("0123456789\n" * 80_000, "ok")
 
 
+def test_a_solution_in_a_problem_is_no_answer(box):
+    assert not box.grade({**PROBLEM, "solution": OWN}, "    return 0\n").passed
+
+
 def test_order_and_single_grade():
     pairs = [(PROBLEM, PROBLEM["canonical_solution"] if i % 3 else "    return 0\n")
              for i in range(12)]
@@ -312,9 +317,12 @@ def test_score_command(tmp_path):
     lines = json.dumps(good) + "\n" + json.dumps({"task_id": "hostile/0", "completion": ""}) + "\n"
     done = score(tmp_path, lines, "--resume")
     assert "pass@1: 0.5000" in done.stdout, done.stderr
-    (tmp_path / "s.jsonl_results.jsonl").write_text(json.dumps(
-        {**good, "passed": True, "reason": "kept", "weak": False}) + "\n")
+    kept = {**good, "benchmark": "humaneval", "timeout": 3.0, "passed": True, "reason": "kept",
+            "weak": False}
+    (tmp_path / "s.jsonl_results.jsonl").write_text(json.dumps(kept) + "\n")
     assert "1 kept" in score(tmp_path, lines, "--resume").stdout
+    (tmp_path / "s.jsonl_results.jsonl").write_text(json.dumps(kept) + "\n")
+    assert "kept" not in score(tmp_path, lines, "--resume", benchmark="ladder").stdout
     other = lines.replace("return sum", "return 1 or sum")
     assert "kept" not in score(tmp_path, other, "--resume").stdout      # another sample
     (tmp_path / "s.jsonl_results.jsonl").write_text('{"task_id": "hos')         # cut off
@@ -330,6 +338,11 @@ def test_bad_input(tmp_path):
     for samples, message in cases.items():
         done = score(tmp_path, samples)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+    for row in ({"code": "print 1", "test_list": ["f()"]}, {"code": "x = 1", "test_list": []},
+                {"question": "", "answer": 5}, {"code": 1, "input": 2, "output": 3}):
+        done = score(tmp_path, "", problems=row)
+        assert done.returncode == 2 and "line 1: no problem" in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1
     done = score(tmp_path, "", problems={"language": "java", "prompt": "", "tests": ""})
     assert done.returncode == 2 and "MultiPL-E" in done.stderr
     done = score(tmp_path, json.dumps({"task_id": "hostile/0", "completion": ""}),
