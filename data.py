@@ -285,9 +285,7 @@ PROSE = {"py", "md", "markdown", "rst", "txt", "METADATA"}      # endings of fil
 
 def prose(path, text):
     """The natural language of a file: of Python its docstrings; code blocks and examples are left
-    out (the report removes the code from its text data). Empty: the file holds none."""
-    if path.rsplit("/", 1)[-1].rsplit(".", 1)[-1] not in PROSE:
-        return ""
+    out (the report removes the code from its text data)."""
     if path.endswith(".py"):
         kinds = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
         try:
@@ -645,16 +643,21 @@ class Contamination:
 # A unit of the corpus -> its documents, and a line for each file that was dropped
 
 
-def clean(file, kind, contamination):
-    """A file as {"text", "language"}, or {"reason", "value"}: why it is dropped."""
+def clean(file, unit, contamination):
+    """A file of a unit as {"text", "language"}, or {"reason", "value"}: why it is dropped."""
     def drop(reason, value=None):
         return {"reason": reason, "value": value}
 
-    if file.reason:
+    ending = file.path.rpartition("/")[2].rpartition(".")[2]
+    language = "text"
+    if unit.kind == "code":
+        language = language_of(file.path, (file.data or b"")[:200])
+    elif unit.kind == "text" and not unit.place.endswith(TABLES) and ending not in PROSE:
+        language = None
+    if file.reason and (language or file.reason != "over 1 MB"):
         return drop(file.reason)
-    language = language_of(file.path, file.data[:200]) if kind == "code" else "text"
     if not language:
-        return drop("language unknown", file.path.rpartition(".")[2][:20])
+        return drop("language unknown", ending[:20])
     try:
         text = normalize(file.data.decode("utf-8-sig"))
     except UnicodeError:
@@ -666,7 +669,7 @@ def clean(file, kind, contamination):
             text = notebook_script(text)
         except (ValueError, KeyError, TypeError, RecursionError):
             return drop("notebook broken")
-    if kind == "text" and file.path.endswith(tuple(PROSE)):
+    if unit.kind == "text" and ending in PROSE:
         text = prose(file.path, text)
         if len(text) < 200:                                     # not published; ours
             return drop("little prose")
@@ -684,7 +687,7 @@ def documents(source, dropped=None, contamination=None):
     source. dropped: a list for what is left out, with its reason."""
     for unit in units(source):
         for file in read_unit(unit):
-            found = clean(file, unit.kind, contamination or Contamination([]))
+            found = clean(file, unit, contamination or Contamination([]))
             where = {"path": file.path, "repo": file.repo, "source": source, "kind": unit.kind}
             if "text" in found:
                 yield {**found, **where, "bytes": file.size}
@@ -699,7 +702,7 @@ def process_unit(unit, stem, benchmark_files):
     contamination = load_contamination(benchmark_files)
     with open(f"{stem}.jsonl", "wb") as output:
         for file in read_unit(unit):
-            found = clean(file, unit.kind, contamination)
+            found = clean(file, unit, contamination)
             where = {"path": file.path, "repo": file.repo, "source": unit.source,
                      "kind": unit.kind, "bytes": file.size}
             if "reason" in found:
@@ -1182,7 +1185,7 @@ def source_flag(parser):
 def why(path):
     """Print what each rule says of a file."""
     file = read_file(path, path.as_posix(), "")
-    found = clean(file, "code", Contamination(default_benchmarks()))
+    found = clean(file, Unit("code", "", "", ""), Contamination(default_benchmarks()))
     language = language_of(file.path, (file.data or b"")[:200])
     print(f"{path}: {language or 'none of the 92 languages'}, {file.size:,} bytes")
     if file.data and language:

@@ -52,6 +52,7 @@ def test_files_are_read_safely(tmp_path):
     for name, content in {"b.py": b"\xef\xbb\xbfvalue = 1\r\n", "a.c": INTEGER,
                           "sub/c.py": b"yes\n", "big.py": b"x" * 1_000_001, "latin.py": b"\xe9",
                           "nul.py": b"a\0b", "empty.py": b" \n", "picture.png": b"x",
+                          "x.so": b"x" * 1_000_001,
                           "sub/.git/d.py": b"z\n", "sub/node_modules/e.js": b"z\n"}.items():
         (root / name).write_bytes(content)
     (root / "link.py").symlink_to(tmp_path / "secret.py")
@@ -61,8 +62,12 @@ def test_files_are_read_safely(tmp_path):
         [("a.c", INTEGER.decode(), "c", "root"), ("b.py", "value = 1\n", "python", "root"),
          ("sub/c.py", "yes\n", "python", "root")],
         [("binary", "nul.py"), ("empty", "empty.py"), ("language unknown", "picture.png"),
-         ("link or no plain file", "link.py"), ("link or no plain file", "pipe.py"),
-         ("not UTF-8", "latin.py"), ("over 1 MB", "big.py")])
+         ("language unknown", "x.so"), ("link or no plain file", "link.py"),
+         ("link or no plain file", "pipe.py"), ("not UTF-8", "latin.py"), ("over 1 MB", "big.py")])
+    (root / "sub" / "README.md").write_text("Some words for a reader. " * 20)
+    text, dropped = gathered(f"text:{root}")
+    assert [path for path, *_ in text] == ["sub/README.md"]
+    assert ("language unknown", "a.c") in dropped and ("little prose", "b.py") in dropped
 
 
 def test_standard_library_without_tests():
@@ -233,7 +238,7 @@ def f():
         "\nThen it goes on::\n\nand ends well.\n\n"
         "What this function does, said in a sentence that is long enough.\n")
     assert data.prose("a.md", "# Title\n```py\nx = 1\n```\nwords\n") == "# Title\n\nwords\n"
-    assert data.prose("a.js", "words") == "" and data.prose("b.py", "def f(:") == ""
+    assert data.prose("b.py", "def f(:") == ""
 
 
 def test_generated_problems_are_right():
