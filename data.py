@@ -62,6 +62,7 @@ UNIT_FILES = 256            # that one process reads in one go
 HELD_OUT_SHARE = 0.05       # of the corpus' text, in whole top-level modules; not published; ours
 NEAR = 0.7                  # Jaccard similarity of a near-duplicate; value of The Stack
 NEAR_HELD_OUT = 0.5         # of a copy of a held-out document; not published; ours
+SHINGLE = 5                 # words that make a shingle
 BANDS, ROWS = 18, 7         # of a signature; a pair at 0.8 is missed once in 65 times
 MIXTURE = (70, 20, 10)      # of code, text and mathematics, by tokens (report, section 3.1.2)
 SHORTEST_FIM = 16           # tokens; smaller pieces are not worth cutting in three
@@ -511,7 +512,7 @@ def run_hashes(words, n):
 
 def shingles(text):
     """The set of all runs of five words, lower-cased: what near-duplicates share. Sorted."""
-    return np.unique(run_hashes(word_hashes(text), 5))
+    return np.unique(run_hashes(word_hashes(text), SHINGLE))
 
 
 def jaccard(a, b):
@@ -524,12 +525,12 @@ def jaccard(a, b):
 # Near-duplicates: MinHash signatures, bands that agree, and then the exact similarity
 
 
-def signature(own):
-    """The MinHash of a set of shingles, (BANDS * ROWS,) uint32: two sets agree at a place with a
-    probability equal to their Jaccard similarity (multiply-shift instead of permutations)."""
+def signature(runs):
+    """The MinHash of shingles, in any order, (BANDS * ROWS,) uint32: two sets agree at a place with
+    a probability equal to their Jaccard similarity (multiply-shift instead of permutations)."""
     least = np.full(BANDS * ROWS, np.iinfo(np.uint64).max, np.uint64)
-    for start in range(0, len(own), 256):                       # a block stays in the cache
-        block = own[start:start + 256, None] * MULTIPLIERS + OFFSETS
+    for start in range(0, len(runs), 256):                      # a block stays in the cache
+        block = runs[start:start + 256, None] * MULTIPLIERS + OFFSETS
         least = np.minimum(least, block.min(axis=0))
     return (least >> np.uint64(32)).astype(np.uint32)
 
@@ -708,15 +709,15 @@ def process_unit(unit, stem, benchmark_files):
             if "reason" in found:
                 dropped.append({**where, **found})
                 continue
-            text, own = found["text"], shingles(found["text"])
+            text, runs = found["text"], run_hashes(word_hashes(found["text"]), SHINGLE)
             line = json.dumps({**where, **found}, ensure_ascii=False) + "\n"
             size = output.write(line.encode(errors="replace"))
             same = "\n".join(part.rstrip() for part in text.split("\n")).strip()
             kept.append({**where, "language": found["language"], "offset": offset,
                          "text_bytes": len(text.encode(errors="replace")),
                          "same": hashlib.sha256(same.encode(errors="replace")).hexdigest(),
-                         "shingles": len(own)})
-            signatures.append(signature(own))
+                         "shingles": len(runs)})
+            signatures.append(signature(runs))
             offset += size
     np.save(f"{stem}.npy", np.array(signatures, np.uint32).reshape(-1, BANDS * ROWS))
     write_json(Path(f"{stem}.json"), {"kept": kept, "dropped": dropped})     # last: it is done
