@@ -26,6 +26,7 @@ import ast
 import functools
 import gzip
 import hashlib
+import heapq
 import ipaddress
 import json
 import math
@@ -54,6 +55,7 @@ from fim import FIM_RATE, fim_document, fim_ids, normalize
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, fetch, read_json, run, whole_folder,
                        write_json, write_text)
 
+REPO_NAME, FILE_SEP = "<|repo_name|>", "<|file_sep|>"
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages", "build", "dist"}
 STDLIB_SKIPPED = {"test", "tests", "idle_test", "encodings", "pydoc_data", "lib-dynload"}
 LARGEST_FILE = 1_000_000    # bytes
@@ -638,6 +640,101 @@ class Contamination:
                         split = text.split() if kind == "blanks" else re.findall(r"\w+", text)
                         return [self.names[owners[i]], " ".join(split[place:place + n])]
         return None
+
+
+# ------------------------------------------------------------------------------------------------
+# Repositories: a file after those that it needs (DeepSeek-Coder, section 2.2)
+
+# What names another file, by language; Python's imports come from its syntax tree
+C_INCLUDE, JVM_IMPORT = r'#\s*include\s*"([^"]+)"', r"^\s*import\s+(?:static\s+)?([\w.]+)"
+JS_IMPORT = r"""(?:from|import|require\()\s*["'](\.[^"']+)["']"""
+IMPORTS = {"c": C_INCLUDE, "c++": C_INCLUDE, "cuda": C_INCLUDE, "java": JVM_IMPORT,
+           "kotlin": JVM_IMPORT, "scala": JVM_IMPORT, "javascript": JS_IMPORT,
+           "typescript": JS_IMPORT, "vue": JS_IMPORT,
+           "go": r'^\s*(?:import\s+)?(?:\w+\s+)?"([\w.-]+(?:/[\w.-]+)+)"\s*$',
+           "rust": r"^\s*(?:pub(?:\([^)]*\))?\s+)?(?:mod|use)\s+((?:\w+::)*\w+)"}
+
+
+def imported(document):
+    """What a document says it needs, as names with slashes; ./ and ../ are of its folder."""
+    text, language = document["text"], document["language"]
+    if language != "python":
+        found = re.findall(IMPORTS[language], text, re.MULTILINE) if language in IMPORTS else []
+        if language in ("java", "kotlin", "scala"):
+            found = [name.replace(".", "/") for name in found]
+        return [re.sub(r"^(crate|self|super)/", "", name.replace("::", "/")) for name in found]
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    names = [alias.name.replace(".", "/") for node in nodes if isinstance(node, ast.Import)
+             for alias in node.names]
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            start = "" if not node.level else "./" if node.level == 1 else "../" * (node.level - 1)
+            module = start + (node.module or "").replace(".", "/")
+            names += [f"{module}/{alias.name}".replace("//", "/") for alias in node.names]
+    return names
+
+
+def dependencies(documents):
+    """For each document of a repository, the indices of those that it needs.
+
+    A name fits a file whose path, without its ending, ends with it; so does the name without its
+    last part, which may be something in the file. In Go a name is that of a folder.
+    """
+    paths, by_last = [], defaultdict(list)
+    for i, document in enumerate(documents):
+        path = os.path.dirname(document["path"]) if document["language"] == "go" else (
+            re.sub(r"(/__init__|/mod|/index)?\.[^./]+$", "", document["path"]))
+        paths.append("/" + path)
+        by_last[path.rsplit("/", 1)[-1]].append(i)
+
+    def fitting(name, i):
+        folder, relative = os.path.dirname(documents[i]["path"]), name.startswith(".")
+        name = re.sub(r"\.(h|hh|hpp|hxx|cuh|[cm]?js|jsx|tsx?|vue)$", "", name)
+        parts = os.path.normpath(os.path.join(folder, name) if relative else name).split("/")
+        if documents[i]["language"] == "go":
+            parts = ["", *parts[-1:]]                           # before it stand host and project
+        for own in (parts, parts[:-1]):
+            end = "/" + "/".join(own).lstrip("/")
+            found = {j for j in by_last[own[-1] if own else ""] if j != i and (
+                paths[j] == end or not relative and paths[j].endswith(end))}
+            if found:
+                return found
+        return set()
+
+    return [set().union(*(fitting(name, i) for name in imported(document)))
+            for i, document in enumerate(documents)]
+
+
+def dependency_order(documents):
+    """The documents of a repository, each after those that it needs: again and again the one that
+    lacks fewest, so that circles do not stall. Equal ones come in the order of their paths."""
+    needed = dependencies(documents)
+    users = defaultdict(set)
+    for i, own in enumerate(needed):
+        for j in own:
+            users[j].add(i)
+    queue, order = [(len(own), documents[i]["path"], i) for i, own in enumerate(needed)], []
+    heapq.heapify(queue)
+    placed = set()
+    while queue:
+        missing, path, i = heapq.heappop(queue)
+        if i in placed or missing != len(needed[i] - placed):   # out of date: there is a newer one
+            continue
+        placed.add(i)
+        order.append(documents[i])
+        for user in users[i] - placed:
+            heapq.heappush(queue, (len(needed[user] - placed), documents[user]["path"], user))
+    return order
+
+
+def repository_text(name, documents):
+    """A repository as one text in the report's layout (figure 4), in the order of need."""
+    files = [f"{FILE_SEP}{d['path']}\n{d['text']}" for d in dependency_order(documents)]
+    return "\n".join([f"{REPO_NAME}{name}", *files])
 
 
 # ------------------------------------------------------------------------------------------------

@@ -265,11 +265,14 @@ def read_metrics(folder, before=math.inf):
 
 def log_line(row, steps, seconds):
     """One logged step as text, under 120 columns. seconds: those that are left."""
-    bpb = "".join(f"  {name} {value:.3f}" for name, value in row.items() if name[:3] == "bpb")
-    return (f"step {row['step']:>{len(str(steps))}}/{steps}  loss {row['loss']:.3f}{bpb}  "
+    bpb = " ".join(f"{name.removeprefix('bpb ')} {value:.3f}"
+                   for name, value in row.items() if name[:3] == "bpb")
+    bpb = f"  {bpb}" if bpb else ""
+    line = (f"step {row['step']:>{len(str(steps))}}/{steps}  loss {row['loss']:.3f}{bpb}  "
             f"lr {row['lr']:.1e}  norm {row['grad_norm']:.2g}  "
             f"{row['tokens_per_second'] / 1e3:,.1f}k tok/s  MFU {row['mfu']:.0%}  "
             f"{row['memory_gb']:.3g} GB  {seconds / 60:.1f} min left")
+    return line if len(line) <= 120 else line.replace("  ", " ")
 
 
 def draw(folder):
