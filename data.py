@@ -228,7 +228,10 @@ def read_members(unit, members):
             reason, size = "link or no plain file", 0
         elif size > LARGEST_FILE:
             reason = "over 1 MB"
-        yield File(name, unit.repo, None if reason else read(), size, reason)
+        data = None if reason else read()
+        if data is not None and len(data) > LARGEST_FILE:       # its size was a lie
+            data, reason = None, "over 1 MB"
+        yield File(name, unit.repo, data, size, reason)
 
 
 def read_tar(unit):

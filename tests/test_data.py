@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import struct
 import tarfile
 import threading
 import zipfile
@@ -109,6 +110,11 @@ def test_archives_are_read_in_memory(tmp_path, monkeypatch):
         archive.writestr("big.c", b"x" * 1_000_001)
     assert gathered(tmp_path / "two.zip") == (
         [("b/a.c", INTEGER.decode(), "c", "two")], [("over 1 MB", "big.c"), (leaves, "../out.c")])
+    lie = (tmp_path / "two.zip").read_bytes().replace(struct.pack("<I", 1_000_001),
+                                                      struct.pack("<I", 1_000))
+    (tmp_path / "lie.zip").write_bytes(lie)
+    found, dropped = gathered(tmp_path / "lie.zip")
+    assert found == [("b/a.c", INTEGER.decode(), "c", "lie")] and len(dropped) in (1, 2)
     whole = tar(tmp_path / "big.tar", {f"{i}.c": INTEGER * 400 for i in range(9)}, "w").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:30_000])
     found, dropped = gathered(tmp_path / "cut.tar")
@@ -120,7 +126,7 @@ def test_archives_are_read_in_memory(tmp_path, monkeypatch):
     bomb = tar(tmp_path / "bomb.tar.gz", {f"{i}.c": b" " * 900_000 for i in range(3)})
     with pytest.raises(InputError, match="bomb.tar.gz: unpacks to more than"):
         gathered(bomb)
-    names = {"one.tar.gz", "two.zip", "big.tar", "cut.tar", "junk.tar.gz", "junk.zip",
+    names = {"one.tar.gz", "two.zip", "lie.zip", "big.tar", "cut.tar", "junk.tar.gz", "junk.zip",
              "bomb.tar.gz"}
     assert {path.name for path in tmp_path.rglob("*")} - {p.name for p in before} == names
 
