@@ -409,6 +409,52 @@ def test_benchmarks_and_real_repositories(tmp_path):
     assert 5 <= len(hits) <= 60 and len(kept) > 1000
 
 
+# ---- the classifier
+
+
+def test_a_classifier_learns_languages():
+    """Of files it has not seen it names the language, from words alone; the same each time."""
+    texts, labels = [], []
+    for name, language in (("go", "go"), ("rust", "rust"), ("cpp", "c++")):
+        archive = reference_data(f"repos/thealgorithms-{name}.tar.gz")
+        found = [d["text"] for d in documents(str(archive)) if d["language"] == language][:150]
+        texts, labels = texts + found, labels + [language] * len(found)
+    train = [i for i in range(len(texts)) if i % 3]
+    test = range(0, len(texts), 3)
+    runs = []
+    for _ in range(2):
+        classifier = data.Classifier(["go", "rust", "c++"])
+        classifier.fit([texts[i] for i in train], [labels[i] for i in train])
+        runs.append(classifier.predict([texts[i] for i in test]))
+    named = [classifier.labels[i] for i in runs[0].argmax(1)]
+    right = sum(name == labels[i] for name, i in zip(named, test)) / len(test)
+    assert right > 0.97 and (runs[0] == runs[1]).all()
+    assert data.auc(runs[0][:, 1], [labels[i] == "rust" for i in test]) > 0.99
+
+
+def test_auc_by_counting():
+    rng = random.Random(5)
+    scores = [rng.randrange(6) for _ in range(40)]
+    positive = [rng.random() < 0.4 for _ in range(40)]
+    pairs = [(a, b) for a, p in zip(scores, positive) if p for b, q in zip(scores, positive)
+             if not q]
+    assert data.auc(scores, positive) == pytest.approx(
+        sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs))
+
+
+def test_headers_get_their_language(tmp_path):
+    for n in range(40):
+        (tmp_path / f"c{n}.c").write_text(f"struct item{n} *first;\nint count(struct one *a);\n")
+        (tmp_path / f"p{n}.cpp").write_text(f"namespace n{n} {{ class Box : public Base {{}}; }}\n")
+    (tmp_path / "plain.h").write_text("struct item *next;\nint sum(struct item *all);\n")
+    (tmp_path / "rich.h").write_text("namespace names { class Bag : public Base {}; }\n")
+    manifest = prepare_data(tmp_path / "out", [tmp_path])
+    rows = [d for part in ("train", "validation") for d in load_documents(tmp_path / "out", part)]
+    named = {d["path"]: d["language"] for d in rows}
+    assert named["plain.h"] == "c" and named["rich.h"] == "c++"
+    assert manifest["language accuracy"] == {".h: c, c++": 1.0}
+
+
 # ---- repositories
 
 
