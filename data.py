@@ -8,7 +8,8 @@ too, on training documents only (report, section 3.1; thresholds of StarCoder2, 
 and DeepSeek-Coder, arXiv 2401.14196, to which it points).
 
 The default corpus is what every machine already has: the Python standard library without its tests,
-and for sizes from `small` on the packages installed beside it.
+the prose of its docstrings, generated word problems, and for sizes from `small` on the packages
+installed beside it; code, text and mathematics are mixed 70:20:10 (report, section 3.1.2).
 
 A batch row is made on the fly and is a pure function of (seed, step, row): the state of the loader
 is the step, and the batch at a step is the same on one device and on eight.
@@ -16,9 +17,9 @@ is the step, and the batch at a step is the same on one device and on eight.
 This file knows nothing of models and optimizers (model.py, pretrain.py) nor of the FIM format
 (fim.py).
 
-    python data.py                                 # out/data and out/tokenizer, about 10 s
+    python data.py                                 # out/data and out/tokenizer, about 12 s
     python data.py --source ~/my/code --source github:pallets/flask --out mine
-    python data.py --why FILE                      # what each rule says of a file
+    python data.py --why FILE                      # what each rule says of a file; seconds
 """
 
 import argparse
@@ -50,10 +51,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from evaluate import benchmarks, read_documents, read_rows
+from evaluate import benchmark_file, benchmarks, cores, read_documents, read_rows
 from fim import FIM_RATE, fim_document, fim_ids, normalize
-from tokenizer import (ENDOFTEXT, InputError, Tokenizer, fetch, read_json, run, whole_folder,
-                       write_json, write_text)
+from tokenizer import (ENDOFTEXT, InputError, Tokenizer, cache_folder, fetch, read_json, run,
+                       whole_folder, write_json, write_text)
 
 REPO_NAME, FILE_SEP = "<|repo_name|>", "<|file_sep|>"
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages", "build", "dist"}
@@ -172,9 +173,9 @@ def fetch_github(place):
         raise InputError(f"--source {place}: expected github:owner/name or github:owner/name@ref")
     owner, name, ref = match.groups()
     server = os.environ.get("MINICODER_GITHUB", "https://codeload.github.com")
-    cache = Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
-    target = cache / "github" / f"{owner}--{name}--{(ref or 'HEAD').replace('/', '-')}.tar.gz"
-    return fetch(f"{server}/{owner}/{name}/tar.gz/{ref or 'HEAD'}", target)
+    ref = ref or "HEAD"
+    target = cache_folder() / "github" / f"{owner}--{name}--{ref.replace('/', '-')}.tar.gz"
+    return fetch(f"{server}/{owner}/{name}/tar.gz/{ref}", target)
 
 
 def read_unit(unit):
@@ -659,11 +660,11 @@ def generator(seed, purpose, index):
 class Classifier(torch.nn.Module):
     """The mean of the embeddings of a text's words and pairs of words, then one linear layer."""
 
-    def __init__(self, labels, buckets=1 << 18, size=16):
+    def __init__(self, names, buckets=1 << 18, size=16):
         super().__init__()
-        self.labels, self.buckets = list(labels), buckets
+        self.names, self.buckets = list(names), buckets
         self.embedding = torch.nn.EmbeddingBag(buckets, size, mode="mean")
-        self.linear = torch.nn.Linear(size, len(self.labels))
+        self.linear = torch.nn.Linear(size, len(self.names))
         with torch.no_grad():
             values = generator(0, "classifier", 0).uniform(-1 / size, 1 / size, (buckets, size))
             self.embedding.weight.copy_(torch.from_numpy(values))
@@ -677,15 +678,15 @@ class Classifier(torch.nn.Module):
             np.int64)
 
     def forward(self, features):
-        """Features of B texts -> logits (B, labels)."""
+        """Features of B texts -> logits (B, names)."""
         lengths = [len(one) for one in features]
         offsets = torch.tensor([0, *lengths[:-1]]).cumsum(0)                        # (B,)
         return self.linear(self.embedding(torch.from_numpy(np.concatenate(features)), offsets))
 
-    def fit(self, texts, labels, epochs=6, lr=0.02, batch=32):
-        """Learn from texts and their labels -> self. The same texts give the same classifier."""
+    def fit(self, texts, named, epochs=6, lr=0.02, batch=32):
+        """Learn from texts and their names -> self. The same texts give the same classifier."""
         features = [self.features(text) for text in texts]
-        targets = torch.tensor([self.labels.index(label) for label in labels])
+        targets = torch.tensor([self.names.index(name) for name in named])
         optimizer = torch.optim.Adam(self.parameters(), lr)
         for epoch in range(epochs):
             order = generator(0, "classifier order", epoch).permutation(len(texts))
@@ -700,7 +701,7 @@ class Classifier(torch.nn.Module):
 
     @torch.no_grad()
     def predict(self, texts):
-        """Probabilities (texts, labels)."""
+        """Probabilities (texts, names)."""
         parts = [self([self.features(text) for text in texts[start:start + 256]]).softmax(-1)
                  for start in range(0, len(texts), 256)]
         return torch.cat(parts).numpy()
@@ -973,13 +974,13 @@ class Corpus:
             pairs = [(self.text(row), name) for name, rows in known.items() for row in rows]
             heldout, train = pairs[::5], [pair for i, pair in enumerate(pairs) if i % 5]
             classifier = Classifier(known).fit(*zip(*train))
-            texts, labels = zip(*heldout)
-            right = [known == label for known, label in zip(
-                [classifier.labels[i] for i in classifier.predict(texts).argmax(1)], labels)]
+            texts, languages = zip(*heldout)
+            right = [classifier.names[i] == language for i, language in zip(
+                classifier.predict(texts).argmax(1), languages)]
             accuracy[f".{ending}: {', '.join(known)}"] = sum(right) / len(right)
             found = classifier.predict([self.text(row) for row in unsure]).argmax(1)
             for row, i in zip(unsure, found):
-                row["language"] = classifier.labels[i]
+                row["language"] = classifier.names[i]
         return accuracy
 
     def kept(self):
@@ -1114,11 +1115,9 @@ def draw_funnel(table, path):
 
 def default_benchmarks():
     """The benchmark files that are here: the ladder, and what evaluate.py has fetched."""
-    cache = Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
-    names = {entry.get("file") for entry in benchmarks()["benchmarks"].values()}
-    found = [cache / "benchmarks" / name for name in sorted(names - {None, "ladder.jsonl"})]
-    ladder = Path(__file__).resolve().parent / "assets" / "ladder.jsonl"
-    return [str(path) for path in (ladder, *found) if path.exists()]
+    found = {str(benchmark_file(entry)) for entry in benchmarks()["benchmarks"].values()
+             if "file" in entry}
+    return [path for path in sorted(found) if Path(path).exists()]
 
 
 def load_documents(out, part):
@@ -1145,6 +1144,27 @@ def fingerprint(found, benchmark_files):
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
+def write_corpus(folder, corpus, parts, manifest):
+    """Write {part}.jsonl for each part, dropped.jsonl, the funnel's picture and the manifest."""
+    with whole_folder(folder) as new:
+        for part, rows in parts.items():
+            digest = hashlib.sha256()
+            with open(new / f"{part}.jsonl", "wb") as file:
+                for row in rows:
+                    digest.update(line := corpus.line(row))
+                    file.write(line)
+            manifest[part] = {"documents": len(rows), "sha256": digest.hexdigest(),
+                              "bytes": sum(row["text_bytes"] for row in rows)}
+        lost = corpus.dropped + [row for row in corpus.rows if "reason" in row]
+        keys = ("path", "repo", "source", "bytes", "reason", "value")
+        lines = [json.dumps({key: row[key] for key in keys}) + "\n" for row in lost]
+        write_text(new / "dropped.jsonl", "".join(lines))
+        draw_funnel(manifest["funnel"], new / "funnel.png")
+        write_json(new / "manifest.json", manifest)
+    for file in corpus.files:
+        file.close()
+
+
 def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
     """Make out/data from the sources unless it is there -> its manifest."""
     folder, sources = Path(out) / "data", [str(source) for source in sources]
@@ -1156,9 +1176,7 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
             write_text(work / "state", state)
-        workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-                              else os.cpu_count())
-        corpus = Corpus(process_units(found, work, benchmark_files, workers))
+        corpus = Corpus(process_units(found, work, benchmark_files, workers or cores()))
         if not corpus.rows:
             raise InputError(f"--source {' '.join(sources)}: no source code found there")
         total, accuracy = len(corpus.rows) + len(corpus.dropped), corpus.name_ambiguous()
@@ -1178,21 +1196,7 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
         manifest = {"sources": sources, "benchmarks": [Path(f).name for f in benchmark_files],
                     "numpy": np.__version__, "python": sys.version.split()[0], "funnel": table,
                     "language accuracy": accuracy}
-        with whole_folder(folder) as new:
-            for part, rows in parts.items():
-                digest = hashlib.sha256()
-                with open(new / f"{part}.jsonl", "wb") as file:
-                    for row in rows:
-                        digest.update(line := corpus.line(row))
-                        file.write(line)
-                manifest[part] = {"documents": len(rows), "sha256": digest.hexdigest(),
-                                  "bytes": sum(row["text_bytes"] for row in rows)}
-            lost = corpus.dropped + [row for row in corpus.rows if "reason" in row]
-            keys = ("path", "repo", "source", "bytes", "reason", "value")
-            lines = [json.dumps({key: row[key] for key in keys}) + "\n" for row in lost]
-            write_text(new / "dropped.jsonl", "".join(lines))
-            draw_funnel(table, new / "funnel.png")
-            write_json(new / "manifest.json", manifest)
+        write_corpus(folder, corpus, parts, manifest)
         shutil.rmtree(work)
     return made_from(folder, {"sources": sources})
 

@@ -4,7 +4,8 @@ Programs that a model wrote are run to see whether they are right, and such prog
 anything: hang, fill the memory, read files, or return an object that equals everything. So each
 check takes two locked-in processes. The *candidate* holds the program and no test; the *tester*
 holds the test, calls check(candidate) and sees of the candidate only plain values that came
-through a pipe. What the candidate prints, its exit code and late answers count for nothing.
+through a pipe. What the candidate prints, its exit code and late answers count for nothing. A
+third, the *worker*, forks them, ends them in time and sees neither programs nor tests.
 
 On top of that stand benchmarks in the formats of HumanEval, MBPP, EvalPlus, infilling, CRUXEval
 and GSM8K, our own ladder for small models, the needle in the code, bits per byte, and pass@k
@@ -13,7 +14,7 @@ and GSM8K, our own ladder for small models, the needle in the code, bits per byt
 This file knows models and benchmarks, not training (pretrain.py) nor where data comes from
 (data.py): held-out documents reach it as a file.
 
-    python evaluate.py                              # the newest model in out/; 12 seconds
+    python evaluate.py                              # the newest model in out/; 11 seconds
     python evaluate.py --benchmark humaneval --model FOLDER --problems HumanEval.jsonl.gz [--chat]
     python evaluate.py --benchmark needle           # a heat map, PNG; 10 seconds
     python evaluate.py score --benchmark humaneval --problems HumanEval.jsonl.gz --samples S.jsonl
@@ -265,7 +266,11 @@ def enter_landlock(readable):
 
 
 def jail(readable, without):
-    """Lock this process in, with all that it forks -> the names of the layers that hold."""
+    """Lock this process in, with all that it forks -> the names of the layers that hold.
+
+    Root becomes a user without rights. With namespaces this returns in a child, process 1 of its
+    own numbering; the parent waits for it and ends.
+    """
     layers = ["rlimits"]
     for name, enter in (("no-new-privileges",
                          lambda: system("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)),
@@ -287,7 +292,6 @@ def jail(readable, without):
                 break
     if "namespaces" in layers:
         set_capabilities(ADMINISTRATION)                        # to number its children anew
-    if "namespaces" in layers:
         if os.fork():               # only a child stands in the new numbering, as its process 1
             os.close(0)
             os.close(1)
@@ -787,8 +791,8 @@ class Sandbox:
         if not result["passed"] and problem.get("canonical_solution"):
             key = problem["prompt"], test
             if key not in self.crosses:                         # a busy machine is no reason
-                reason = self.check(own, entry_point, own, test, timeout, data=data)
-                self.crosses[key] = reason["reason"].split(":")[0] in (
+                own_result = self.check(own, entry_point, own, test, timeout, data=data)
+                self.crosses[key] = own_result["reason"].split(":")[0] in (
                     "passed", "timeout", "killed", "memory")
             if not self.crosses[key]:
                 result = self.check(program, entry_point, own, test, timeout, True, data)
@@ -816,11 +820,15 @@ def assemble(problem, completion):
     return problem["prompt"] + completion + problem.get("suffix", "")
 
 
+def cores():
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def grades(pairs, workers=None, timeout=3.0, weak=False):
     """Yield the Grade of each (problem, whole program), in order; one sandbox per core."""
     pairs, boxes = list(pairs), queue.SimpleQueue()
-    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-                          else os.cpu_count())
+    workers = workers or cores()
     with contextlib.ExitStack() as stack:
         for _ in range(max(1, min(workers, len(pairs)))):
             boxes.put(stack.enter_context(contextlib.closing(Sandbox(weak))))
@@ -1158,15 +1166,22 @@ def benchmarks():
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def benchmark_file(benchmark):
+    """Where the problems of an entry of benchmarks() lie: the ladder with us, others in a cache."""
+    if benchmark["file"] == "ladder.jsonl":
+        return Path(__file__).resolve().parent / "assets" / "ladder.jsonl"
+    from tokenizer import cache_folder
+    return cache_folder() / "benchmarks" / benchmark["file"]
+
+
 def find_problems(name, file=None):
     """task_id -> problem, of a file, the cache or the official place."""
     from tokenizer import InputError, fetch
     benchmark = benchmarks()["benchmarks"][name]
     if file is None and name == "ladder":
-        file = Path(__file__).resolve().parent / "assets" / benchmark["file"]
+        file = benchmark_file(benchmark)
     if file is None:
-        cache = Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
-        file = cache / "benchmarks" / benchmark["file"]
+        file = benchmark_file(benchmark)
         try:
             if not file.exists() and not benchmark["url"]:
                 raise InputError("there is no address to fetch it from")

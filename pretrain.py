@@ -528,7 +528,7 @@ def data_and_tokenizer(args):
         hub_folder(name, weights=bool(args.init))
     barrier()
     tokenizer = Tokenizer.load(name)
-    parts = {"": "validation", " text": "validation_text", " math": "validation_math"}
+    parts = {"code": "validation", "text": "validation_text", "math": "validation_math"}
     heldout = {kind: load_documents(args.out, part) for kind, part in parts.items()
                if Path(args.out, "data", f"{part}.jsonl").exists()}
     return load_documents(args.out, "train"), heldout, tokenizer
@@ -595,16 +595,17 @@ def main():
                       parse_mixture(args.mixture))
     say("epochs: " + ", ".join(f"{kind} {n:.2f}" for kind, n in batches.epochs(args.steps).items()))
     model = make_model(args, tokenizer, device)
-    others = compressed_bits_per_byte(document["text"] for document in heldout[""])
+    others = compressed_bits_per_byte(document["text"] for document in heldout["code"])
     say("held-out bits per byte: " + ", ".join(f"{name} {n:.3f}" for name, n in others.items()))
 
     def evaluate(model, step):
-        return {**{f"bpb{kind}": bits_per_byte(model, tokenizer, documents)
+        names = {"code": "bpb", "text": "bpb text", "math": "bpb math"}
+        return {**{names[kind]: bits_per_byte(model, tokenizer, documents)
                    for kind, documents in heldout.items()}, **others}
 
     train(model, tokenizer, batches, next_token_loss, args, evaluate)
     if RANK == 0:
-        show(folder, args.out, heldout[""], device)
+        show(folder, args.out, heldout["code"], device)
     if WORLD > 1:
         dist.destroy_process_group()
 

@@ -110,6 +110,11 @@ def move_folder(source, target):
     shutil.rmtree(old, ignore_errors=True)
 
 
+def cache_folder():
+    """Where downloaded files lie; the environment variable MINICODER_CACHE names another place."""
+    return Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
+
+
 def download(url, part):
     """Append to the file part what it lacks of url. requests.RequestException: not all came."""
     have = part.stat().st_size if part.exists() else 0
@@ -175,8 +180,7 @@ def hub_folder(name, weights=True):
         return Path(name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         raise InputError(f"{name}: no such folder (a hub name looks like Qwen/Qwen2.5-Coder-0.5B)")
-    cache = Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
-    folder = cache / str(name).replace("/", "--")
+    folder = cache_folder() / str(name).replace("/", "--")
     host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 
     def get(file):

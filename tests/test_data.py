@@ -113,8 +113,9 @@ def test_archives_are_read_in_memory(tmp_path, monkeypatch):
     lie = (tmp_path / "two.zip").read_bytes().replace(struct.pack("<I", 1_000_001),
                                                       struct.pack("<I", 1_000))
     (tmp_path / "lie.zip").write_bytes(lie)
-    found, dropped = gathered(tmp_path / "lie.zip")
-    assert found == [("b/a.c", INTEGER.decode(), "c", "lie")] and len(dropped) in (1, 2)
+    assert gathered(tmp_path / "lie.zip") == (
+        [("b/a.c", INTEGER.decode(), "c", "lie")],
+        [("archive broken from here on", "lie.zip"), (leaves, "../out.c")])
     whole = tar(tmp_path / "big.tar", {f"{i}.c": INTEGER * 400 for i in range(9)}, "w").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:30_000])
     found, dropped = gathered(tmp_path / "cut.tar")
@@ -426,7 +427,7 @@ def test_a_classifier_learns_languages():
         classifier = data.Classifier(["go", "rust", "c++"])
         classifier.fit([texts[i] for i in train], [labels[i] for i in train])
         runs.append(classifier.predict([texts[i] for i in test]))
-    named = [classifier.labels[i] for i in runs[0].argmax(1)]
+    named = [classifier.names[i] for i in runs[0].argmax(1)]
     right = sum(name == labels[i] for name, i in zip(named, test)) / len(test)
     assert right > 0.97 and (runs[0] == runs[1]).all()
     assert data.auc(runs[0][:, 1], [labels[i] == "rust" for i in test]) > 0.99
@@ -727,7 +728,7 @@ def test_a_mixture_holds_in_every_window(corpus, small_tokenizer):
                if kinds[i] == kind]
         assert any(fim) == (kind == "code")                     # text and math are read as they are
     only = make(corpus, small_tokenizer, mixture=(0, 3, 1))
-    assert only.round == ["text", "text", "math", "text"] or only.round.count("text") == 3
+    assert only.round == ["text", "text", "math", "text"]
     with pytest.raises(InputError, match="no documents of the mixture"):
         make([d for d in corpus if d["kind"] == "code"], small_tokenizer, mixture=(0, 1, 1))
     for wrong in ("70", "70:20", "0:0:0", "a:b:c", "1:2:-3"):
