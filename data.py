@@ -2,10 +2,11 @@
 
 A raw crawl is mostly not worth reading. This file gathers files from folders, archives, JSON lines
 and GitHub, names their language, drops by rules what is generated, minified, encoded or broken,
-replaces private data, drops exact and near duplicates and what resembles a benchmark, holds whole
-modules out for validation, and accounts for every byte it dropped. The tokenizer is trained here
-too, on training documents only (report, section 3.1; thresholds of StarCoder2, arXiv 2402.19173,
-and DeepSeek-Coder, arXiv 2401.14196, to which it points).
+replaces private data, drops exact and near duplicates and what resembles a benchmark, filters what
+is written about code in four stages, holds whole modules out for validation, and accounts for every
+byte it dropped. Synthetic programs are kept if they run to what they should print. The tokenizer is
+trained here too, on training documents only (report, section 3.1; thresholds of StarCoder2, arXiv
+2402.19173, and DeepSeek-Coder, arXiv 2401.14196, to which it points).
 
 The default corpus is what every machine already has: the Python standard library without its tests,
 the prose of its docstrings, generated word problems, and for sizes from `small` on the packages
@@ -19,17 +20,20 @@ This file knows nothing of models and optimizers (model.py, pretrain.py) nor of 
 
     python data.py                                 # out/data and out/tokenizer, about 12 s
     python data.py --source ~/my/code --source github:pallets/flask --out mine
+    python data.py --source stdlib --source grounding:packages --source code:generated --out mine
     python data.py --why FILE                      # what each rule says of a file; seconds
 """
 
 import argparse
 import ast
+import contextlib
 import functools
 import gzip
 import hashlib
 import heapq
 import ipaddress
 import json
+import keyword
 import math
 import multiprocessing
 import os
@@ -40,18 +44,20 @@ import stat
 import sys
 import sysconfig
 import tarfile
+import time
 import warnings
 import zipfile
 import zlib
 from collections import Counter, defaultdict, namedtuple
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import requests
 import torch
 from tqdm import tqdm
 
-from evaluate import benchmark_file, benchmarks, cores, read_documents, read_rows
+from evaluate import Sandbox, benchmark_file, benchmarks, cores, read_documents, read_rows
 from fim import FIM_RATE, fim_document, fim_ids, normalize
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, cache_folder, fetch, read_json, run,
                        whole_folder, write_json, write_text)
@@ -68,8 +74,14 @@ NEAR_HELD_OUT = 0.5         # of a copy of a held-out document; not published; o
 SHINGLE = 5                 # words that make a shingle
 BANDS, ROWS = 18, 7         # of a signature; a pair at 0.8 is missed once in 65 times
 MIXTURE = (70, 20, 10)      # of code, text and mathematics, by tokens (report, section 3.1.2)
+RETRY_SECONDS = 1           # before a teacher is asked again; twice that each time
 SHORTEST_FIM = 16           # tokens; smaller pieces are not worth cutting in three
 TOKENIZER_TEXT = 100_000_000    # characters that a tokenizer is trained on, at most
+
+def generator(seed, purpose, index):
+    """Randomness that depends on nothing but its three names."""
+    return np.random.default_rng([seed, *purpose.encode(), index])
+
 
 # ------------------------------------------------------------------------------------------------
 # Languages
@@ -133,17 +145,21 @@ def units(source):
     """The units of a source, in the order of their paths: [kind:]place.
 
     kind: code (default), grounding, text or math. place: a folder, an archive, a .jsonl file with a
-    text field, github:owner/name[@ref], stdlib and packages (installed; each a repository), or
-    generated (mathematics).
+    text field, github:owner/name[@ref], stdlib and packages (installed; each a repository), or of
+    synthetic ones math:generated, code:generated and code:http://..., a model that writes programs.
     """
     kind, _, place = source.partition(":")
     if kind not in KINDS:
         kind, place = "code", source
     if place.startswith("github:"):
         return [Unit(kind, source, str(fetch_github(place)), place.split(":")[1])]
-    if source == "math:generated":
-        numbers = [f"{number:04}.txt" for number in range(GENERATED_FILES)]
-        return [Unit(kind, source, place, "generated", numbers[i:i + UNIT_FILES])
+    if place == "generated" or place.startswith(("http://", "https://")):
+        ending = {"code": "py", "math": "txt"}.get(kind)
+        if not ending or place != "generated" and kind == "math":
+            raise InputError(f"--source {source}: expected math:generated, code:generated or "
+                             "code:http...")
+        numbers = [f"{number:04}.{ending}" for number in range(SYNTHETIC_FILES)]
+        return [Unit(kind, source, place, "synthetic", numbers[i:i + UNIT_FILES])
                 for i in range(0, len(numbers), UNIT_FILES)]
     if place.endswith(ARCHIVES + TABLES):
         if not Path(place).is_file():
@@ -180,10 +196,8 @@ def fetch_github(place):
 
 def read_unit(unit):
     """Yield the files of a unit. Nothing is unpacked to the disk, no link is followed."""
-    if unit.source == "math:generated":
-        for name in unit.files:
-            text = worked_problems(int(name.split(".")[0])).encode()
-            yield File(name, unit.repo, text, len(text))
+    if unit.repo == "synthetic":
+        yield from synthetic(unit)
         return
     if unit.files is not None:
         for name in unit.files:
@@ -287,37 +301,41 @@ def notebook_script(text):
 
 
 # ------------------------------------------------------------------------------------------------
-# Text and mathematics, of which every machine has some
+# Text, and what is synthetic: mathematics and programs
 
 PROSE = {"py", "md", "markdown", "rst", "txt", "METADATA"}      # endings of files that hold prose
 
 
-def prose(path, text):
-    """The natural language of a file: of Python its docstrings; code blocks and examples are left
-    out (the report removes the code from its text data)."""
-    if path.endswith(".py"):
-        kinds = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                found = [ast.get_docstring(node) for node in ast.walk(ast.parse(text))
-                         if isinstance(node, kinds)]
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return ""
-        text = "\n\n".join(part for part in found if part and len(part) > 60)
-    lines, literal, example = [], None, False
-    for line in re.sub(r"```.*?(```|\Z)", "", text, flags=re.DOTALL).split("\n"):
-        depth = len(line) - len(line.lstrip())
-        example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
-        if literal is not None and line.strip() and depth <= literal:
+def docstrings(text):
+    """The docstrings of a Python file that are long enough to say something."""
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            found = [ast.get_docstring(node) for node in ast.walk(ast.parse(text))
+                     if isinstance(node, kinds)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+    return "\n\n".join(part for part in found if part and len(part) > 60) + "\n"
+
+
+def prose_and_code(text):
+    """A text without its code (fenced, literal after ::, or a >>> example), and that code."""
+    prose, code, literal, example, fenced = [], [], None, False, False
+    for line in text.split("\n"):
+        depth, blank = len(line) - len(line.lstrip()), not line.strip()
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+            continue
+        example = not blank and (example or line.lstrip().startswith(">>>"))
+        if literal is not None and not blank and depth <= literal:
             literal = None
-        if literal is None and not example or not line.strip():
-            lines.append(line)
-        if literal is None and line.rstrip().endswith("::"):
+        (code if fenced or not blank and (example or literal is not None) else prose).append(line)
+        if not fenced and literal is None and line.rstrip().endswith("::"):
             literal = depth
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(prose)).strip() + "\n", "\n".join(code)
 
 
-GENERATED_FILES, PROBLEMS_IN_FILE = 512, 12         # not published; ours
+SYNTHETIC_FILES, PROBLEMS_IN_FILE = 512, 12         # of a source; not published; ours
 PEOPLE = "Ada Ben Chen Dana Emil Fatima Grace Hugo Ines Jun Kofi Lena Mira Noah Olga Priya".split()
 THINGS = "apples books coins eggs flowers marbles pencils shells stamps tickets".split()
 
@@ -359,6 +377,157 @@ def worked_problem(draw):
         have = new
     return (f"Question: {' '.join(story)} How many {what} does {who} have?\n"
             "Let's think step by step\n" + "\n".join(work) + f"\nThe answer is {have}.")
+
+
+# What a generated program does to a list: in words, in code, and, by which what it should print is
+# known, in other code
+STEPS = [
+    ("keeps the even ones", "values = [value for value in values if value % 2 == 0]",
+     lambda values, n: list(filter(lambda value: not value & 1, values))),
+    ("keeps those above {n}", "values = [value for value in values if value > {n}]",
+     lambda values, n: list(filter(n.__lt__, values))),
+    ("adds {n} to each", "values = [value + {n} for value in values]",
+     lambda values, n: list(map(n.__add__, values))),
+    ("squares them", "for i, value in enumerate(values):\n    values[i] = value ** 2",
+     lambda values, n: [a * b for a, b in zip(values, values)]),
+    ("puts them in order", "values.sort()", lambda values, n: sorted(values)),
+    ("turns them round", "values = values[::-1]", lambda values, n: list(reversed(values))),
+    ("forgets repeated ones",
+     "seen = []\nfor value in values:\n    if value not in seen:\n        seen.append(value)\n"
+     "values = seen", lambda values, n: list(dict.fromkeys(values))),
+    ("sums up what came so far",
+     "total = 0\nfor i in range(len(values)):\n    total += values[i]\n    values[i] = total",
+     lambda values, n: [sum(values[:i]) for i in range(1, len(values) + 1)]),
+    ("takes the differences of neighbours",
+     "values = [after - before for before, after in zip(values, values[1:])]",
+     lambda values, n: [values[i] - values[i - 1] for i in range(1, len(values))]),
+    ("takes the least away from each", "least = min(values)\nvalues = [v - least for v in values]",
+     lambda values, n: [value - sorted(values)[0] for value in values]),
+    ("puts the first {n} last", "for _ in range({n}):\n    values.append(values.pop(0))",
+     lambda values, n: [values[(i + n) % len(values)] for i in range(len(values))]),
+    ("counts how often each occurs", "values = [values.count(value) for value in values]",
+     lambda values, n: [sum(other == value for other in values) for value in values])]
+
+
+def generated_program(number):
+    """A program of two to four steps -> (text, what it should print; None: it has no result)."""
+    draw = random.Random(number)
+    steps = [(*step, draw.randrange(2, 6)) for step in draw.sample(STEPS, draw.randrange(2, 5))]
+    words = ", then ".join(words.format(n=n) for words, _, _, n in steps)
+    lines = [line for _, code, _, n in steps for line in code.format(n=n).split("\n")]
+    calls, printed = [], ""
+    for _ in range(3):
+        values = given = [draw.randrange(-9, 20) for _ in range(draw.randrange(3, 9))]
+        try:
+            for _, _, change, n in steps:
+                values = change(values, n)
+        except IndexError:                                      # the least of nothing
+            printed = None
+            break
+        calls.append(f"print(change({given}))    # {values}")
+        printed += f"{values}\n"
+    return "\n".join([
+        "def change(values):", f'    """Of a list of numbers it {words}."""',
+        *(f"    {line}" for line in ["values = list(values)", *lines, "return values"]),
+        "", "", *calls, ""]), printed
+
+
+@functools.cache
+def first_model(server):
+    """The name of the first model that an OpenAI-compatible server lists."""
+    try:
+        return requests.get(f"{server}/models", timeout=60).json()["data"][0]["id"]
+    except (requests.RequestException, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{server}: lists no model ({type(error).__name__}); is it running? "
+                         "Expected an OpenAI-compatible server, as http://host:8000/v1") from None
+
+
+def ask(url, messages, tries=5, **options):
+    """What a model answers to a conversation. A question is paid once: answers stay in the cache.
+
+    url: of an OpenAI-compatible server, as http://host:8000/v1, with #model if not its first; the
+    key is OPENAI_API_KEY. options: temperature, seed, ... InputError if no answer is to be had.
+    """
+    server, _, model = url.partition("#")
+    question = {"model": model or first_model(server), "messages": messages, **options}
+    name = hashlib.sha256(json.dumps([server, question]).encode()).hexdigest()
+    path, problem = cache_folder() / "answers" / f"{name}.json", None
+    if path.exists():
+        return read_json(path)["answer"]
+    key = os.environ.get("OPENAI_API_KEY")
+    for attempt in range(tries):
+        wait = 2 ** attempt
+        try:
+            reply = requests.post(f"{server}/chat/completions", json=question, timeout=600,
+                                  headers={"Authorization": f"Bearer {key}"} if key else None)
+            if reply.status_code == 200:
+                answer = reply.json()["choices"][0]["message"]["content"] or ""
+                break
+            problem = f"HTTP {reply.status_code} {' '.join(reply.text.split())[:100]}"
+            if reply.status_code < 500 and reply.status_code not in (408, 429):
+                raise InputError(f"{server}: {problem}")
+            told = reply.headers.get("Retry-After", "")         # seconds, or a date
+            wait = min(60, int(told)) if told.isdigit() else wait
+        except requests.RequestException as error:
+            problem = type(error).__name__
+        except (ValueError, LookupError, TypeError, AttributeError):
+            problem = "a reply without an answer"
+        time.sleep(wait * RETRY_SECONDS)
+    else:
+        raise InputError(f"{server}: no answer ({problem}); the same command goes on from here")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"question": question, "answer": answer})
+    return answer
+
+
+def ask_all(url, conversations, **options):
+    """The answers to many conversations, eight asked at a time."""
+    with ThreadPoolExecutor(8) as threads:
+        return list(threads.map(lambda messages: ask(url, messages, **options), conversations))
+
+
+TEACHER_PROGRAM = (             # the report does not publish its prompts; ours
+    "Here is a piece of a program:\n\n{snippet}\n\nWrite a short, self-contained Python program "
+    "that has to do with it. It reads nothing, uses the standard library alone, and prints some "
+    "results. Answer with the program in a ```python block, and then exactly what it prints in a "
+    "```text block.")
+
+
+def taught_programs(url, numbers):
+    """Programs by a teacher, each about a piece of the standard library -> [(text, what it should
+    print)]; None where the answer has another form."""
+    files = [(unit.place, name) for unit in units("stdlib") for name in unit.files]
+    conversations = []
+    for number in numbers:
+        draw = generator(0, "snippet", number)
+        lines = Path(*files[draw.integers(len(files))]).read_text(errors="replace").split("\n")
+        start = int(draw.integers(max(1, len(lines) - 40)))
+        snippet = "\n".join(lines[start:start + 40])[:3000]
+        conversations.append([{"role": "user",
+                               "content": TEACHER_PROGRAM.format(snippet=snippet)}])
+    for answer in ask_all(url, conversations, temperature=0.7):
+        blocks = re.findall(r"^```\w*\n(.*?)^```", answer, re.DOTALL | re.MULTILINE)
+        yield blocks if len(blocks) == 2 else (answer, None)
+
+
+def synthetic(unit):
+    """Yield the files of a synthetic unit. Programs are kept that run to what they should print (in
+    the report, what an executor could run)."""
+    numbers = [int(name.split(".")[0]) for name in unit.files]
+    if unit.kind == "math":
+        for name, number in zip(unit.files, numbers):
+            text = worked_problems(number).encode()
+            yield File(name, unit.repo, text, len(text))
+        return
+    programs = (map(generated_program, numbers) if unit.place == "generated" else
+                taught_programs(unit.place, numbers))
+    with contextlib.closing(Sandbox()) as box:
+        for name, (text, expected) in zip(unit.files, programs):
+            reason = None if expected is not None else "program without a result"
+            if not reason and box.run(text) != (expected, "ok"):
+                reason = "program runs to something else"
+            text = text.encode(errors="replace")
+            yield File(name, unit.repo, None if reason else text, len(text), reason)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -599,7 +768,7 @@ class Contamination:
     SOLUTIONS = ("canonical_solution", "code", "solution", "test", "test_list")
 
     def __init__(self, files):
-        self.names, found = [], defaultdict(list)               # (kind, n) -> [(runs, problem)]
+        self.names, found = [], defaultdict(list)               # (between, n) -> [(runs, problem)]
         self.numbers = word_hashes(" ".join(map(str, range(1000))))
         for file in files:
             for number, row in read_rows(file):
@@ -608,8 +777,8 @@ class Contamination:
                 for field in (*self.STATEMENTS, *self.SOLUTIONS):
                     text = row.get(field, "")
                     text = "\n".join(map(str, text)) if isinstance(text, list) else str(text)
-                    for kind in ("blanks", "signs"):
-                        self.add(found, kind, text, field in self.STATEMENTS)
+                    for between in ("blanks", "signs"):
+                        self.add(found, between, text, field in self.STATEMENTS)
         self.runs = {}
         for key, parts in found.items():
             runs = np.concatenate([runs for runs, _ in parts])
@@ -618,39 +787,34 @@ class Contamination:
             maybe[runs & np.uint64(len(maybe) - 1)] = True      # most runs are no hit: a fast no
             self.runs[key] = runs[order], owners[order], maybe
 
-    def words(self, kind, text):
-        return word_hashes(text, NOT_BLANK if kind == "blanks" else WORDS)
+    def words(self, between, text):
+        return word_hashes(text, NOT_BLANK if between == "blanks" else WORDS)
 
-    def add(self, found, kind, text, statement):
-        words = self.words(kind, text)
+    def add(self, found, between, text, statement):
+        words = self.words(between, text)
         n = 10 if len(words) >= 10 else len(words) if statement else 0
         if n >= 3:
             runs = run_hashes(words, n)
-            if kind == "signs" and n == 10:
+            if between == "signs" and n == 10:
                 words = np.where(np.isin(words, self.numbers), 0, words)
                 inside = np.sort(np.lib.stride_tricks.sliding_window_view(words, n), axis=1)
                 runs = runs[(np.diff(inside, axis=1) != 0).sum(axis=1) >= 7]
-            found[kind, n].append((runs, len(self.names) - 1))
+            found[between, n].append((runs, len(self.names) - 1))
 
     def hit(self, text):
         """[the problem, the words shared] of the first run that a text shares, or None."""
-        for kind in ("blanks", "signs"):
-            words = self.words(kind, text)
+        for between in ("blanks", "signs"):
+            words = self.words(between, text)
             for (this, n), (runs, owners, maybe) in sorted(self.runs.items(), key=lambda x: x[0]):
-                if this == kind:
+                if this == between:
                     mine = run_hashes(words, n)
                     places = np.flatnonzero(maybe[mine & np.uint64(len(maybe) - 1)])
                     at = np.searchsorted(runs, mine[places]) % max(1, len(runs))
                     for place, i in zip(places[runs[at] == mine[places]],
                                         at[runs[at] == mine[places]]):
-                        split = text.split() if kind == "blanks" else re.findall(r"\w+", text)
+                        split = text.split() if between == "blanks" else re.findall(r"\w+", text)
                         return [self.names[owners[i]], " ".join(split[place:place + n])]
         return None
-
-
-def generator(seed, purpose, index):
-    """Randomness that depends on nothing but its three names."""
-    return np.random.default_rng([seed, *purpose.encode(), index])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -714,6 +878,70 @@ def auc(scores, positive):
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]       # 1 for the lowest, ties shared
     n = positive.sum()
     return (ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(scores) - n))
+
+
+# ------------------------------------------------------------------------------------------------
+# Text-code grounding: of what is written about code, the part that is worth reading
+
+# Of the bytes that a stage is given, those it keeps: from figure 1 of the report, of 582, 370, 147
+# and 118 billion tokens after each stage; what the first was given is not published; ours
+GROUNDING_STAGES = (0.6, 370 / 582, 147 / 370, 118 / 147)
+GROUNDING_SAMPLE = 2000         # documents that are marked in a stage; not published; ours
+
+
+def grounded(text):
+    """How far a text's prose speaks of its code: of the names in the code, the share that the prose
+    holds too (with ten more names, so that one alone does not make it high)."""
+    prose, code = prose_and_code(text)
+    names = set(re.findall(r"[A-Za-z_]\w{2,}", code)) - set(keyword.kwlist)
+    return len(names & set(re.findall(r"\w+", prose))) / (len(names) + 10)
+
+
+TEACHER_MARK = ("How well does this document explain its code to a reader who wants to learn "
+                "programming? Answer with one number from 0 (not at all, or no code) to 5.\n\n")
+
+
+def taught_marks(url, texts):
+    """What documents are worth, from 0 to 5, by a teacher who sees their first 4,000 characters."""
+    answers = ask_all(url, [[{"role": "user", "content": TEACHER_MARK + text[:4000]}]
+                            for text in texts], temperature=0)
+    return [float((re.findall(r"[0-5]", answer) or [0])[0]) for answer in answers]
+
+
+def coarse_to_fine(sizes, load, mark, shares=GROUNDING_STAGES):
+    """Filter documents in stages -> (the stage that dropped each, 0 if none; what each stage did).
+
+    sizes: their bytes; load(i): the text of one; mark(texts): what each is worth, which may be dear
+    to know. In each stage some of what is left are marked and a classifier learns which of them are
+    better than the median. It knows words alone, and keeps the share with the highest scores. So
+    what is left gets better, and with it the median, the bar of the next stage.
+    """
+    left, stage_of, done = np.arange(len(sizes)), np.zeros(len(sizes), int), []
+    sizes = np.asarray(sizes)
+    for stage, share in enumerate(shares, 1):
+        some = generator(0, "grounding", stage).permutation(left)[:GROUNDING_SAMPLE]
+        if len(some) < 50:
+            break                                               # too few to learn from
+        texts = [load(i) for i in some]
+        marks = np.asarray(mark(texts))
+        bar, good = np.median(marks), marks > np.median(marks)
+        test = np.arange(len(some)) % 5 == 0
+        if not good[test].any():
+            break                                               # nothing is better than the rest
+        names = np.where(good, "grounded", "plain")
+        classifier = Classifier(("plain", "grounded")).fit(
+            *zip(*((text, name) for text, name, out in zip(texts, names, test) if not out)))
+        quality = auc(classifier.predict([texts[i] for i in np.flatnonzero(test)])[:, 1],
+                      good[test])
+        scores = np.concatenate([classifier.predict([load(i) for i in left[k:k + 256]])[:, 1]
+                                 for k in range(0, len(left), 256)])
+        order = np.argsort(-scores, kind="stable")
+        kept = np.cumsum(sizes[left[order]]) <= share * sizes[left].sum()
+        stage_of[left[order[~kept]]] = stage
+        left = np.sort(left[order[kept]])
+        done.append({"documents": len(left), "bytes": int(sizes[left].sum()), "bar": float(bar),
+                     "mean mark": float(marks[np.isin(some, left)].mean()), "auc": float(quality)})
+    return stage_of, done
 
 
 # ------------------------------------------------------------------------------------------------
@@ -824,7 +1052,7 @@ def clean(file, unit, contamination):
     language = "text"
     if unit.kind == "code":
         language = language_of(file.path, (file.data or b"")[:200])
-    elif unit.kind == "text" and not unit.place.endswith(TABLES) and ending not in PROSE:
+    elif unit.kind != "math" and not unit.place.endswith(TABLES) and ending not in PROSE:
         language = None
     if file.reason and (language or file.reason != "over 1 MB"):
         return drop(file.reason)
@@ -841,8 +1069,10 @@ def clean(file, unit, contamination):
             text = notebook_script(text)
         except (ValueError, KeyError, TypeError, RecursionError):
             return drop("notebook broken")
-    if unit.kind == "text" and ending in PROSE:
-        text = prose(file.path, text)
+    if unit.kind in ("text", "grounding") and ending in PROSE:
+        text = docstrings(text) if ending == "py" else text
+        if unit.kind == "text":                                 # the report removes the code
+            text, _ = prose_and_code(text)
         if len(text) < 200:                                     # not published; ours
             return drop("little prose")
     if not text.strip():
@@ -999,6 +1229,21 @@ class Corpus:
                 self.rows[some[i]].update(reason="near duplicate",
                                           value=self.rows[some[j]]["path"])
 
+    def filter_grounding(self, teacher=None):
+        """Keep of the text-code grounding what passes all stages -> what each stage did.
+
+        What a document is worth is measured by `grounded`, or asked of a teacher.
+        """
+        rows = [row for row in self.kept() if row["kind"] == "grounding"]
+        mark = functools.partial(taught_marks, teacher) if teacher else (
+            lambda texts: [grounded(text) for text in texts])
+        stages, done = coarse_to_fine([row["text_bytes"] for row in rows],
+                                      lambda i: self.text(rows[i]), mark)
+        for row, stage in zip(rows, stages):
+            if stage:
+                row.update(reason=f"grounding stage {stage}", value=None)
+        return done
+
     def drop_near_copies(self, validation):
         """Leave out what has a similarity of NEAR_HELD_OUT or more with a held-out document."""
         held = {id(row) for row in validation}
@@ -1051,7 +1296,7 @@ def split(rows):
     places = {name for name, _ in map(module, candidates)}
     train, validation = [], []
     for row in rows:
-        apart = row["kind"] != code[0]["kind"] and module(row)[0] not in places
+        apart = row["kind"] in ("text", "math") and module(row)[0] not in places
         apart = apart and order(row["path"])[0] < 256 * HELD_OUT_SHARE
         (validation if apart or module(row) in held else train).append(row)
     if not train or not any(row["kind"] == code[0]["kind"] for row in validation):
@@ -1113,6 +1358,25 @@ def draw_funnel(table, path):
     pyplot.close(figure)
 
 
+def draw_grounding(stages, path):
+    """Write the picture of the grounding's stages (PNG): what is left after each, and its worth."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [f"stage {number}" for number in range(1, len(stages) + 1)]
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    bars = axes.bar(names, [stage["bytes"] / 1e6 for stage in stages], color="tab:gray")
+    axes.bar_label(bars, [f"{stage['bytes'] / 1e6:.1f} MB" for stage in stages])
+    axes.set(title="text-code grounding, from coarse to fine", ylabel="left after the stage, MB")
+    marks = axes.twinx()
+    marks.plot(names, [stage["mean mark"] for stage in stages], "o-", color="tab:green")
+    marks.set_ylabel("mean mark of what is left", color="tab:green")
+    marks.set_ylim(0)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
 def default_benchmarks():
     """The benchmark files that are here: the ladder, and what evaluate.py has fetched."""
     found = {str(benchmark_file(entry)) for entry in benchmarks()["benchmarks"].values()
@@ -1160,6 +1424,8 @@ def write_corpus(folder, corpus, parts, manifest):
         lines = [json.dumps({key: row[key] for key in keys}) + "\n" for row in lost]
         write_text(new / "dropped.jsonl", "".join(lines))
         draw_funnel(manifest["funnel"], new / "funnel.png")
+        if manifest["grounding"]:
+            draw_grounding(manifest["grounding"], new / "grounding.png")
         write_json(new / "manifest.json", manifest)
     for file in corpus.files:
         file.close()
@@ -1181,21 +1447,28 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
             raise InputError(f"--source {' '.join(sources)}: no source code found there")
         total, accuracy = len(corpus.rows) + len(corpus.dropped), corpus.name_ambiguous()
         corpus.drop_duplicates()
+        grounding = corpus.filter_grounding(next(
+            (unit.place for unit in found if unit.place.startswith("http")), None))
         _, validation = split(corpus.kept())
         corpus.drop_near_copies(validation)
         held = {id(row) for row in validation}
         parts = {"train": [row for row in corpus.kept() if id(row) not in held],
-                 "validation": [row for row in validation if KINDS[row["kind"]] == "code"]}
-        for kind in ("text", "math"):
+                 "validation": [row for row in validation if row["kind"] == "code"]}
+        for kind in ("text", "math", "grounding"):
             if rows := [row for row in validation if row["kind"] == kind]:
                 parts[f"validation_{kind}"] = rows
         if not parts["train"]:
             raise InputError("every document resembles a held-out one; give more code")
         table = funnel(corpus.rows, corpus.dropped)
         assert sum(entry["documents"] for entry in table["reason"].values()) == total
+        settings = {"rules": [rule.name for rule in RULES], "bands": [BANDS, ROWS], "near": NEAR,
+                    "near held out": NEAR_HELD_OUT, "held out": HELD_OUT_SHARE,
+                    "grounding stages": GROUNDING_STAGES,
+                    "data.py": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
         manifest = {"sources": sources, "benchmarks": [Path(f).name for f in benchmark_files],
-                    "numpy": np.__version__, "python": sys.version.split()[0], "funnel": table,
-                    "language accuracy": accuracy}
+                    "settings": settings, "python": sys.version.split()[0],
+                    "numpy": np.__version__, "torch": torch.__version__, "funnel": table,
+                    "language accuracy": accuracy, "grounding": grounding}
         write_corpus(folder, corpus, parts, manifest)
         shutil.rmtree(work)
     return made_from(folder, {"sources": sources})
@@ -1224,6 +1497,10 @@ def print_corpus(out, manifest):
     print_funnel(manifest["funnel"])
     for languages, share in manifest["language accuracy"].items():
         print(f"languages that share {languages} are told apart with an accuracy of {share:.1%}")
+    for number, stage in enumerate(manifest["grounding"], 1):
+        print(f"grounding stage {number}: {stage['documents']:,} documents, {stage['bytes']:,} "
+              f"bytes left; marks above {stage['bar']:.2f} were told from others with an AUC of "
+              f"{stage['auc']:.2f}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1387,7 +1664,8 @@ def source_flag(parser):
     parser.add_argument("--source", action="append", metavar="[KIND:]PLACE",
                         help="a folder, .tar.gz, .zip, .jsonl or github:owner/name[@ref], "
                         "repeatable; also `stdlib` and `packages`, the installed ones; kind: "
-                        f"{', '.join(KINDS)}; also `math:generated` (default: stdlib, "
+                        f"{', '.join(KINDS)}; also `math:generated`, `code:generated` and "
+                        "code:http://..., a model that writes programs (default: stdlib, "
                         "text:stdlib and math:generated; from --size small on packages too)")
 
 
@@ -1414,6 +1692,9 @@ def main():
     parser.add_argument("--benchmarks", nargs="+", metavar="FILE", help="problem files that "
                         "training text must not share ten words with (default: the ladder and "
                         "what evaluate.py has fetched)")
+    parser.add_argument("--teacher", metavar="URL", help="an OpenAI-compatible server, as "
+                        "http://host:8000/v1 or http://host:8000/v1#model; it writes programs (the "
+                        "same as --source code:URL) and marks grounding documents")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
     parser.add_argument("--out", default="out",
                         help="root folder of the stages (default: %(default)s)")
@@ -1423,8 +1704,9 @@ def main():
     args = parser.parse_args()
     if args.why:
         return why(args.why)
-    print_corpus(args.out, prepare_data(args.out, args.source or DEFAULT_SOURCES, args.fresh,
-                                       args.benchmarks, args.workers))
+    sources = (args.source or DEFAULT_SOURCES) + [f"code:{args.teacher}"] * bool(args.teacher)
+    print_corpus(args.out, prepare_data(args.out, sources, args.fresh, args.benchmarks,
+                                       args.workers))
     prepare_tokenizer(args.out, args.vocab_size, args.fresh)
     print(f"{args.out}/tokenizer: {Tokenizer.load(Path(args.out) / 'tokenizer').vocab_size:,} ids")
 

@@ -1,5 +1,6 @@
 """pytest tests/test_data.py"""
 
+import contextlib
 import gzip
 import io
 import json
@@ -10,7 +11,8 @@ import struct
 import tarfile
 import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -240,12 +242,16 @@ def f():
     """What this function does, said in a sentence that is long enough."""
     return "no prose in here, however long this string may be, as it is code"
 '''
-    assert data.prose("a/b.py", text) == (
+    prose, code = data.prose_and_code(data.docstrings(text))
+    assert prose == (
         "Reads a file and\ntells what stands in it, line by line, for everybody who cares.\n"
         "\nThen it goes on::\n\nand ends well.\n\n"
         "What this function does, said in a sentence that is long enough.\n")
-    assert data.prose("a.md", "# Title\n```py\nx = 1\n```\nwords\n") == "# Title\n\nwords\n"
-    assert data.prose("b.py", "def f(:") == ""
+    assert code == ("    >>> read(\"x\")\n    ['a']\n"
+                    "    for line in file:\n        print(line)")
+    assert data.prose_and_code("# Title\n```py\nx = 1\n\ny\n```\nwords\n```\nz\n") == (
+        "# Title\nwords\n", "x = 1\n\ny\nz\n")
+    assert data.docstrings("def f(:") == ""
 
 
 def test_generated_problems_are_right():
@@ -261,6 +267,115 @@ def test_generated_problems_are_right():
                 have = int(result)
             assert steps and problem.endswith(f"The answer is {have}.")
             assert evaluate.final_number(problem) == have and have >= 0
+
+
+def test_generated_programs_run_to_what_they_say():
+    """Each step has a twin of other code; what both do not agree on is left out and counted."""
+    sandboxed = []
+    assert all(documents("code:generated", sandboxed))
+    reasons = Counter(row["reason"] for row in sandboxed)
+    assert set(reasons) == {"program runs to something else"} and 0 < sum(reasons.values()) < 20
+    for number in range(60):
+        text, expected = data.generated_program(number)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.suppress(
+                IndexError, ValueError):
+            exec(text, {})
+            assert output.getvalue() == expected
+    assert data.generated_program(5) == data.generated_program(5) != data.generated_program(6)
+
+
+class Teacher(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server; `answers` of the class says what comes."""
+
+    def do_GET(self):
+        self.reply(200, {"data": [{"id": "teacher-7b"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, self.headers.get("Authorization"), body))
+        self.reply(*self.server.answer(body))
+
+    def reply(self, status, body):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+    def log_message(self, *args):
+        pass
+
+
+def answered(text):
+    return 200, {"choices": [{"message": {"content": text}}]}
+
+
+@pytest.fixture
+def teacher(tmp_path, monkeypatch):
+    """A local teacher: set .answer, look at .asked."""
+    monkeypatch.setenv("MINICODER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "RETRY_SECONDS", 0)
+    data.first_model.cache_clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
+    server.asked, server.url = [], f"http://127.0.0.1:{server.server_port}/v1"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_question_is_asked_again_but_paid_once(teacher, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    troubles = [(429, b"slow down"), (500, b""), (200, b"{"), (200, {"choices": []}),
+                answered("four")]
+    teacher.answer = lambda body: troubles.pop(0)
+    question = [{"role": "user", "content": "2 + 2?"}]
+    for _ in range(2):
+        assert data.ask(teacher.url, question, temperature=0) == "four"
+    path, key, body = teacher.asked[-1]
+    assert len(teacher.asked) == 5 and path == "/v1/chat/completions" and key == "Bearer secret"
+    assert body == {"model": "teacher-7b", "messages": question, "temperature": 0}
+    teacher.answer = lambda body: answered(body["model"] + str(body.get("seed")))
+    assert data.ask(teacher.url + "#other", question, seed=1) == "other1"
+    assert data.ask(teacher.url + "#other", question, seed=2) == "other2"
+    questions = [[{"role": "user", "content": str(n)}] for n in range(20)]
+    teacher.answer = lambda body: answered(body["messages"][0]["content"])
+    assert data.ask_all(teacher.url, questions) == [str(n) for n in range(20)]
+
+
+def test_a_teacher_that_does_not_answer(teacher):
+    teacher.answer = lambda body: (401, b"no such\nkey")
+    with pytest.raises(InputError, match=r"v1: HTTP 401 no such key$"):
+        data.ask(teacher.url, [])
+    assert len(teacher.asked) == 1                              # asking again would not help
+    teacher.answer = lambda body: (503, b"")
+    with pytest.raises(InputError, match=r"no answer \(HTTP 503 \); the same command goes on"):
+        data.ask(teacher.url, [])
+    with pytest.raises(InputError, match="lists no model .* is it running"):
+        data.ask("http://127.0.0.1:1/v1", [])
+
+
+def test_programs_by_a_teacher(teacher, monkeypatch):
+    """A program is kept if it prints what the teacher said; other forms of answers are counted."""
+    monkeypatch.setattr(data, "SYNTHETIC_FILES", 4)
+    replies = ["Sure.\n```python\nprint(6 * 7)\n```\nIt prints:\n```text\n42\n```\n",
+               "```python\nprint(6 * 7)\n```\n```text\n43\n```", "I cannot.",
+               "```python\nimport os\nprint(os.listdir('/etc'))\n```\n```text\n[]\n```"]
+    order, lock = [], threading.Lock()
+
+    def answer(body):
+        with lock:
+            order.append(body["messages"][0]["content"])
+            return answered(replies[len(order) - 1])
+
+    teacher.answer = answer
+    dropped = []
+    [kept] = documents(f"code:{teacher.url}", dropped)
+    assert kept["text"] == "print(6 * 7)\n" and kept["language"] == "python"
+    assert Counter(row["reason"] for row in dropped) == {
+        "program runs to something else": 2, "program without a result": 1}
+    assert len(set(order)) == 4 and all("standard library alone" in text for text in order)
+    assert [d["text"] for d in documents(f"code:{teacher.url}")] == [kept["text"]]
+    assert len(order) == 4                                      # nothing was asked again
 
 
 # ---- rules
@@ -441,6 +556,57 @@ def test_auc_by_counting():
              if not q]
     assert data.auc(scores, positive) == pytest.approx(
         sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs))
+
+
+def test_grounding_from_coarse_to_fine():
+    """A text is worth what its prose says of its code; the stages find it by words alone."""
+    good = ("The function `{n}_total` sums.\n\n"
+            "```\ndef {n}_total(prices):\n    return sum(prices)\n```\n")
+    assert data.grounded(good.format(n="my")) == 1 / 13
+    assert data.grounded("Nothing but prose, of prices and a total.") == 0
+    draw = random.Random(0)
+    texts = []
+    for n in range(400):
+        explained = n % 4                                       # how many functions are spoken of
+        parts = ["Once upon a time there was a king who had a daughter."] * draw.randrange(3, 9)
+        parts += ["How to call the function that adds the prices in a list."] * explained
+        texts.append("\n\n".join(parts + [good.format(n=f"f{n}_{i}") for i in range(explained)]))
+    order = draw.sample(range(400), 400)
+    stage_of, done = data.coarse_to_fine(
+        [len(texts[i]) for i in order], lambda i: texts[order[i]],
+        lambda texts: [data.grounded(text) for text in texts], shares=(0.7, 0.6, 0.6))
+    explained = Counter((stage_of[i], order[i] % 4) for i in range(400))
+    assert explained[0, 3] > 90 and explained[0, 2] < 40 and not explained[0, 1]
+    assert explained[1, 0] == 100 and len(done) == 2    # of many equal ones none is the better half
+    bars = [stage["bar"] for stage in done]
+    assert bars == sorted(bars) and bars[0] < bars[-1] and done[0]["auc"] > 0.95
+    sizes = [sum(len(texts[i]) for i in order)] + [stage["bytes"] for stage in done]
+    assert all(0.5 < after / before <= 0.7 for before, after in zip(sizes, sizes[1:]))
+    for stage, about in enumerate(done, 1):
+        assert about["documents"] == (stage_of == 0).sum() + (stage_of > stage).sum()
+    assert data.coarse_to_fine([1] * 10, str, lambda texts: [0] * len(texts))[1] == []
+    assert data.coarse_to_fine([1] * 90, str, lambda texts: [0] * len(texts))[1] == []
+
+
+def test_grounding_of_real_documents(tmp_path, teacher, code_folder):
+    """The Python enhancement proposals, marked by what they hold and by a teacher."""
+    source = f"grounding:{reference_data('text/peps.jsonl.gz')}"
+    few = tmp_path / "few.jsonl"
+    with gzip.open(source.partition(":")[2], "rt") as file:
+        rows = [json.loads(line)["text"] for line in file][:160]
+    few.write_text("".join(json.dumps({"text": text[:3000]}) + "\n" for text in rows))
+    manifest = prepare_data(tmp_path / "out", [code_folder, f"grounding:{few}"])
+    reasons, stages = manifest["funnel"]["reason"], manifest["grounding"]
+    assert len(stages) >= 2 and stages[-1]["mean mark"] > stages[0]["mean mark"]
+    assert sum(entry["documents"] for name, entry in reasons.items()
+               if name.startswith("grounding stage")) == 160 - stages[-1]["documents"]
+    assert (tmp_path / "out/data/grounding.png").read_bytes()[:4] == b"\x89PNG"
+    kept = [d for d in load_documents(tmp_path / "out", "train") if d["kind"] == "grounding"]
+    assert len(kept) == stages[-1]["documents"]
+    teacher.answer = lambda body: answered(
+        str(5 * ("Abstract" in body["messages"][0]["content"])) + " points")
+    assert data.taught_marks(teacher.url, [text[:3000] for text in rows[:30]]) == [
+        5.0 if "Abstract" in text[:3000] else 0.0 for text in rows[:30]]
 
 
 def test_headers_get_their_language(tmp_path):
