@@ -58,11 +58,11 @@ import torch
 from tqdm import tqdm
 
 from evaluate import Sandbox, benchmark_file, benchmarks, cores, read_documents, read_rows
-from fim import FIM_RATE, fim_document, fim_ids, normalize
+from fim import (FILE_SEP, FIM_RATE, REPO_NAME, Node, fim_document, fim_ids, normalize,
+                 syntax_nodes)
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, cache_folder, fetch, read_json, run,
                        whole_folder, write_json, write_text)
 
-REPO_NAME, FILE_SEP = "<|repo_name|>", "<|file_sep|>"
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages", "build", "dist"}
 STDLIB_SKIPPED = {"test", "tests", "idle_test", "encodings", "pydoc_data", "lib-dynload"}
 LARGEST_FILE = 1_000_000    # bytes
@@ -76,6 +76,7 @@ BANDS, ROWS = 18, 7         # of a signature; a pair at 0.8 is missed once in 65
 MIXTURE = (70, 20, 10)      # of code, text and mathematics, by tokens (report, section 3.1.2)
 RETRY_SECONDS = 1           # before a teacher is asked again; twice that each time
 SHORTEST_FIM = 16           # tokens; smaller pieces are not worth cutting in three
+FIM_PART = 0.1, 0.4         # of a row: the shortest, the longest FIM part; not published; ours
 TOKENIZER_TEXT = 100_000_000    # characters that a tokenizer is trained on, at most
 
 def generator(seed, purpose, index):
@@ -1526,13 +1527,17 @@ class Stream:
     An epoch cuts it into slices of T + 1 ids that overlap by one, in a random order.
     """
 
-    def __init__(self, name, texts, tokenizer, T, seed):
+    def __init__(self, name, documents, tokenizer, T, seed):
         self.name, self.T, self.seed, self.epoch = name, T, seed, None
+        self.tokenizer, texts = tokenizer, [document["text"] for document in documents]
+        self.python = [document.get("language") == "python" for document in documents]
+        self.tree = functools.lru_cache(maxsize=10_000)(self.tree)
         end, encoded = tokenizer.special[ENDOFTEXT], []
         for start in range(0, len(texts), 1000):            # lists of ids are large, arrays small
             encoded += [np.array([end, *ids], dtype=np.uint32)
                         for ids in tokenizer.encode_batch(texts[start:start + 1000])]
         self.ids = np.concatenate([*encoded, [end]]).astype(np.uint32)
+        self.starts = np.cumsum([0, *map(len, encoded)])    # of the documents, at their <|endof...
         if len(self.ids) < 2 * T + 2:
             raise InputError(f"{len(self.ids):,} tokens of {name} are too few for rows of {T}; "
                              f"give more {name} or a smaller --seq-len")
@@ -1545,12 +1550,40 @@ class Stream:
         self.epoch = epoch
 
     def slice(self, index):
-        """Slice `index` of the endless run: a list of T + 1 ids."""
+        """Slice `index` of the endless run: where it starts, a list of T + 1 ids."""
         epoch, place = divmod(index, self.rows)
         if epoch != self.epoch:
             self.start_epoch(epoch)
         start = self.offset + int(self.order[place]) * self.T
-        return self.ids[start:start + self.T + 1].tolist()
+        return start, self.ids[start:start + self.T + 1].tolist()
+
+    @functools.cached_property
+    def heads(self):
+        """How many characters begin in each token of the vocabulary."""
+        pieces = (self.tokenizer.decode_bytes([i]) for i in range(self.tokenizer.vocab_size))
+        return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces])
+
+    def tree(self, number):
+        """Of a document: where each token begins, in characters, and its syntax nodes, as arrays of
+        their kinds, starts and ends."""
+        if not self.python[number]:
+            return None
+        ids = self.ids[self.starts[number] + 1:self.starts[number + 1]]
+        nodes = syntax_nodes(self.tokenizer.decode(ids.tolist()))
+        kinds, starts, ends = zip(*nodes) if nodes else ((), (), ())
+        places = np.concatenate([[0], np.cumsum(self.heads[ids])])
+        return places, kinds, np.array(starts), np.array(ends)
+
+    def nodes(self, start, stop):
+        """The syntax nodes in the text of ids[start:stop], a piece of one document."""
+        number = int(np.searchsorted(self.starts, start, side="right")) - 1
+        if not (tree := self.tree(number)):
+            return []
+        places, kinds, starts, ends = tree
+        first, last = places[[start - self.starts[number] - 1, stop - self.starts[number] - 1]]
+        low, high = np.searchsorted(starts, [first, last])
+        return [Node(kinds[i], int(starts[i] - first), int(ends[i] - first))
+                for i in range(low, high) if ends[i] <= last]
 
 
 def interleaved(weights):
@@ -1581,15 +1614,15 @@ class Batches:
         self.tokenizer, self.T, self.seed, self.fim_rate = tokenizer, seq_len, seed, fim_rate
         self.batch_rows, self.rank, self.world = batch_rows, rank, world
         self.device_batch, self.end = device_batch or batch_rows, tokenizer.special[ENDOFTEXT]
-        texts = defaultdict(list)
+        parts = defaultdict(list)
         for document in corpus:
-            texts[KINDS[document.get("kind", "code")]].append(document["text"])
+            parts[KINDS[document.get("kind", "code")]].append(document)
         weights = {kind: weight for kind, weight in zip(("code", "text", "math"), mixture)
-                   if weight and kind in texts}
+                   if weight and kind in parts}
         if not weights:
             raise InputError(f"no documents of the mixture {mixture} (code, text, math)")
         self.round, self.streams = interleaved(weights), {
-            kind: Stream(kind, texts[kind], tokenizer, seq_len, seed) for kind in weights}
+            kind: Stream(kind, parts[kind], tokenizer, seq_len, seed) for kind in weights}
 
     def epochs(self, steps):
         """How often each kind is seen in a number of steps."""
@@ -1597,42 +1630,55 @@ class Batches:
                 / stream.rows for kind, stream in self.streams.items()}
 
     def slice(self, index):
-        """Row `index` of the endless run, before FIM: its kind, a list of T + 1 ids."""
+        """Row `index` of the endless run, before FIM: its stream, where it starts there, a list
+        of T + 1 ids."""
         rounds, place = divmod(index, len(self.round))
         kind = self.round[place]
         number = rounds * self.round.count(kind) + self.round[:place].count(kind)
-        return kind, self.streams[kind].slice(number)
+        return self.streams[kind], *self.streams[kind].slice(number)
 
-    def fim_piece(self, ids, rng):
+    def fim_piece(self, ids, nodes, rng):
         """A piece of a document as FIM ids, no more than there were: the sentinels and the new
-        borders between tokens take room, so the end of its text is left out until it fits."""
-        for kept in range(len(ids) - 3, -1, -1):
-            text = self.tokenizer.decode_bytes(ids[:kept]).decode("utf-8", errors="ignore")
-            prefix, middle, suffix = map(self.tokenizer.encode, fim_document(text, rng))
-            new = fim_ids(self.tokenizer, prefix, suffix, middle)
-            if len(new) <= len(ids):
-                return new
+        borders between tokens take room, so the suffix loses its end, or the prefix its start.
+        Where the middle alone is too long, the piece stays what it was, as None says."""
+        text = self.tokenizer.decode_bytes(ids).decode("utf-8", errors="ignore")
+        prefix, middle, suffix = map(self.tokenizer.encode, fim_document(text, rng, nodes))
+        room = len(ids) - 3 - len(middle)                                       # three sentinels
+        if room >= 0:
+            suffix = suffix[:max(0, room - len(prefix))]
+            prefix = prefix[max(0, len(prefix) - room):]
+            return fim_ids(self.tokenizer, prefix, suffix, middle)
+
+    def parts(self, start, stop, rng):
+        """Where a piece that becomes FIM is cut into parts: short ones have more ends, and from few
+        ends a small model does not learn to stop."""
+        low, high = (max(SHORTEST_FIM, int(share * self.T)) for share in FIM_PART)
+        cuts = start + rng.integers(low, high + 1, size=(stop - start) // low + 1).cumsum()
+        return [start, *(int(cut) for cut in cuts if cut <= stop - low), stop]
 
     def row(self, index):
         """Row `index`: input_ids, targets and document_starts, each (T,).
 
-        A FIM piece is closed by <|endoftext|>; where it came out shorter than its place, the rest
-        is <|endoftext|> without targets.
+        A FIM part is closed by <|endoftext|>; where it came out shorter than its place, the rest is
+        <|endoftext|> without targets.
         """
-        [kind, ids], rng = self.slice(index), generator(self.seed, "fim", index)
+        [stream, at, ids], rng = self.slice(index), generator(self.seed, "fim", index)
         borders = [0, *(i for i in range(1, self.T) if ids[i] == self.end), self.T]
         out, targets, starts = [], [], []
         for start, stop in zip(borders, borders[1:]):
-            piece, after = ids[start:stop], ids[stop]       # after: the target of its last id
-            head = piece[:1] if piece[0] == self.end else []
-            inside = piece[len(head):]
-            if (kind == "code" and len(inside) >= SHORTEST_FIM
-                    and rng.random() < self.fim_rate):
-                piece, after = head + self.fim_piece(inside, rng), self.end
-            missing = stop - start - len(piece)
-            out += piece + [self.end] * missing
-            targets += piece[1:] + [after] + [-100] * missing
-            starts += [start] * (stop - start)
+            fim = stream.name == "code" and rng.random() < self.fim_rate
+            inside = self.parts(start, stop, rng) if fim else [start, stop]
+            for start, stop in zip(inside, inside[1:]):
+                piece, after = ids[start:stop], ids[stop]       # after: the target of its last id
+                head = piece[:1] if piece[0] == self.end else []
+                if fim and stop - start - len(head) >= SHORTEST_FIM:
+                    nodes = stream.nodes(at + start + len(head), at + stop)
+                    if new := self.fim_piece(piece[len(head):], nodes, rng):
+                        piece, after = head + new, self.end
+                missing = stop - start - len(piece)
+                out += piece + [self.end] * missing
+                targets += piece[1:] + [after] + [-100] * missing
+                starts += [start] * (stop - start)
         return np.array(out), np.array(targets), np.array(starts)
 
     def __call__(self, step):

@@ -46,6 +46,7 @@ import re
 import resource
 import select
 import socket
+import statistics
 import struct
 import subprocess
 import sys
@@ -1136,6 +1137,28 @@ def bits_per_byte(model, tokenizer, documents):
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
+def answer_bits(model, prompts, answers):
+    """The bits that each answer costs after its prompt; all are lists of ids."""
+    import torch
+
+    bits, order = [0.0] * len(prompts), sorted(
+        range(len(prompts)), key=lambda i: len(prompts[i]) + len(answers[i]))
+    size = max(1, TOKENS_AT_ONCE // model.config.max_position_embeddings)
+    with torch.no_grad():
+        for batch in (order[start:start + size] for start in range(0, len(order), size)):
+            rows = [prompts[i] + answers[i] for i in batch]
+            ids = torch.tensor([row + [0] * (max(map(len, rows)) - len(row)) for row in rows],
+                               device=model.head.device)                            # (B, T + 1)
+            targets = torch.full_like(ids[:, 1:], -100)                             # (B, T)
+            for row, i in enumerate(batch):
+                inside = slice(len(prompts[i]) - 1, len(rows[row]) - 1)
+                targets[row, inside] = ids[row, 1:][inside]
+            known = model(ids[:, :-1], targets=targets, reduce="none")              # (B, T)
+            for i, total in zip(batch, known.masked_fill(targets == -100, 0).sum(1).tolist()):
+                bits[i] = -total / math.log(2)
+    return bits
+
+
 def read_documents(path):
     """The documents of a JSON-lines file with a text field, or one document: the file's text."""
     from fim import normalize
@@ -1209,21 +1232,6 @@ def find_problems(name, file=None):
     if not problems:
         raise InputError(f"{file}: holds no problem")
     return problems
-
-
-def held_out_lines(documents, count=60):
-    """Single lines of documents, to be filled in -> problems."""
-    from tokenizer import InputError
-    texts = [document["text"].split("\n") for document in documents]
-    places = [(lines, n) for lines in texts for n in range(len(lines))
-              if len(lines[n].strip()) > 5]
-    if not places:
-        raise InputError("the held-out documents have no line to fill in")
-    places = random.Random(0).sample(places, min(count, len(places)))
-    return {f"line/{i}": {"task_id": f"line/{i}", "line": lines[n],
-                          "prompt": ("\n".join(lines[:n]) + "\n")[-4000:],
-                          "suffix": ("\n" + "\n".join(lines[n + 1:]))[:4000]}
-            for i, (lines, n) in enumerate(places)}
 
 
 def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), kept=None,
@@ -1303,12 +1311,11 @@ def extract(name, text):
 
 def prompt_ids(model, tokenizer, way, problem):
     """A prompt of assets/benchmarks.json, filled with a problem's fields, as ids."""
-    from fim import fim_ids, shorten
+    from fim import infill_prompt
     if way["prompt"][0].startswith("<|fim_prefix|>"):           # each part encoded by itself
         T = model.config.max_position_embeddings
-        room = T - min(way["max_new_tokens"], T // 2) - 3
-        return fim_ids(tokenizer, *shorten(tokenizer.encode(problem["prompt"]),
-                                           tokenizer.encode(problem["suffix"]), room))
+        return infill_prompt(tokenizer, problem["prompt"], problem["suffix"],
+                             T - min(way["max_new_tokens"], T // 2))
 
     def value(field):
         text = problem[field[1]]
@@ -1444,6 +1451,128 @@ def measure_bits(model, tokenizer, documents, folder):
 
 
 # ------------------------------------------------------------------------------------------------
+# Infilling: gaps of every kind in held-out code
+
+LONGEST_MIDDLE, WINDOW = 160, 600       # characters of a middle, and around it; not published; ours
+
+
+def held_out_gaps(documents, count=200):
+    """`count` gaps of each kind of cut in held-out documents, always the same -> dicts of kind,
+    prefix, middle, suffix and whether it is Python."""
+    import numpy as np
+
+    from fim import SPANS, Node, span, syntax_nodes
+    from tokenizer import InputError
+    python = [d.get("language") == "python" or d.get("path", "").endswith(".py") for d in documents]
+    trees = [syntax_nodes(d["text"]) if own else [] for d, own in zip(documents, python)]
+    sizes, gaps = np.array([len(d["text"]) for d in documents], float), []
+    for kind in SPANS:
+        rng, found = np.random.default_rng([0, *kind.encode()]), []
+        for _ in range(100 * count):                    # what is empty or long is drawn anew
+            if len(found) == count:
+                break
+            i = rng.choice(len(documents), p=sizes / sizes.sum())
+            text, at = documents[i]["text"], int(rng.integers(sizes[i]))
+            start = text.rfind("\n", 0, at) + 1
+            stop = len(text) if (end := text.find("\n", start + WINDOW)) < 0 else end
+            nodes = [Node(node.kind, node.start - start, node.end - start) for node in trees[i]
+                     if start <= node.start and node.end <= stop]
+            if kind == "syntax" and not nodes:
+                continue
+            low, high = (start + place for place in span(text[start:stop], kind, rng, nodes))
+            if text[low:high].strip() and high - low <= LONGEST_MIDDLE:
+                found.append({"kind": kind, "prefix": text[:low], "middle": text[low:high],
+                              "suffix": text[high:], "python": python[i]})
+        gaps += found
+    if not gaps:
+        raise InputError("the held-out documents have nothing to fill in")
+    return gaps
+
+
+def parses(text):
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            return bool(ast.parse(text))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+
+
+def measure_infilling(model, tokenizer, gaps, path=None):
+    """Print how well a model fills gaps, greedily, without the guard -> kind -> measure -> value.
+
+    exact, %: to the letter; similar: mean edit similarity; parses, %: the whole Python file with
+    the insertion; stops, %: by itself, within twice the tokens of the true middle and 16; runs on,
+    %: into what stands after the gap; length: median of the insertion's over the middle's; bits
+    per byte of the true middle with its end. path: of a picture of three insertions.
+    """
+    from fim import infill_prompt, suffix_start
+    T, end = model.config.max_position_embeddings, tokenizer.special["<|endoftext|>"]
+    middles = [tokenizer.encode(gap["middle"]) + [end] for gap in gaps]
+    new = min(2 * max(map(len, middles)) + 16, T // 2)
+    prompts = [infill_prompt(tokenizer, gap["prefix"][-4 * T:], gap["suffix"][:4 * T], T - new)
+               for gap in gaps]
+    began = time.monotonic()
+    texts = complete(model, tokenizer, prompts, new, stop_ids=control_stops(tokenizer))
+    seconds = time.monotonic() - began
+    bits, tokens, groups = answer_bits(model, prompts, middles), 0, {}
+    for gap, middle, cost, (text, stopped) in zip(gaps, middles, bits, texts):
+        whole, start = gap["prefix"] + text + gap["suffix"], suffix_start(gap["suffix"])
+        own = len(tokenizer.encode(text))
+        tokens += own
+        groups.setdefault(gap["kind"], []).append({
+            "exact, %": 100 * (text == gap["middle"]),
+            "similar": edit_similarity(text.strip(), gap["middle"].strip()),
+            "parses, %": 100 * parses(whole) if gap["python"] else None,
+            "stops, %": 100 * (stopped and own < 2 * len(middle) + 16),
+            "runs on, %": 100 * (bool(start) and start in text),
+            "length": own / (len(middle) - 1), "bits": cost, "bytes": len(gap["middle"].encode())})
+    scores = {}
+    for kind, rows in groups.items():
+        values = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
+        score = {name: sum(all_) / max(1, len(all_)) for name, all_ in values.items()}
+        score["length"] = statistics.median(values["length"])
+        score["bits per byte"] = sum(values["bits"]) / sum(values["bytes"])
+        scores[kind] = {name: round(value, 4) for name, value in score.items()
+                        if name not in ("bits", "bytes")}
+    print(f"infilling of held-out code, {len(gaps)} gaps, {tokens / seconds:,.0f} tokens/s\n"
+          f"  {'':12}" + "".join(f"{name:>14}" for name in next(iter(scores.values()))))
+    for kind, score in scores.items():
+        print(f"  {kind:12}" + "".join(f"{value:14.2f}" for value in score.values()))
+    if path:
+        draw_insertions([(gap, text) for gap, (text, _) in zip(gaps, texts)], path)
+    return scores
+
+
+def draw_insertions(pairs, path):
+    """Write a picture (PNG) of one insertion of each of three kinds: what was inserted in green,
+    what stood there in grey. pairs: (gap, inserted text)."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows, first = [], {gap["kind"]: (gap, text) for gap, text in reversed(pairs)}
+    for kind, (gap, text) in list(first.items())[:3]:
+        parts = [(f"{kind}\n", "tab:blue"), ("\n".join(gap["prefix"].split("\n")[-5:]), "black"),
+                 ("\n".join(text.split("\n")[:8]), "tab:green"),
+                 ("\n".join(gap["suffix"].split("\n")[:4]) + "\n", "black"),
+                 ("stood there: " + gap["middle"] + "\n\n", "tab:gray")]
+        rows.append([])
+        for part, colour in parts:                      # each line a row of coloured pieces
+            for i, piece in enumerate(part.split("\n")):
+                rows += [[]] * (i > 0)
+                rows[-1] = [*rows[-1], (piece.replace("$", r"\$"), colour)]
+    figure = pyplot.figure(figsize=(9, 0.19 * len(rows)))
+    for line, pieces in enumerate(rows):
+        column = 1
+        for piece, colour in pieces:                    # 9 points of a monospaced font: 0.0753 inch
+            figure.text(column * 0.0753 / 9, 1 - (line + 1) / (len(rows) + 1), piece, color=colour,
+                        family="monospace", fontsize=9, va="center")
+            column += len(piece.replace(r"\$", "$"))
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+# ------------------------------------------------------------------------------------------------
 # Needle in the code: is a function, seen once far above, written again (report, figure 6)?
 
 # Their product is the number of names; what a needle looks like is not published; ours
@@ -1478,7 +1607,6 @@ def needle_map(model, tokenizer, documents, path, count=8):
     Two measures: the share of functions that greedy writing repeats to the letter and, as small
     models repeat none, the bits per byte that seeing the function saves on its body.
     """
-    import torch
     from tokenizer import InputError
     T, draw = model.config.max_position_embeddings, random.Random(0)
     longest = T - 16                                    # bodies differ by some tokens
@@ -1490,22 +1618,14 @@ def needle_map(model, tokenizer, documents, path, count=8):
     if len(hay) < T:
         raise InputError(f"{len(hay)} tokens of code for a context of {T}: give more with --text")
 
-    def bits(context, answer):
-        ids = torch.tensor([context + answer], device=model.head.device)            # (1, length)
-        targets = ids[:, 1:].clone()
-        targets[:, :len(context) - 1] = -100
-        return float(model(ids[:, :-1], targets=targets)) / math.log(2)
-
-    saved, asked = [], []
-    with torch.no_grad():
-        for depth, length, _ in itertools.product(DEPTHS, lengths, range(count)):
-            planted, plain, answer = plant(tokenizer, hay, length, depth, draw)
-            text = tokenizer.decode(answer)
-            saved.append((bits(plain, answer) - bits(planted, answer)) / len(text.encode()))
-            asked.append((planted, text))
-    texts = complete(model, tokenizer, [planted for planted, _ in asked],
-                     max(len(tokenizer.encode(text)) for _, text in asked) + 1)
-    repeated = [100.0 * text.startswith(body) for (text, _), (_, body) in zip(texts, asked)]
+    planted, plain, answers = zip(*(
+        plant(tokenizer, hay, length, depth, draw)
+        for depth, length, _ in itertools.product(DEPTHS, lengths, range(count))))
+    bodies = [tokenizer.decode(answer) for answer in answers]
+    saved = [(before - after) / len(body.encode()) for before, after, body in zip(
+        answer_bits(model, plain, answers), answer_bits(model, planted, answers), bodies)]
+    texts = complete(model, tokenizer, planted, max(map(len, answers)) + 1)
+    repeated = [100.0 * text.startswith(body) for (text, _), body in zip(texts, bodies)]
     maps = {}
     for name, values in (("repeated, %", repeated), ("bits saved per byte", saved)):
         cells = [sum(values[i:i + count]) / count for i in range(0, len(values), count)]
@@ -1562,12 +1682,12 @@ def save_scores(stem, scores, args):
 
 
 def parse_args():
-    names = [*benchmarks()["benchmarks"], "needle"]
+    names = ["infilling", "needle", *benchmarks()["benchmarks"]]
     parser = argparse.ArgumentParser(description="Measure a model, or grade samples.")
     parser.add_argument("command", nargs="?", choices=["score"], help="grade existing --samples")
     parser.add_argument("--benchmark", choices=names, metavar="NAME", help="one of "
-                        f"{', '.join(names)} (default: the ladder, infilling of held-out lines and "
-                        "bits per byte)")
+                        f"{', '.join(names)} (default: bits per byte and infilling of held-out "
+                        "code, and the ladder)")
     parser.add_argument("--chat", action="store_true", help="ask as an instruct model is asked")
     parser.add_argument("--problems", help="the benchmark's file, .jsonl or .jsonl.gz")
     parser.add_argument("--samples", type=Path, help="for score: .jsonl with task_id and "
@@ -1595,7 +1715,7 @@ def parse_args():
 def score(args):
     """Grade the samples of a file."""
     from tokenizer import InputError
-    if not args.samples or args.benchmark in (None, "lines", "needle"):
+    if not args.samples or args.benchmark in (None, "infilling", "needle"):
         raise InputError("score needs --samples and the --benchmark that they answer")
     problems = find_problems(args.benchmark, args.problems)
     problems = dict(list(problems.items())[:args.limit])
@@ -1659,17 +1779,17 @@ def main():
 
     from fim import load, newest_model
     from model import choose_attention, default_device, loss_head
-    names = [args.benchmark] if args.benchmark else ["lines", "ladder"][args.chat:]
+    names = [args.benchmark] if args.benchmark else ["infilling", "ladder"][args.chat:]
     names = [] if args.text and not args.benchmark else names
     documents, folder = [], args.model or newest_model(args.out)
-    if args.text or not args.benchmark or {"lines", "needle"} & set(names):
+    if args.text or not args.benchmark or {"infilling", "needle"} & set(names):
         files = args.text or [Path(args.out) / "data" / "validation.jsonl"]
         documents = [document for file in files for document in read_documents(file)
                      if document["text"]]
         if not documents:
             raise InputError(f"{files[0]}: no text to measure")
-    problems = {name: held_out_lines(documents) if name == "lines" else
-                find_problems(name, args.problems) for name in names if name != "needle"}
+    problems = {name: find_problems(name, args.problems) for name in names
+                if name not in ("infilling", "needle")}
     model, tokenizer = load(folder, args.device or default_device())
     T, scores = model.config.max_position_embeddings, {}
     print(f"{folder} on {model.head.device}: {choose_attention(model, 'auto', T)}, loss head by "
@@ -1684,6 +1804,10 @@ def main():
         stem = target / f"{stage}_{name}{chat}"
         if name == "needle":
             scores[name] = needle_map(model, tokenizer, documents, f"{stem}.png")
+        elif name == "infilling":
+            gaps = held_out_gaps(documents, args.limit or 200)
+            scores.update({f"infilling, {kind}": values for kind, values in measure_infilling(
+                model, tokenizer, gaps, f"{stem}.png").items()})
         else:
             chosen = dict(list(problems[name].items())[:args.limit])
             scores[name] = ask_and_grade(model, tokenizer, name, chosen, stem, args)

@@ -5,55 +5,182 @@ that only ever predicts the next token learns to fill a gap from both sides (rep
 
     <|fim_prefix|>{prefix}<|fim_suffix|>{suffix}<|fim_middle|>{middle}<|endoftext|>
 
+Where the cuts lie decides what is learned: at any two characters, around whole lines, around a few
+words, or around a node of the syntax tree, which is what people ask for. With other files of the
+repository before it, the same format serves completion across files (figure 4).
+
 This file knows the formats, the cuts and how to ask a model for a middle. Which documents are cut
 and how they are packed into rows is data.py's business, training pretrain.py's.
 
+    python fim.py show FILE          # one function under every kind of cut and in every format
     python fim.py FILE --line 12     # write line 12 of FILE anew with the newest model in out/
     python fim.py FILE               # fill the place marked <FILL>; a few seconds
+    python fim.py FILE --line 12 --column 9 --repo DIR      # at a cursor, other files at hand
 """
 
 import argparse
+import ast
+import math
+import os
+import re
 import sys
+import textwrap
 import unicodedata
+import warnings
+from collections import Counter, namedtuple
 from pathlib import Path
 
+import numpy as np
+import regex
+
 from model import check_vocabulary, choose_attention, default_device, generate, load_model
-from tokenizer import ENDOFTEXT, InputError, TextStream, Tokenizer, read_text, run
+from tokenizer import PATTERN, ENDOFTEXT, InputError, TextStream, Tokenizer, read_text, run
 
 PREFIX, MIDDLE, SUFFIX = "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"
+REPO_NAME, FILE_SEP = "<|repo_name|>", "<|file_sep|>"
 # What ends a middle: its end, or a token that can only begin something else (the published set)
-STOP_TOKENS = [PREFIX, SUFFIX, "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", ENDOFTEXT,
-               "<|im_end|>"]
+STOP_TOKENS = [PREFIX, SUFFIX, "<|fim_pad|>", REPO_NAME, FILE_SEP, ENDOFTEXT, "<|im_end|>"]
 FIM_RATE = 0.5              # not published; value of DeepSeek-Coder (arXiv 2401.14196, 3.1)
+# The kinds of middles and their shares; the report names characters only; ours (README: measured)
+SPANS = {"characters": 0.35, "lines": 0.25, "words": 0.1, "syntax": 0.3}
+EMPTY = 0.01                # share of empty middles, of empty prefixes and of empty suffixes; ours
+LINES, WORDS = 10, 16       # of a middle, at most; lines: value of ExecRepoBench; words: ours
+# Syntax nodes by their weights in the span sampler of ExecRepoBench, by the report's authors;
+# comments (0.05), which Python's ast does not hold, are left out
+NODES = {"import": 0.1, "return": 0.1, "if": 0.15, "for": 0.15, "while": 0.1, "class": 0.1,
+         "function": 0.1, "assignment": 0.05, "expression": 0.05}
+KIND_OF = {ast.Import: "import", ast.ImportFrom: "import", ast.Return: "return", ast.If: "if",
+           ast.For: "for", ast.AsyncFor: "for", ast.While: "while", ast.ClassDef: "class",
+           ast.FunctionDef: "function", ast.AsyncFunctionDef: "function",
+           ast.Assign: "assignment", ast.AnnAssign: "assignment", ast.AugAssign: "assignment",
+           ast.Call: "expression"}
+FILES_SHARE = 0.5           # of a prompt's room, for other files; not published; ours
 SUFFIX_SHARE = 0.25         # of a prompt's room at most; not published; ours
 MARK = "<FILL>"
 
 # ------------------------------------------------------------------------------------------------
-# Text <-> three parts <-> ids
+# A text -> where its middle lies
+
+# A node of the syntax tree that makes a middle: its kind (of NODES), and where, in characters
+Node = namedtuple("Node", "kind start end")
 
 
 def normalize(text):
-    """Unicode NFC and "\\n" line ends, so that character offsets mean the same before and after
-    encoding and no "\\r" stands next to a control token."""
+    """Unicode NFC and "\n" line ends, so that character offsets mean the same before and after
+    encoding and no "\r" stands next to a control token."""
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def fim_document(text, rng):
-    """Cut text at two uniform places between characters -> (prefix, middle, suffix).
+def syntax_nodes(text):
+    """The nodes of a Python text that make a middle, in its order; none if it does not parse.
 
-    The cut is made on characters, not tokens: a cursor may stand inside a word. prefix + middle +
-    suffix == text, and any part may be empty (arXiv 2207.14255, section 3). rng: numpy Generator.
+    Of what has a body (or an else) it is that, of a call its arguments, of other statements all.
     """
-    low, high = sorted(rng.integers(0, len(text) + 1, size=2))
-    return text[:low], text[low:high], text[high:]
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    lines, found = text.split("\n"), []
+    starts = np.cumsum([0, *(len(line) + 1 for line in lines)]).tolist()
+
+    def place(line, column):                            # ast counts the bytes of a line
+        text = lines[line - 1]
+        return starts[line - 1] + (column if text.isascii() else
+                                   len(text.encode()[:column].decode(errors="ignore")))
+
+    for node in ast.walk(tree):
+        if kind := KIND_OF.get(type(node)):
+            parts = [node.args + node.keywords] if kind == "expression" else (
+                [node.body, getattr(node, "orelse", [])] if hasattr(node, "body") else [[node]])
+            found += [Node(kind, place(part[0].lineno, part[0].col_offset),
+                           max(place(item.end_lineno, item.end_col_offset) for item in part))
+                      for part in parts if part]
+    return sorted(found, key=lambda node: node[1:])
 
 
-def fim_ids(tokenizer, prefix_ids, suffix_ids, middle_ids=()):
+def draw(weights, rng):
+    """One of the names of {name: weight}."""
+    return list(weights)[rng.choice(len(weights), p=np.array([*weights.values()])
+                                    / sum(weights.values()))]
+
+
+def span(text, kind, rng, nodes=()):
+    """Where a middle of a kind of SPANS lies in text -> (start, end), in characters.
+
+    nodes: those of `syntax_nodes` that lie in the text. A text without any is cut by lines, one
+    without a line that is not blank by characters. rng: numpy Generator.
+    """
+    if kind == "syntax" and nodes:
+        present = {node.kind for node in nodes}
+        kind = draw({name: NODES[name] for name in NODES if name in present}, rng)
+        chosen = [node for node in nodes if node.kind == kind]
+        return chosen[rng.integers(len(chosen))][1:]
+    if kind == "words" and text:                                 # up to 16 of what BPE never joins
+        words = [match.span() for match in regex.finditer(PATTERN, text)]
+        first = rng.integers(len(words))
+        return words[first][0], words[min(first + rng.integers(WORDS), len(words) - 1)][1]
+    lines = [match.span() for match in re.finditer(r"[^\n]+", text) if not match[0].isspace()]
+    if kind in ("lines", "syntax") and lines:           # half of the time a single one
+        first = rng.integers(len(lines))
+        last = first + (rng.integers(1, LINES) if rng.random() < 0.5 else 0)
+        (start, end), end_of_last = lines[first], lines[min(last, len(lines) - 1)][1]
+        if rng.random() < 0.5:                          # the cursor stands where the code begins
+            start = end - len(text[start:end].lstrip())
+        return start, end_of_last
+    return tuple(sorted(rng.integers(0, len(text) + 1, size=2).tolist()))
+
+
+def fim_document(text, rng, nodes=(), spans=SPANS):
+    """Cut a text in three -> (prefix, middle, suffix), whose sum it is; any may be empty.
+
+    Cuts lie between characters, not tokens: a cursor may stand inside a word (arXiv 2207.14255,
+    section 3). rng: numpy Generator; nodes: as in `span`; spans: shares of the kinds.
+    """
+    start, end = span(text, draw(spans, rng), rng, nodes)
+    chance = rng.random()
+    if chance < EMPTY:
+        end = start
+    elif chance < 2 * EMPTY:
+        start = 0
+    elif chance < 3 * EMPTY:
+        end = len(text)
+    return text[:start], text[start:end], text[end:]
+
+
+# ------------------------------------------------------------------------------------------------
+# Three parts -> ids
+
+
+def fim_ids(tokenizer, prefix_ids, suffix_ids, middle_ids=(), spm=False, context_ids=()):
     """The three parts in the order in which a model reads them, without the closing
-    <|endoftext|>. Each was encoded by itself: at a cursor nobody knows what follows."""
-    special = tokenizer.special
-    return [special[PREFIX], *prefix_ids, special[SUFFIX], *suffix_ids, special[MIDDLE],
-            *middle_ids]
+    <|endoftext|>. Each was encoded by itself: at a cursor nobody knows what follows.
+
+    spm: suffix first, and prefix and middle as one (variant 2 of arXiv 2207.14255), as ours never
+    is trained. context_ids: pieces of other files after the suffix, as in the report's evaluation
+    across files (CrossCodeEval), which there begin with two line ends.
+    """
+    prefix, middle, suffix = (special_id(tokenizer, name) for name in (PREFIX, MIDDLE, SUFFIX))
+    if spm:
+        return [prefix, suffix, *suffix_ids, *context_ids, middle, *prefix_ids, *middle_ids]
+    return [prefix, *prefix_ids, suffix, *suffix_ids, *context_ids, middle, *middle_ids]
+
+
+def repository_ids(tokenizer, name, files, path):
+    """What stands before a file of a repository, from its name to the file's path (figure 4).
+
+    files: (path, text) of those before it. The file follows, as it is or as `fim_ids`.
+    """
+    ids = [special_id(tokenizer, REPO_NAME), *tokenizer.encode(name + "\n")]
+    for other, text in files:
+        ids += [special_id(tokenizer, FILE_SEP), *tokenizer.encode(f"{other}\n{text}\n")]
+    return [*ids, special_id(tokenizer, FILE_SEP), *tokenizer.encode(path + "\n")]
+
+
+def special_id(tokenizer, name):
+    if name not in tokenizer.special:
+        raise InputError(f"the tokenizer has no {name}: this model was not made for infilling")
+    return tokenizer.special[name]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -82,34 +209,126 @@ def shorten(prefix_ids, suffix_ids, room):
     return prefix_ids[max(0, len(prefix_ids) - (room - len(suffix_ids))):], suffix_ids
 
 
-def infill(model, tokenizer, prefix, suffix, max_new_tokens=64, temperature=0.0, on_text=None,
-           **sampling):
-    """The text that the model puts between prefix and suffix; greedy by default, no penalty.
+def suffix_start(suffix):
+    """What a completion has no business to write: the suffix up to the end of its second line that
+    is not blank; "" if that is too little to know it by."""
+    end = 0
+    for match in re.finditer(r"[^\n]*\n?", suffix):
+        start = suffix[:match.end()]
+        if len(start.split("\n")) > 2 and len(start.split()) > 3 and start.endswith("\n"):
+            end = match.end()
+            break
+    return suffix[:end]
 
-    What does not fit the model's context is left out far from the cursor. on_text(piece) sees the
-    text as it comes. Further arguments go to model.generate.
+
+def infill_prompt(tokenizer, prefix, suffix, room, files=(), name="", path=""):
+    """A prompt of at most `room` ids for the gap between prefix and suffix.
+
+    files: (path, text) of others of the repository, the most relevant last; those that do not fit
+    half the room are left out. Then prefix and suffix lose what is far from the cursor.
     """
-    room = model.config.max_position_embeddings - max_new_tokens - 3        # three sentinels
-    if room < 1:
+    before = []
+    if files or path:
+        while files and len(repository_ids(tokenizer, name, files, path)) > room * FILES_SHARE:
+            files = files[1:]
+        before = repository_ids(tokenizer, name, files, path)
+        before = before if len(before) <= room * FILES_SHARE else []
+    parts = shorten(tokenizer.encode(normalize(prefix)), tokenizer.encode(normalize(suffix)),
+                    room - len(before) - 3)                                     # three sentinels
+    return before + fim_ids(tokenizer, *parts)
+
+
+def infill_all(model, tokenizer, gaps, max_new_tokens=64, guard=True, on_text=None, files=(),
+               name="", path="", **sampling):
+    """The texts that a model puts into gaps, (prefix, suffix) each; one batch, greedy by default.
+
+    It ends at a stop token, and with guard also where it starts to write the suffix once more.
+    What does not fit the model's context is left out far from the cursor; files, name and path as
+    in `infill_prompt`. on_text(row, piece) sees the text as it comes. InputError: no room.
+    """
+    room = model.config.max_position_embeddings - max_new_tokens
+    if room < 4:
         raise InputError(f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a "
                          f"context of {model.config.max_position_embeddings}")
-    prefix_ids, suffix_ids = shorten(tokenizer.encode(normalize(prefix)),
-                                     tokenizer.encode(normalize(suffix)), room)
-    stream, on_text = TextStream(tokenizer), on_text or (lambda text: None)
-    [new] = generate(model, [fim_ids(tokenizer, prefix_ids, suffix_ids)], max_new_tokens,
-                     temperature, on_token=lambda row, token: on_text(stream.add(token)),
-                     stop_ids={tokenizer.special[name] for name in STOP_TOKENS},
-                     vocab_size=tokenizer.vocab_size, **sampling)
-    on_text(stream.finish())
-    return tokenizer.decode(new)
+    prompts = [infill_prompt(tokenizer, *gap, room, files, name, path) for gap in gaps]
+    starts = [suffix_start(normalize(suffix)) if guard else "" for _, suffix in gaps]
+    streams = [TextStream(tokenizer, [start] if start else []) for start in starts]
+    texts, last = [""] * len(gaps), [0]
+
+    def add(row, piece):
+        texts[row] += piece
+        if on_text:
+            on_text(row, piece)
+
+    def on_token(row, token):
+        last[0] = row
+        add(row, streams[row].add(token))
+
+    generate(model, prompts, max_new_tokens, on_token=on_token,
+             stop=lambda ids: streams[last[0]].stopped,
+             stop_ids={tokenizer.special[token] for token in STOP_TOKENS},
+             vocab_size=tokenizer.vocab_size, **sampling)
+    for row, stream in enumerate(streams):
+        add(row, stream.finish())
+    return texts
+
+
+def infill(model, tokenizer, prefix, suffix, max_new_tokens=64, on_text=None, **other):
+    """The text that the model puts between prefix and suffix. Further arguments: `infill_all`."""
+    return infill_all(model, tokenizer, [(prefix, suffix)], max_new_tokens,
+                      on_text=on_text and (lambda row, piece: on_text(piece)), **other)[0]
+
+
+# ------------------------------------------------------------------------------------------------
+# Other files of a repository
+
+
+def words_of(text):
+    return re.findall(r"[A-Za-z_]\w{2,}", text)
+
+
+def relevant_files(folder, file, prefix, suffix, count=8):
+    """The files of a folder that share most with what stands around a cursor, the best one last.
+
+    -> [(path, text)]. Ranked by BM25 over identifiers, as in the report's repository benchmark;
+    looked at are readable text files of the same kind, at most 1 MB each, links left out.
+    """
+    folder, file = Path(folder), Path(file)
+    if not folder.is_dir():
+        raise InputError(f"--repo {folder}: no such folder")
+    query, texts = set(words_of(prefix[-2000:] + suffix[:1000])), {}
+    for place, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if name[0] != "."
+                               and name not in ("node_modules", "__pycache__"))
+        for path in (Path(place, name) for name in sorted(names)):
+            if (path.suffix == file.suffix and not path.is_symlink() and path.is_file()
+                    and path.stat().st_size < 1_000_000 and path.resolve() != file.resolve()):
+                try:
+                    texts[path.relative_to(folder).as_posix()] = normalize(read_text(path))
+                except (InputError, OSError):
+                    continue
+    counts = {path: Counter(word for word in words_of(text) if word in query)
+              for path, text in texts.items()}
+    spread = Counter(word for count in counts.values() for word in count)
+    length = {path: len(text) / (sum(map(len, texts.values())) / len(texts) or 1)
+              for path, text in texts.items()}
+
+    def score(path):                                    # BM25 with its usual k = 1.2, b = 0.75
+        return sum(math.log(1 + (len(texts) - spread[word] + 0.5) / (spread[word] + 0.5))
+                   * n * 2.2 / (n + 1.2 * (0.25 + 0.75 * length[path]))
+                   for word, n in counts[path].items())
+
+    best = sorted(texts, key=lambda path: (score(path), path))[-count:]
+    return [(path, texts[path]) for path in best]
 
 
 # ------------------------------------------------------------------------------------------------
 # The command
 
 
-def gap(text, line, path):
-    """Where to fill: (prefix, what stands there, suffix), by <FILL> or by line number from 1."""
+def gap(text, line, path, column=None):
+    """Where to fill: (prefix, what stands there, suffix), by <FILL>, by the number of a line, which
+    is to be written anew, or by line and column of a cursor; all count from 1."""
     if line is None:
         if text.count(MARK) != 1:
             raise InputError(f"{path}: holds {text.count(MARK)} {MARK} marks, expected one; "
@@ -119,13 +338,65 @@ def gap(text, line, path):
     lines = text.split("\n")
     if not 1 <= line <= len(lines):
         raise InputError(f"{path}: has lines 1 to {len(lines)}, there is no line {line}")
-    return "\n".join([*lines[:line - 1], ""]), lines[line - 1], "\n".join(["", *lines[line:]])
+    before, here, after = lines[:line - 1], lines[line - 1], lines[line:]
+    if column is None:
+        return "\n".join([*before, ""]), here, "\n".join(["", *after])
+    if not 1 <= column <= len(here) + 1:
+        raise InputError(f"{path}: a cursor in line {line} stands in columns 1 to {len(here) + 1}, "
+                         f"not {column}")
+    return "\n".join([*before, here[:column - 1]]), "", "\n".join([here[column - 1:], *after])
+
+
+def inks():
+    """What begins and ends an inserted text, and a control token, on a terminal or elsewhere."""
+    if sys.stdout.isatty():
+        return "\x1b[1;32m", "\x1b[0m", "\x1b[35m", "\x1b[0m"
+    return "⟦", "⟧", "", ""
+
+
+def show(path):
+    """Print one function of a file under every kind of cut and in every format."""
+    text = normalize(read_text(path))
+    bodies = [node for node in syntax_nodes(text) if node.kind == "function"
+              and 4 < text[node.start:node.end].count("\n") < 16]
+    if bodies:                                          # with the line of its name
+        start = text.rfind("def ", 0, bodies[0].start)
+        text = text[text.rfind("\n", 0, start) + 1:bodies[0].end] + "\n"
+    else:
+        text = "\n".join(text.split("\n")[:16])
+    text, rng = textwrap.dedent(text), np.random.default_rng(0)
+    left, right, violet, plain = inks()
+    for kind, share in SPANS.items():
+        start, end = span(text, kind, rng, syntax_nodes(text))
+        print(f"--- {kind}: {share:.0%} of what is cut\n"
+              f"{text[:start]}{left}{text[start:end]}{right}{text[end:]}")
+    prefix, middle, suffix = text[:start], text[start:end], text[end:]
+    name, others = "my-project", f"{FILE_SEP}other.py\nX = 1\n\n"
+    formats = {
+        "file, as trained: what is to be written comes last (PSM)":
+            f"{PREFIX}{prefix}{SUFFIX}{suffix}{MIDDLE}{left}{middle}{right}{ENDOFTEXT}",
+        "suffix first (SPM, variant 2): while you type, what was read stays":
+            f"{PREFIX}{SUFFIX}{suffix}{MIDDLE}{prefix}{left}{middle}{right}{ENDOFTEXT}",
+        "repository: other files first":
+            f"{REPO_NAME}{name}\n{others}{FILE_SEP}{Path(path).name}\n"
+            f"{PREFIX}{prefix}{SUFFIX}{suffix}{MIDDLE}{left}{middle}{right}{ENDOFTEXT}"}
+    for title, whole in formats.items():
+        print(f"--- {title}\n" + re.sub(r"<\|\w+\|>", lambda m: violet + m[0] + plain, whole))
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Fill a gap in a file.")
+    if sys.argv[1:2] == ["show"]:
+        if len(sys.argv) != 3:
+            raise InputError("expected: python fim.py show FILE")
+        return show(sys.argv[2])
+    parser = argparse.ArgumentParser(description="Fill a gap in a file.",
+                                     epilog="python fim.py show FILE: what a model learns from")
     parser.add_argument("file", type=Path, help=f"a source file, with a {MARK} mark or with --line")
     parser.add_argument("--line", type=int, help="number of the line to write anew, from 1")
+    parser.add_argument("--column", type=int, help="of a cursor in that line, from 1; then nothing "
+                        "is replaced")
+    parser.add_argument("--repo", type=Path, metavar="DIR", help="a folder whose files, those that "
+                        "fit best, the model reads first")
     parser.add_argument("--model", help="checkpoint folder or hub name (default: newest in --out)")
     parser.add_argument("--out", default="out",
                         help="root folder of the stages (default: %(default)s)")
@@ -133,23 +404,35 @@ def main():
                         help="longest insertion, in tokens (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0,
                         help="0: always the likeliest token (default: %(default)s)")
+    parser.add_argument("--no-guard", action="store_true",
+                        help="do not end what begins to repeat the text after the gap")
     parser.add_argument("--seed", type=int, default=0, help="for temperature > 0 (default: 0)")
     parser.add_argument("--device", default=default_device(), help="default: %(default)s")
     args = parser.parse_args()
     if args.max_new_tokens < 1 or args.temperature < 0:
         raise InputError("--max-new-tokens must be at least 1, --temperature at least 0")
-    text = normalize(read_text(args.file))
-    prefix, present, suffix = gap(text, args.line, args.file)
+    if args.column is not None and args.line is None:
+        raise InputError("--column: give --line, too")
+    text = normalize(read_text(args.file).removeprefix("\ufeff"))
+    prefix, present, suffix = gap(text, args.line, args.file, args.column)
     folder = args.model or newest_model(args.out)
     model, tokenizer = load(folder, args.device)
-    green, plain = ("\x1b[1;32m", "\x1b[0m") if sys.stdout.isatty() else ("⟦", "⟧")
+    other = {}
+    if args.repo:
+        files = relevant_files(args.repo, args.file, prefix, suffix)
+        inside = args.file.resolve().is_relative_to(args.repo.resolve())
+        own = args.file.resolve().relative_to(args.repo.resolve()) if inside else args.file
+        other = {"files": files, "name": args.repo.resolve().name, "path": own.as_posix()}
+        print("read first, the best last: " + (", ".join(path for path, _ in files) or "nothing"))
+    left, right, _, _ = inks()
     before, after = prefix.split("\n")[-12:], suffix.split("\n")[:12]
     path = choose_attention(model, "auto", model.config.max_position_embeddings)
-    print(f"{folder} fills {args.file} on {args.device}, {path}:\n\n" + "\n".join(before) + green,
+    print(f"{folder} fills {args.file} on {args.device}, {path}:\n\n" + "\n".join(before) + left,
           end="", flush=True)
-    infill(model, tokenizer, prefix, suffix, args.max_new_tokens, args.temperature,
-           on_text=lambda piece: print(piece, end="", flush=True), seed=args.seed)
-    print(plain + "\n".join(after))
+    infill(model, tokenizer, prefix, suffix, args.max_new_tokens, guard=not args.no_guard,
+           on_text=lambda piece: print(piece, end="", flush=True), seed=args.seed,
+           temperature=args.temperature, **other)
+    print(right + "\n".join(after))
     if present.strip():
         print(f"\nstood there: {present.strip()}")
 

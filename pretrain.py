@@ -39,8 +39,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from data import (DEFAULT_SOURCES, MIXTURE, Batches, load_documents, parse_mixture, prepare_data,
-                  prepare_tokenizer, print_corpus, source_flag)
+from data import (DEFAULT_SOURCES, MIXTURE, Batches, documents, load_documents, parse_mixture,
+                  prepare_data, prepare_tokenizer, print_corpus, source_flag)
 from evaluate import bits_per_byte, compressed_bits_per_byte
 from fim import FIM_RATE, gap, infill, load
 from model import (CONFIGS, CausalLM, check_device, check_vocabulary, choose_attention,
@@ -59,6 +59,7 @@ PRESETS = {
 PUBLISHED = dict(seq_len=8192, batch_tokens=2 ** 22, device_batch=1, steps=1_240_000, lr=3e-4)
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0   # not published; values of Qwen, as above
 WARMUP, DECAY = 0.02, 0.6       # shares of the steps; not published; ours, by measurement
+GENERAL = 100_000           # characters of the standard library on which forgetting is measured
 SLOW_CPU_SHARE = 1 / 3      # of the steps, on a CPU without bf16: it is about three times slower
 
 # ------------------------------------------------------------------------------------------------
@@ -531,6 +532,12 @@ def data_and_tokenizer(args):
     parts = {"code": "validation", "text": "validation_text", "math": "validation_math"}
     heldout = {kind: load_documents(args.out, part) for kind, part in parts.items()
                if Path(args.out, "data", f"{part}.jsonl").exists()}
+    if args.init and "stdlib" not in sources:           # what may be forgotten
+        heldout["general"], size = [], 0
+        for document in documents("stdlib"):
+            heldout["general"].append(document)
+            if (size := size + len(document["text"])) > GENERAL:
+                break
     return load_documents(args.out, "train"), heldout, tokenizer
 
 
@@ -599,10 +606,13 @@ def main():
     say("held-out bits per byte: " + ", ".join(f"{name} {n:.3f}" for name, n in others.items()))
 
     def evaluate(model, step):
-        names = {"code": "bpb", "text": "bpb text", "math": "bpb math"}
+        names = {"code": "bpb", **{kind: f"bpb {kind}" for kind in ("text", "math", "general")}}
         return {**{names[kind]: bits_per_byte(model, tokenizer, documents)
                    for kind, documents in heldout.items()}, **others}
 
+    if args.init and newest_resume(folder.with_name("pretrain.unfinished")) == 0:
+        say("before: " + ", ".join(f"{name} {bits:.3f}" for name, bits in evaluate(model, 0).items()
+                                   if name not in others))
     train(model, tokenizer, batches, next_token_loss, args, evaluate)
     if RANK == 0:
         show(folder, args.out, heldout["code"], device)

@@ -25,7 +25,7 @@ from data import (BANDS, LANGUAGE_OF, ROWS, RULES, Batches, Contamination, broke
                   candidate_pairs, check_document_starts, documents, jaccard, language_of,
                   load_documents, near_duplicates, notebook_script, prepare_data, prepare_tokenizer,
                   replace_private, shingles, signature, split)
-from fim import MIDDLE, PREFIX, SUFFIX
+from fim import MIDDLE, PREFIX, SUFFIX, fim_document, syntax_nodes
 from tokenizer import InputError, Tokenizer
 
 INTEGER = b"int identifier;\n"
@@ -844,8 +844,8 @@ def test_rows_without_fim_are_slices_of_the_stream(corpus, small_tokenizer):
     batches = make(corpus, small_tokenizer, fim_rate=0.0)
     for index in range(60):
         inputs, targets, starts = batches.row(index)
-        kind, ids = batches.slice(index)
-        assert kind == "code" and inputs.tolist() == ids[:-1] and targets.tolist() == ids[1:]
+        stream, _, ids = batches.slice(index)
+        assert stream.name == "code" and inputs.tolist() == ids[:-1] and targets.tolist() == ids[1:]
         opened = np.flatnonzero(inputs == batches.end)
         expected = [max([0, *opened[opened <= i]]) for i in range(64)]
         assert starts.tolist() == expected
@@ -866,11 +866,11 @@ def test_an_epoch_visits_every_slice_once(corpus, small_tokenizer):
     stream = batches.streams["code"]
     n = stream.rows
     for epoch in range(2):
-        slices = sorted(tuple(batches.slice(epoch * n + i)[1]) for i in range(n))
+        slices = sorted(tuple(batches.slice(epoch * n + i)[2]) for i in range(n))
         expected = [tuple(stream.ids[stream.offset + i * 64:stream.offset + i * 64 + 65].tolist())
                     for i in range(n)]
         assert slices == sorted(expected)
-    first, second = ([tuple(batches.slice(epoch * n + i)[1]) for i in range(n)]
+    first, second = ([tuple(batches.slice(epoch * n + i)[2]) for i in range(n)]
                      for epoch in range(2))
     assert first != second
     assert batches.epochs(n) == {"code": 8.0}
@@ -881,13 +881,13 @@ def test_a_mixture_holds_in_every_window(corpus, small_tokenizer):
     corpus = corpus + [{**d, "kind": kind, "text": f"{kind} " * 3 + d["text"]}
                        for kind in ("text", "math") for d in corpus]
     batches = make(corpus, small_tokenizer, fim_rate=1.0)
-    kinds = [batches.slice(index)[0] for index in range(400)]
+    kinds = [batches.slice(index)[0].name for index in range(400)]
     for start in range(360):
         window = kinds[start:start + 40]
         assert [window.count(kind) for kind in ("code", "text", "math")] == pytest.approx(
             [28, 8, 4], abs=1)
     for kind in ("code", "text", "math"):
-        own = [batches.slice(i)[1] for i in range(400) if kinds[i] == kind]
+        own = [batches.slice(i)[1:] for i in range(400) if kinds[i] == kind]
         stream = batches.streams[kind]
         assert own == [stream.slice(i) for i in range(len(own))]
         fim = [small_tokenizer.special[PREFIX] in batches.row(i)[0] for i in range(400)
@@ -911,13 +911,12 @@ def test_fim_rows(corpus, small_tokenizer):
         ids = inputs + [targets[-1]]
         assert len(inputs) == len(targets) == len(starts) == 64
         for i in range(63):
-            assert targets[i] in (inputs[i + 1], -100, batches.end)
-        source = small_tokenizer.decode(batches.slice(index)[1])
+            assert starts[i + 1] == i + 1 or targets[i] in (inputs[i + 1], -100, batches.end)
+        source = small_tokenizer.decode(batches.slice(index)[2])
         for at in [i for i, token in enumerate(ids) if token == special[PREFIX]]:
             suffix, middle = ids.index(special[SUFFIX], at), ids.index(special[MIDDLE], at)
-            close = next(i for i in range(middle, 65)
-                         if (targets[i - 1] if i == 64 else ids[i]) in (batches.end, -100))
-            assert at < suffix < middle < close and targets[close - 1] == batches.end
+            close = next(i for i in range(middle + 1, 65) if targets[i - 1] == batches.end)
+            assert at < suffix < middle < close and len(set(starts[at:close])) == 1
             parts = [small_tokenizer.decode(ids[a + 1:b]) for a, b in
                      ((at, suffix), (middle, close), (suffix, middle))]
             assert "".join(parts) in source
@@ -926,15 +925,62 @@ def test_fim_rows(corpus, small_tokenizer):
     assert pieces > 80 and lost < 0.03 * 80 * 64
 
 
+def test_syntax_nodes_of_a_piece(small_tokenizer):
+    """A piece of a document has those nodes of the document that lie in it, wherever it was cut."""
+    text = "# ünïcode ☃ 日本\n" + CODE
+    documents = [{"text": "x = 1\n", "language": "python"}, {"text": text, "language": "python"},
+                 {"text": CODE, "language": "go"}] * 3
+    stream = data.Stream("code", documents, small_tokenizer, 16, 0)
+    whole = {(node.kind, text[node.start:node.end]) for node in syntax_nodes(text)}
+    start, stop = stream.starts[1] + 1, stream.starts[2]
+    found = stream.nodes(start, stop)
+    assert {(node.kind, text[node.start:node.end]) for node in found} == whole
+    seen = 0
+    for first in range(start, stop - 20, 7):
+        nodes = stream.nodes(first, first + 20)
+        piece = small_tokenizer.decode_bytes(stream.ids[first:first + 20].tolist()).decode(
+            errors="ignore")
+        assert {(node.kind, piece[node.start:node.end]) for node in nodes} <= whole
+        seen += len(nodes)
+    assert seen > 15
+    assert stream.nodes(stream.starts[2] + 1, stream.starts[3]) == []   # another language
+
+
+def test_a_fim_piece_is_cut_at_its_ends(corpus, small_tokenizer):
+    """The middle stays whole: the suffix loses its end, then the prefix its start."""
+    batches, ids = make(corpus, small_tokenizer), small_tokenizer.encode(CODE)[:40]
+    text, special = small_tokenizer.decode(ids), small_tokenizer.special
+    lost, none = Counter(), 0
+    for seed in range(300):
+        rng, again = (np.random.default_rng(seed) for _ in range(2))
+        new = batches.fim_piece(ids, syntax_nodes(text), rng)
+        prefix, middle, suffix = fim_document(text, again, syntax_nodes(text))
+        if new is None:
+            none += 1
+            assert len(small_tokenizer.encode(middle)) > len(ids) - 3
+            continue
+        at = [new.index(special[name]) for name in (PREFIX, SUFFIX, MIDDLE)]
+        parts = [small_tokenizer.decode(new[a + 1:b]) for a, b in zip(at, [*at[1:], None])]
+        assert at == sorted(at) and len(new) <= len(ids) and parts[2] == middle
+        assert prefix.endswith(parts[0]) and suffix.startswith(parts[1])
+        lost["suffix"] += parts[1] != suffix
+        lost["prefix"] += parts[0] != prefix
+        assert parts[0] == prefix or parts[1] == ""
+    assert lost["suffix"] > 200 and 0 < lost["prefix"] < 150 and 0 < none < 60
+
+
 def test_fim_rate_is_held(corpus, small_tokenizer):
     batches = make(corpus, small_tokenizer, fim_rate=0.5)
-    long_pieces = fim = 0
+    pieces = fim = parts = 0
     for index in range(400):
-        inputs, targets, starts = batches.row(index)
-        if (starts == 0).all():
-            long_pieces += 1
-            fim += int(batches.tokenizer.special[PREFIX] in inputs[:2])
-    assert fim / long_pieces == pytest.approx(0.5, abs=0.08)
+        if batches.end not in batches.slice(index)[2][1:-1]:        # all of one document
+            inputs, _, starts = batches.row(index)
+            pieces += 1
+            fim += batches.tokenizer.special[PREFIX] in inputs
+            parts += (inputs == batches.tokenizer.special[PREFIX]).sum()
+            assert fim or not starts.any()
+    assert fim / pieces == pytest.approx(0.5, abs=0.08)
+    assert 2 < parts / fim < 4                      # of 16 to 25 tokens, in 64
 
 
 def test_a_row_depends_on_seed_step_and_place_alone(corpus, small_tokenizer):

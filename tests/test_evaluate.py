@@ -114,7 +114,8 @@ def test_the_newest_model_on_everything(model, small_tokenizer, tmp_path):
     scores = json.loads((tmp_path / "evaluate" / "pretrain.json").read_text())["scores"]
     assert scores["ladder"]["samples"] == 6 and scores["ladder"]["problems"] == 3
     assert scores["ladder"]["level 1"] == 0 and "seccomp" in scores["ladder"]["layers"]
-    assert 0 <= scores["lines"]["edit similarity"] < 60
+    assert 0 <= scores["infilling, lines"]["similar"] < 60
+    assert (tmp_path / "evaluate" / "pretrain_infilling.png").read_bytes()[:4] == b"\x89PNG"
     assert scores["bits per byte"]["gzip"] > 2
     assert "| ladder | pass@1 | 0 |" in (tmp_path / "evaluate" / "pretrain.md").read_text()
     for flags, message in ((["--limit", "0"], "must be at least 1"),
@@ -271,12 +272,15 @@ def test_needle_is_found_by_a_model_that_copies(small_tokenizer, tmp_path, monke
         config = type("C", (), {"max_position_embeddings": 512})
         head = torch.zeros(1)
 
-        def __call__(self, ids, targets):
-            kept = targets[0][targets[0] >= 0].tolist()
-            known = ids[0].tolist()[:-len(kept)]
-            seen = any(known[i:i + len(kept)] == kept for i in range(len(known)))
-            bits = 0 if seen else 8 * len(small_tokenizer.decode(kept))
-            return torch.tensor(bits * math.log(2))
+        def __call__(self, ids, targets, reduce):
+            known = torch.zeros(targets.shape)
+            for row, wanted in enumerate(targets):
+                kept = wanted[wanted >= 0].tolist()
+                before = ids[row].tolist()[:int((wanted >= 0).nonzero()[0]) + 1]
+                seen = any(before[i:i + len(kept)] == kept for i in range(len(before)))
+                bits = 0 if seen else 8 * len(small_tokenizer.decode(kept))
+                known[row][wanted >= 0] = -bits * math.log(2) / len(kept)
+            return known
 
     def complete(model, tokenizer, prompts, *rest):
         texts = list(map(tokenizer.decode, prompts))
@@ -287,6 +291,43 @@ def test_needle_is_found_by_a_model_that_copies(small_tokenizer, tmp_path, monke
                                  tmp_path / "n.png", count=2)
     assert scores["repeated"] == 100
     assert scores["bits saved per byte"] == pytest.approx(8)
+
+
+def test_infilling_of_a_model_that_knows(model, small_tokenizer, tmp_path, monkeypatch):
+    """Of what is inserted each measure says what is true of it; gaps are of all kinds and fixed."""
+    documents = [{"text": CODE.replace("item", f"item{i}"), "path": f"{i}.py"} for i in range(5)]
+    gaps = evaluate.held_out_gaps(documents, 20)
+    assert gaps == evaluate.held_out_gaps(documents, 20) and len(gaps) == 80
+    for gap in gaps:
+        assert gap["prefix"] + gap["middle"] + gap["suffix"] in [d["text"] for d in documents]
+        assert gap["middle"].strip() and len(gap["middle"]) <= 160
+    says = {"characters": lambda gap: (gap["middle"], True), "lines": lambda gap: ("(", True),
+            "words": lambda gap: (gap["middle"], False),
+            "syntax": lambda gap: (gap["middle"] + gap["suffix"], True)}
+    monkeypatch.setattr(evaluate, "complete", lambda *args, **other: [
+        says[gap["kind"]](gap) for gap in gaps])
+    scores = evaluate.measure_infilling(model, small_tokenizer, gaps, tmp_path / "picture.png")
+    exact = {"exact, %": 100, "similar": 100, "parses, %": 100, "runs on, %": 0, "length": 1}
+    for name, value in exact.items():
+        assert scores["characters"][name] == scores["words"][name] == value, name
+    assert scores["characters"]["stops, %"] == 100 and scores["words"]["stops, %"] == 0
+    assert scores["lines"]["parses, %"] == scores["lines"]["exact, %"] == 0
+    assert scores["syntax"]["runs on, %"] > 20 and scores["syntax"]["length"] > 2
+    assert 1 < scores["lines"]["bits per byte"] < 20
+    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(InputError, match="nothing to fill in"):
+        evaluate.held_out_gaps([{"text": "\n\n", "path": "a.py"}])
+
+
+def test_bits_of_an_answer_are_its_own(model, small_tokenizer):
+    """In a batch as alone, and the sum of what its tokens cost."""
+    prompts = [small_tokenizer.encode(CODE[:n]) for n in (9, 30, 17)]
+    answers = [small_tokenizer.encode(CODE[n:n + m]) for n, m in ((9, 5), (30, 20), (17, 11))]
+    bits = evaluate.answer_bits(model, prompts, answers)
+    for prompt, answer, cost in zip(prompts, answers, bits):
+        logits = model(torch.tensor([prompt + answer])).log_softmax(-1)[0]
+        alone = -sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
+        assert cost == pytest.approx(alone / math.log(2), rel=1e-4)
 
 
 def test_starts_without_torch():

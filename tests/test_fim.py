@@ -1,16 +1,22 @@
 """pytest tests/test_fim.py"""
 
+import hashlib
+import re
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
+import regex
 from conftest import CODE, ROOT, SMALL, fill_weights
 
-from fim import (MIDDLE, STOP_TOKENS, fim_document, fim_ids, gap, infill, load,
-                 newest_model, normalize, shorten)
+import fim
+from fim import (MIDDLE, PREFIX, SPANS, STOP_TOKENS, SUFFIX, draw, fim_document, fim_ids, gap,
+                 infill, infill_all, load, newest_model, normalize, infill_prompt, relevant_files,
+                 repository_ids, shorten, span, suffix_start, syntax_nodes)
 from model import CausalLM, Config, generate, save_model
-from tokenizer import InputError
+from tokenizer import PATTERN, InputError, Tokenizer
 
 
 @pytest.fixture
@@ -23,21 +29,100 @@ def checkpoint(small_tokenizer, tmp_path):
     return folder
 
 
+WORDS = ["def f(x):", "\n", "    ", "return", " ", "日本", "☃", "\r\n", "e\u0301", "\t", "x = 1",
+         "<|fim_middle|>", "<|endoftext|>", "(", ")", "\ufeff", "if x:\n        pass", "\0", "😀"]
+
+
+def some_text(rng):
+    return "".join(rng.choice(WORDS, rng.integers(0, 40)))
+
+
 def test_parts_join_to_the_text():
     rng = np.random.default_rng(0)
-    texts = [CODE, "", "x", "日本\n☃", "a\r"]
     for i in range(3000):
-        text = texts[i % len(texts)]
-        assert "".join(fim_document(text, rng)) == text
+        text = [CODE, "", "x", "\n\n", some_text(rng)][i % 5]
+        assert "".join(fim_document(text, rng, syntax_nodes(text))) == text
 
 
-def test_cuts_are_uniform_and_may_be_empty():
+@pytest.mark.slow
+def test_a_hundred_thousand_documents(small_tokenizer):
+    """All documents come back from ids of three parts, whatever is in them."""
+    rng, special = np.random.default_rng(1), small_tokenizer.special
+    for _ in range(100_000):
+        text = normalize(some_text(rng))
+        parts = fim_document(text, rng, syntax_nodes(text))
+        ids = fim_ids(small_tokenizer, *map(small_tokenizer.encode, (parts[0], parts[2], parts[1])))
+        at = [ids.index(special[name]) for name in (PREFIX, SUFFIX, MIDDLE)]
+        prefix, suffix, middle = (small_tokenizer.decode(ids[a + 1:b])
+                                  for a, b in zip(at, [*at[1:], None]))
+        assert prefix + middle + suffix == text
+        assert sum(i in special.values() for i in ids) == 3
+
+
+def test_cuts_between_characters_are_uniform():
     rng = np.random.default_rng(0)
-    cuts = [fim_document("abcd", rng) for _ in range(20_000)]
+    cuts = [span("abcd", "characters", rng) for _ in range(20_000)]
     # 25 ordered pairs of places among 5: an empty middle for 5 of them, an empty prefix for 9
-    assert np.mean([not middle for _, middle, _ in cuts]) == pytest.approx(5 / 25, abs=0.01)
-    assert np.mean([not prefix for prefix, _, _ in cuts]) == pytest.approx(9 / 25, abs=0.01)
-    assert np.mean([middle == "bc" for _, middle, _ in cuts]) == pytest.approx(2 / 25, abs=0.01)
+    assert np.mean([start == end for start, end in cuts]) == pytest.approx(5 / 25, abs=0.01)
+    assert np.mean([start == 0 for start, _ in cuts]) == pytest.approx(9 / 25, abs=0.01)
+    assert np.mean([cut == (1, 3) for cut in cuts]) == pytest.approx(2 / 25, abs=0.01)
+
+
+def test_what_is_cut_is_what_its_kind_says():
+    """Lines are whole, words end where BPE may, nodes are nodes; each kind as often as declared."""
+    rng, nodes = np.random.default_rng(0), syntax_nodes(CODE)
+    lines, single = CODE.split("\n"), 0
+    for _ in range(500):
+        start, end = span(CODE, "lines", rng)
+        middle = CODE[start:end].split("\n")
+        assert CODE[end] == "\n" and CODE[:start].split("\n")[-1].strip() == ""
+        assert all(part in lines for part in middle[1:]) and 1 <= len(middle) <= 25
+        single += len(middle) == 1
+        start, end = span(CODE, "words", rng)
+        words = regex.findall(PATTERN, CODE[start:end])
+        assert regex.findall(PATTERN, CODE[:start]) + words + regex.findall(
+            PATTERN, CODE[end:]) == regex.findall(PATTERN, CODE) and len(words) <= 16
+        assert span(CODE, "syntax", rng, nodes) in {node[1:] for node in nodes}
+        start, end = span(CODE, "syntax", rng)                  # of no known language: lines
+        assert CODE[end] == "\n"
+    assert single / 500 == pytest.approx(0.5, abs=0.07)
+    chosen = Counter(draw(SPANS, rng) for _ in range(20_000))
+    assert {kind: chosen[kind] / 20_000 for kind in SPANS} == pytest.approx(SPANS, abs=0.012)
+    cuts = [fim_document(CODE, rng, nodes) for _ in range(5000)]
+    for part in range(3):
+        empty = np.mean([not parts[part] for parts in cuts])
+        assert 0.004 < empty < 0.06, part
+
+
+def test_syntax_nodes():
+    text = """import os
+@cached
+def f(α, b):
+    'Doc.'
+    é = g(α, *b, key=1)
+    for x in b:
+        é += x
+    else:
+        pass
+    while é:
+        return é
+class A: pass
+"""
+    assert [(node.kind, text[node.start:node.end]) for node in syntax_nodes(text)] == [
+        ("import", "import os"),
+        ("function", text[text.index("'Doc"):text.index("\nclass")]),
+        ("assignment", "é = g(α, *b, key=1)"), ("expression", "α, *b, key=1"),
+        ("for", "é += x"), ("assignment", "é += x"), ("for", "pass"),
+        ("while", "return é"), ("return", "return é"), ("class", "pass")]
+    assert syntax_nodes("def f(:") == syntax_nodes("") == syntax_nodes("\0") == []
+
+
+def test_a_sample_is_the_same_everywhere():
+    """Seed and text alone decide: these values must not change from machine to machine."""
+    cuts = [fim_document(CODE, np.random.default_rng([0, i]), syntax_nodes(CODE))
+            for i in range(200)]
+    digest = hashlib.sha256(repr([(len(a), len(b)) for a, b, _ in cuts]).encode()).hexdigest()
+    assert digest[:16] == "e5bee949839fed9f"
 
 
 def test_format_of_the_report(small_tokenizer):
@@ -46,6 +131,27 @@ def test_format_of_the_report(small_tokenizer):
     text = "<|fim_prefix|>def f(x):\n    ret<|fim_suffix|> x\n<|fim_middle|>urn"
     assert small_tokenizer.decode(ids) == text
     assert ids == small_tokenizer.encode(text, allow_special=True)
+    ids = fim_ids(small_tokenizer, *map(small_tokenizer.encode, parts), spm=True)
+    assert small_tokenizer.decode(ids) == (
+        "<|fim_prefix|><|fim_suffix|> x\n<|fim_middle|>def f(x):\n    return")
+    ids = fim_ids(small_tokenizer, *map(small_tokenizer.encode, parts[:2]),
+                  context_ids=small_tokenizer.encode("\n\nX"))
+    assert small_tokenizer.decode(ids) == (
+        "<|fim_prefix|>def f(x):\n    ret<|fim_suffix|> x\n\n\nX<|fim_middle|>")
+
+
+def test_repository_format_of_the_report(published_folder):
+    """Figure 4, and the example of the published README, by the published vocabulary."""
+    tokenizer = Tokenizer.load(published_folder)
+    files = [("file_path1", "file_content1"), ("a/b.py", "import os\n")]
+    ids = repository_ids(tokenizer, "library-system", files, "main.py") + fim_ids(
+        tokenizer, *map(tokenizer.encode, ("def f():\n    ", "\n    return x", "x = 1")))
+    text = ("<|repo_name|>library-system\n<|file_sep|>file_path1\nfile_content1\n"
+            "<|file_sep|>a/b.py\nimport os\n\n<|file_sep|>main.py\n"
+            "<|fim_prefix|>def f():\n    <|fim_suffix|>\n    return x<|fim_middle|>x = 1")
+    assert ids == tokenizer.encode(text, allow_special=True) and tokenizer.decode(ids) == text
+    assert [i for i in ids if i >= 151643] == [151663, 151664, 151664, 151664,
+                                              151659, 151661, 151660]
 
 
 def test_sentinels_in_source_text_stay_text(small_tokenizer):
@@ -56,7 +162,6 @@ def test_sentinels_in_source_text_stay_text(small_tokenizer):
 
 
 def test_stop_set_is_the_published_one(published_folder):
-    from tokenizer import Tokenizer
     special = Tokenizer.load(published_folder).special
     assert sorted(special[name] for name in STOP_TOKENS) == [
         151643, 151645, 151659, 151661, 151662, 151663, 151664]
@@ -100,7 +205,83 @@ def test_infill_ends_at_a_stop_token(checkpoint):
     assert cut_short > 5
 
 
+def test_the_guard_ends_what_repeats_the_suffix(checkpoint, monkeypatch):
+    """What stands after the gap is not written again; two lines of it are enough to know it."""
+    assert suffix_start(" + b\n    return c\n\ndef g():\n") == " + b\n    return c\n"
+    assert suffix_start("\n    return total\n\n\ndef other(x):\n    pass\n") == (
+        "\n    return total\n\n\ndef other(x):\n")
+    assert suffix_start("\n}\n") == suffix_start("") == suffix_start("\n\n\n") == ""
+    model, tokenizer = load(checkpoint, "cpu")
+    suffix = "\n    return total + number\n\n\ndef other(x):\n    pass\n"
+    said = tokenizer.encode("total = 1" + suffix + "more")
+
+    def parrot(model, prompts, max_new_tokens, on_token, stop, **other):
+        for row in range(len(prompts)):
+            for n, token in enumerate(said):
+                on_token(row, token)
+                if stop(said[:n + 1]):
+                    break
+
+    monkeypatch.setattr(fim, "generate", parrot)
+    gaps = [("a = 2\n", suffix), ("", "")]
+    assert infill_all(model, tokenizer, gaps, 20) == ["total = 1", "total = 1" + suffix + "more"]
+    assert infill(model, tokenizer, *gaps[0], 20, guard=False) == "total = 1" + suffix + "more"
+
+
+def test_many_gaps_are_filled_as_each_alone(checkpoint):
+    model, tokenizer = load(checkpoint, "cpu")
+    gaps = [("def f(x):\n    ", "\n"), ("", "return"), (CODE, CODE)]
+    seen = {}
+    texts = infill_all(model, tokenizer, gaps, 12,
+                       on_text=lambda row, piece: seen.update({row: seen.get(row, "") + piece}))
+    assert texts == [infill(model, tokenizer, *gap, 12) for gap in gaps]
+    assert [seen.get(row, "") for row in range(3)] == texts
+
+
+def test_a_prompt_with_other_files(small_tokenizer):
+    """Half the room is for other files, the worst of them left out first; then the rest."""
+    files = [("far.py", CODE), ("near.py", "X = 1")]
+    ids = infill_prompt(small_tokenizer, "a = ", "\n", 100, files, "r", "own.py")
+    assert small_tokenizer.decode(ids) == (
+        "<|repo_name|>r\n<|file_sep|>near.py\nX = 1\n<|file_sep|>own.py\n"
+        "<|fim_prefix|>a = <|fim_suffix|>\n<|fim_middle|>")
+    for room in range(4, 90):
+        ids = infill_prompt(small_tokenizer, CODE, CODE, room, files, "r", "own.py")
+        assert len(ids) <= room and ids.count(small_tokenizer.special[MIDDLE]) == 1
+    assert infill_prompt(small_tokenizer, "a", "b", 8, files, "r", "own.py") == fim_ids(
+        small_tokenizer, small_tokenizer.encode("a"), small_tokenizer.encode("b"))
+
+
+def test_relevant_files(tmp_path):
+    """The file that the text around the cursor speaks of comes last; nothing unsafe is read."""
+    files = {"bank.py": "class Account:\n    def deposit(self, amount): ...\n",
+             "shapes.py": "class Circle:\n    radius = 1\n", "notes.txt": "Account deposit",
+             "sub/money.py": "def deposit(amount): ...\n", "own.py": "Account", "bad.py": "\udcff"}
+    (tmp_path / "sub").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
+    (tmp_path / "link.py").symlink_to(tmp_path / "notes.txt")
+    found = relevant_files(tmp_path, tmp_path / "own.py", "account = Account()\n",
+                           "\naccount.deposit(3)\n")
+    assert [path for path, _ in found] == ["shapes.py", "sub/money.py", "bank.py"]
+    assert found[-1][1] == files["bank.py"]
+    assert relevant_files(tmp_path / "sub", tmp_path / "x.rs", "", "") == []
+    with pytest.raises(InputError, match="--repo .*none: no such folder"):
+        relevant_files(tmp_path / "none", tmp_path / "own.py", "", "")
+
+
+def test_a_tokenizer_without_sentinels(checkpoint, monkeypatch):
+    model, tokenizer = load(checkpoint, "cpu")
+    monkeypatch.setattr(tokenizer, "special", {"<|endoftext|>": 0})
+    with pytest.raises(InputError, match="no <.fim_prefix.>: this model was not made for infill"):
+        infill(model, tokenizer, "a", "b", 8)
+
+
 def test_gap():
+    assert gap("ab\ncd\n", 2, "f", 1) == ("ab\n", "", "cd\n")
+    assert gap("ab\ncd\n", 1, "f", 3) == ("ab", "", "\ncd\n")
+    with pytest.raises(InputError, match="a cursor in line 1 stands in columns 1 to 3, not 4"):
+        gap("ab\ncd\n", 1, "f", 4)
     assert gap("a\nb\nc", 2, "f") == ("a\n", "b", "\nc")
     assert gap("a\nb\n", 3, "f") == ("a\nb\n", "", "")
     assert gap("x = <FILL>\n", None, "f") == ("x = ", "", "\n")
@@ -117,9 +298,29 @@ def test_command(checkpoint, tmp_path):
     done = subprocess.run([*command, "--line", "5"], capture_output=True, text=True, check=True)
     assert "for number in numbers:\n⟦" in done.stdout
     assert "stood there: total += number" in done.stdout
+    done = subprocess.run([*command, "--line", "5", "--column", "9", "--repo", tmp_path],
+                          capture_output=True, text=True, check=True)
+    assert "for number in numbers:\n        ⟦" in done.stdout and "⟧total += num" in done.stdout
+    assert "read first, the best last: nothing" in done.stdout
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "0 <FILL> marks" in done.stderr
+
+
+def test_show(tmp_path):
+    (tmp_path / "a.py").write_bytes(CODE.replace("\n", "\r\n").encode())
+    done = subprocess.run([sys.executable, ROOT / "fim.py", "show", tmp_path / "a.py"],
+                          capture_output=True, text=True, check=True)
+    for kind in SPANS:
+        assert f"--- {kind}: " in done.stdout
+    shown = done.stdout.split("--- ")[1:]
+    plain = {re.sub("[⟦⟧]", "", part.split("\n", 1)[1]) for part in shown[:4]}
+    assert len(plain) == 1 and plain.pop().strip() in CODE      # one function, cut four times
+    for order, part in zip(("PSM", "SMP", "PSM"), shown[4:]):
+        names = re.findall(r"fim_(p|s|m)", part)
+        assert "".join(names).upper() == order or order == "SMP" and names == ["p", "s", "m"]
+    done = subprocess.run([sys.executable, ROOT / "fim.py", "show"], capture_output=True, text=True)
+    assert done.returncode == 2 and "expected: python fim.py show FILE" in done.stderr
 
 
 def test_tokenizer_of_another_model(checkpoint, small_tokenizer):

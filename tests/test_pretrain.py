@@ -141,7 +141,11 @@ def test_two_processes_with_the_default_settings(finished, code, tmp_path):
 
 def test_starting_from_a_checkpoint(finished, code, tmp_path):
     out, _ = finished
-    pretrain(tmp_path / "on", code, "--init", str(out / "pretrain"), "--lr", "1e-9")
+    done = pretrain(tmp_path / "on", code, "--init", str(out / "pretrain"), "--lr", "1e-9")
+    pattern = r"{}.*bpb ([\d.]+),?(?: bpb)? general ([\d.]+)"     # measured before and after
+    first, last = ([float(bits) for bits in re.search(pattern.format(start), done.stdout).groups()]
+                   for start in ("before: ", r"step +\d+/\d+ "))
+    assert last == pytest.approx(first, abs=0.01)
     assert losses(tmp_path / "on")[0] < losses(out)[0] - 0.5
     first, second = weights(out), weights(tmp_path / "on")
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
