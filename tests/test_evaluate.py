@@ -312,7 +312,7 @@ def test_infilling_of_a_model_that_knows(model, small_tokenizer, tmp_path, monke
         assert scores["characters"][name] == scores["words"][name] == value, name
     assert scores["characters"]["stops, %"] == 100 and scores["words"]["stops, %"] == 0
     assert scores["lines"]["parses, %"] == scores["lines"]["exact, %"] == 0
-    assert scores["syntax"]["runs on, %"] > 20 and scores["syntax"]["length"] > 2
+    assert scores["syntax"]["runs on, %"] > 20 and scores["lines"]["length"] < 0.5
     assert 1 < scores["lines"]["bits per byte"] < 20
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(InputError, match="nothing to fill in"):
@@ -326,7 +326,7 @@ def test_bits_of_an_answer_are_its_own(model, small_tokenizer):
     bits = evaluate.answer_bits(model, prompts, answers)
     for prompt, answer, cost in zip(prompts, answers, bits):
         logits = model(torch.tensor([prompt + answer])).log_softmax(-1)[0]
-        alone = -sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
+        alone = -sum(float(logits.detach()[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
         assert cost == pytest.approx(alone / math.log(2), rel=1e-4)
 
 
