@@ -325,8 +325,8 @@ def test_bits_of_an_answer_are_its_own(model, small_tokenizer):
     answers = [small_tokenizer.encode(CODE[n:n + m]) for n, m in ((9, 5), (30, 20), (17, 11))]
     bits = evaluate.answer_bits(model, prompts, answers)
     for prompt, answer, cost in zip(prompts, answers, bits):
-        logits = model(torch.tensor([prompt + answer])).log_softmax(-1)[0]
-        alone = -sum(float(logits.detach()[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
+        logits = model(torch.tensor([prompt + answer])).detach().log_softmax(-1)[0]
+        alone = -sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
         assert cost == pytest.approx(alone / math.log(2), rel=1e-4)
 
 
