@@ -66,7 +66,7 @@ from tokenizer import (ENDOFTEXT, InputError, Tokenizer, cache_folder, fetch, re
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages", "build", "dist"}
 STDLIB_SKIPPED = {"test", "tests", "idle_test", "encodings", "pydoc_data", "lib-dynload"}
 LARGEST_FILE = 1_000_000    # bytes
-LARGEST_ARCHIVE = 2 << 30   # bytes that an archive may unpack to
+LARGEST_ARCHIVE = 2 << 30   # bytes that an archive may have, and may unpack to
 UNIT_FILES = 256            # that one process reads in one go
 HELD_OUT_SHARE = 0.05       # of the corpus' text, in whole top-level modules; not published; ours
 NEAR = 0.7                  # Jaccard similarity of a near-duplicate; value of The Stack
@@ -192,7 +192,7 @@ def fetch_github(place):
     server = os.environ.get("MINICODER_GITHUB", "https://codeload.github.com")
     ref = ref or "HEAD"
     target = cache_folder() / "github" / f"{owner}--{name}--{ref.replace('/', '-')}.tar.gz"
-    return fetch(f"{server}/{owner}/{name}/tar.gz/{ref}", target)
+    return fetch(f"{server}/{owner}/{name}/tar.gz/{ref}", target, largest=LARGEST_ARCHIVE)
 
 
 def read_unit(unit):
@@ -1422,8 +1422,10 @@ def write_corpus(folder, corpus, parts, manifest):
                               "bytes": sum(row["text_bytes"] for row in rows)}
         lost = corpus.dropped + [row for row in corpus.rows if "reason" in row]
         keys = ("path", "repo", "source", "bytes", "reason", "value")
-        lines = [json.dumps({key: row[key] for key in keys}) + "\n" for row in lost]
-        write_text(new / "dropped.jsonl", "".join(lines))
+        for name, reason in (("dropped", None), ("contamination", "contaminated")):
+            write_text(new / f"{name}.jsonl", "".join(
+                json.dumps({key: row[key] for key in keys}) + "\n" for row in lost
+                if reason in (None, row["reason"])))
         draw_funnel(manifest["funnel"], new / "funnel.png")
         if manifest["grounding"]:
             draw_grounding(manifest["grounding"], new / "grounding.png")
@@ -1531,7 +1533,7 @@ class Stream:
         self.name, self.T, self.seed, self.epoch = name, T, seed, None
         self.tokenizer, texts = tokenizer, [document["text"] for document in documents]
         self.python = [document.get("language") == "python" for document in documents]
-        self.tree = functools.lru_cache(maxsize=10_000)(self.tree)
+        self.tree = functools.lru_cache(maxsize=4000)(self.tree)     # some 30 kB each
         end, encoded = tokenizer.special[ENDOFTEXT], []
         for start in range(0, len(texts), 1000):            # lists of ids are large, arrays small
             encoded += [np.array([end, *ids], dtype=np.uint32)
@@ -1561,7 +1563,7 @@ class Stream:
     def heads(self):
         """How many characters begin in each token of the vocabulary."""
         pieces = (self.tokenizer.decode_bytes([i]) for i in range(self.tokenizer.vocab_size))
-        return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces])
+        return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces], np.int32)
 
     def tree(self, number):
         """Of a document: where each token begins, in characters, and its syntax nodes, as arrays of
@@ -1571,8 +1573,8 @@ class Stream:
         ids = self.ids[self.starts[number] + 1:self.starts[number + 1]]
         nodes = syntax_nodes(self.tokenizer.decode(ids.tolist()))
         kinds, starts, ends = zip(*nodes) if nodes else ((), (), ())
-        places = np.concatenate([[0], np.cumsum(self.heads[ids])])
-        return places, kinds, np.array(starts), np.array(ends)
+        places = np.concatenate([[0], np.cumsum(self.heads[ids])]).astype(np.int32)
+        return places, kinds, np.array(starts, np.int32), np.array(ends, np.int32)
 
     def nodes(self, start, stop):
         """The syntax nodes in the text of ids[start:stop], a piece of one document."""

@@ -210,8 +210,8 @@ def shorten(prefix_ids, suffix_ids, room):
 
 
 def suffix_start(suffix):
-    """What a completion has no business to write: the suffix up to the end of its second line that
-    is not blank; "" if that is too little to know it by."""
+    """What a completion has no business to write: the first lines of the suffix, as many as hold
+    four words, but the rest of the cursor's line and one more at least; "" if it has no such."""
     end = 0
     for match in re.finditer(r"[^\n]*\n?", suffix):
         start = suffix[:match.end()]

@@ -115,8 +115,9 @@ def cache_folder():
     return Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
 
 
-def download(url, part):
-    """Append to the file part what it lacks of url. requests.RequestException: not all came."""
+def download(url, part, largest=1 << 40):
+    """Append to the file part what it lacks of url. requests.RequestException: not all came;
+    InputError: more than `largest` bytes."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
     with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
@@ -133,12 +134,14 @@ def download(url, part):
         with open(part, "ab" if have else "wb") as file, bar:
             for block in reply.iter_content(1 << 16):
                 bar.update(file.write(block))
+                if file.tell() > largest:
+                    raise InputError(f"{url}: larger than {largest:,} bytes")
 
 
-def fetch(url, path, sha256=None, tries=3):
+def fetch(url, path, sha256=None, tries=3, largest=1 << 40):
     """Download url to path, whole or not at all; a broken download goes on where it stopped.
 
-    Raises InputError if the server has no such file or the SHA-256 is another one.
+    Raises InputError if the server has no such file, it is larger, or its SHA-256 is another one.
     """
     path, part = Path(path), Path(f"{path}.part")
     if path.exists():
@@ -146,7 +149,7 @@ def fetch(url, path, sha256=None, tries=3):
     path.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, tries + 1):
         try:
-            download(url, part)
+            download(url, part, largest)
             break
         except requests.RequestException as error:          # a short reply is one of them
             if attempt == tries:

@@ -179,6 +179,9 @@ def test_github(tmp_path, monkeypatch):
         assert gathered("github:me/r@v1")[0][0][::2] == ("r-1/a.c", "c")
     assert [path for path, _ in asked] == ["/me/r/tar.gz/v1"] * 3
     assert re.fullmatch("bytes=[1-9][0-9]*-", asked[2][1])      # what it had was not asked again
+    monkeypatch.setattr(data, "LARGEST_ARCHIVE", 1000)
+    with pytest.raises(InputError, match="/me/r/tar.gz/v2: larger than 1,000 bytes"):
+        gathered("github:me/r@v2")
     server.shutdown()
     for name in ("github:me", "github:me/../r", "github:a b/c"):
         with pytest.raises(InputError, match="expected github:owner/name"):
@@ -504,6 +507,18 @@ def test_contamination_is_found(contamination):
         assert contamination.hit(text)[0] == "P T/1", text
     assert contamination.hit("# Task: Reverse a given string. Please.")[0] == "P T/2"
     assert contamination.hit("[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]") is not None  # the report's
+
+
+def test_hits_are_listed(code_folder, tmp_path):
+    words = "to be or not to be that is the question whether nobler in the mind"
+    (tmp_path / "plays.jsonl").write_text(json.dumps({"task_id": "H/1", "prompt": words}))
+    (code_folder / "a" / "play.py").write_text(f"# {words}\nSPEAKER = 'Hamlet'\n")
+    prepare_data(tmp_path / "out", [code_folder], benchmark_files=[tmp_path / "plays.jsonl"])
+    [line] = (tmp_path / "out/data/contamination.jsonl").read_text().splitlines()
+    hit = json.loads(line)
+    assert hit["path"] == "a/play.py" and hit["value"][0] == "plays H/1"
+    assert hit["value"][1] == " ".join(words.split()[:10])
+    assert line in (tmp_path / "out/data/dropped.jsonl").read_text().splitlines()
 
 
 def test_what_everybody_writes_is_no_contamination(contamination):
