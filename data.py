@@ -76,7 +76,7 @@ BANDS, ROWS = 18, 7         # of a signature; a pair at 0.8 is missed once in 65
 MIXTURE = (70, 20, 10)      # of code, text and mathematics, by tokens (report, section 3.1.2)
 RETRY_SECONDS = 1           # before a teacher is asked again; twice that each time
 SHORTEST_FIM = 16           # tokens; smaller pieces are not worth cutting in three
-FIM_PART = 0.1, 0.4         # of a row: the shortest, the longest FIM part; not published; ours
+FIM_PART = 0.1, 0.4         # of a row: the size of a FIM part; not published; ours
 TOKENIZER_TEXT = 100_000_000    # characters that a tokenizer is trained on, at most
 
 def generator(seed, purpose, index):
@@ -183,6 +183,10 @@ def units(source):
             for i in range(0, len(found), UNIT_FILES)]
 
 
+def is_synthetic(unit):
+    return unit.place == "generated" or unit.place.startswith(("http://", "https://"))
+
+
 def fetch_github(place):
     """Download the archive of github:owner/name[@ref], once -> its path."""
     match = re.fullmatch(r"github:([\w.-]+)/([\w.-]+?)(?:@([\w./-]+))?", place)
@@ -197,7 +201,7 @@ def fetch_github(place):
 
 def read_unit(unit):
     """Yield the files of a unit. Nothing is unpacked to the disk, no link is followed."""
-    if unit.repo == "synthetic":
+    if is_synthetic(unit):
         yield from synthetic(unit)
         return
     if unit.files is not None:
@@ -411,7 +415,7 @@ STEPS = [
 
 
 def generated_program(number):
-    """A program of two to four steps -> (text, what it should print; None: it has no result)."""
+    """A program of two to four steps -> (text, what it should print)."""
     draw = random.Random(number)
     steps = [(*step, draw.randrange(2, 6)) for step in draw.sample(STEPS, draw.randrange(2, 5))]
     words = ", then ".join(words.format(n=n) for words, _, _, n in steps)
@@ -419,12 +423,8 @@ def generated_program(number):
     calls, printed = [], ""
     for _ in range(3):
         values = given = [draw.randrange(-9, 20) for _ in range(draw.randrange(3, 9))]
-        try:
-            for _, _, change, n in steps:
-                values = change(values, n)
-        except IndexError:                                      # the least of nothing
-            printed = None
-            break
+        for _, _, change, n in steps:
+            values = change(values, n)
         calls.append(f"print(change({given}))    # {values}")
         printed += f"{values}\n"
     return "\n".join([
@@ -433,14 +433,23 @@ def generated_program(number):
         "", "", *calls, ""]), printed
 
 
+def key_header():
+    key = os.environ.get("OPENAI_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 @functools.cache
 def first_model(server):
     """The name of the first model that an OpenAI-compatible server lists."""
     try:
-        return requests.get(f"{server}/models", timeout=60).json()["data"][0]["id"]
+        reply = requests.get(f"{server}/models", timeout=60, headers=key_header())
+        if reply.status_code == 200:
+            return reply.json()["data"][0]["id"]
+        problem = f"HTTP {reply.status_code}"
     except (requests.RequestException, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{server}: lists no model ({type(error).__name__}); is it running? "
-                         "Expected an OpenAI-compatible server, as http://host:8000/v1") from None
+        problem = type(error).__name__
+    raise InputError(f"{server}: lists no model ({problem}); expected a running OpenAI-compatible "
+                     "server, as http://host:8000/v1")
 
 
 def ask(url, messages, tries=5, **options):
@@ -449,21 +458,25 @@ def ask(url, messages, tries=5, **options):
     url: of an OpenAI-compatible server, as http://host:8000/v1, with #model if not its first; the
     key is OPENAI_API_KEY. options: temperature, seed, ... InputError if no answer is to be had.
     """
-    server, _, model = url.partition("#")
-    question = {"model": model or first_model(server), "messages": messages, **options}
-    name = hashlib.sha256(json.dumps([server, question]).encode()).hexdigest()
+    if "@" in url or "?" in url:                                # it would be written to out/data
+        raise InputError("a teacher's URL holds no key: give it as OPENAI_API_KEY")
+    question = {"messages": messages, **options}
+    name = hashlib.sha256(json.dumps([url, question]).encode()).hexdigest()
     path, problem = cache_folder() / "answers" / f"{name}.json", None
-    if path.exists():
+    with contextlib.suppress(InputError, KeyError):             # none yet, or cut off by a kill
         return read_json(path)["answer"]
-    key = os.environ.get("OPENAI_API_KEY")
+    server, _, model = url.partition("#")
+    question["model"] = model or first_model(server)
     for attempt in range(tries):
         wait = 2 ** attempt
         try:
             reply = requests.post(f"{server}/chat/completions", json=question, timeout=600,
-                                  headers={"Authorization": f"Bearer {key}"} if key else None)
+                                  headers=key_header())
             if reply.status_code == 200:
-                answer = reply.json()["choices"][0]["message"]["content"] or ""
-                break
+                answer = reply.json()["choices"][0]["message"]["content"]
+                if isinstance(answer, str) and answer:
+                    break
+                raise ValueError
             problem = f"HTTP {reply.status_code} {' '.join(reply.text.split())[:100]}"
             if reply.status_code < 500 and reply.status_code not in (408, 429):
                 raise InputError(f"{server}: {problem}")
@@ -476,15 +489,19 @@ def ask(url, messages, tries=5, **options):
         time.sleep(wait * RETRY_SECONDS)
     else:
         raise InputError(f"{server}: no answer ({problem}); the same command goes on from here")
+    answer = answer.encode(errors="replace").decode()           # half a surrogate pair
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"question": question, "answer": answer})
     return answer
 
 
 def ask_all(url, conversations, **options):
-    """The answers to many conversations, eight asked at a time."""
+    """The answers to many conversations, eight asked at a time, equal ones once."""
+    distinct = {json.dumps(messages): messages for messages in conversations}
     with ThreadPoolExecutor(8) as threads:
-        return list(threads.map(lambda messages: ask(url, messages, **options), conversations))
+        answers = threads.map(lambda messages: ask(url, messages, **options), distinct.values())
+        answer_to = dict(zip(distinct, answers))
+    return [answer_to[json.dumps(messages)] for messages in conversations]
 
 
 TEACHER_PROGRAM = (             # the report does not publish its prompts; ours
@@ -495,9 +512,10 @@ TEACHER_PROGRAM = (             # the report does not publish its prompts; ours
 
 
 def taught_programs(url, numbers):
-    """Programs by a teacher, each about a piece of the standard library -> [(text, what it should
-    print)]; None where the answer has another form."""
-    files = [(unit.place, name) for unit in units("stdlib") for name in unit.files]
+    """Yield programs by a teacher, each about a piece of an installed package (never of what is
+    held out), and what they should print; None where the answer has another form."""
+    files = [(unit.place, name) for unit in units("packages") for name in unit.files
+             if name.endswith(".py")]
     conversations = []
     for number in numbers:
         draw = generator(0, "snippet", number)
@@ -522,7 +540,11 @@ def synthetic(unit):
         return
     programs = (map(generated_program, numbers) if unit.place == "generated" else
                 taught_programs(unit.place, numbers))
-    with contextlib.closing(Sandbox()) as box:
+    try:
+        box = Sandbox()
+    except InputError as error:
+        raise InputError(f"{unit.source} runs programs: {str(error).partition(';')[0]}") from None
+    with contextlib.closing(box):
         for name, (text, expected) in zip(unit.files, programs):
             reason = None if expected is not None else "program without a result"
             if not reason and box.run(text) != (expected, "ok"):
@@ -903,10 +925,13 @@ TEACHER_MARK = ("How well does this document explain its code to a reader who wa
 
 
 def taught_marks(url, texts):
-    """What documents are worth, from 0 to 5, by a teacher who sees their first 4,000 characters."""
+    """What documents are worth, from 0 to 5, by a teacher who sees their first 4,000 characters:
+    the last such number of an answer; an answer without any counts as 0."""
     answers = ask_all(url, [[{"role": "user", "content": TEACHER_MARK + text[:4000]}]
                             for text in texts], temperature=0)
-    return [float((re.findall(r"[0-5]", answer) or [0])[0]) for answer in answers]
+    answers = [re.sub(r"(?s)<think>.*</think>|(/|out of) ?5\b", "", answer) for answer in answers]
+    return [float((re.findall(r"(?<![\d.])[0-5](?:\.\d+)?(?![\d.]*\d)", answer) or [0])[-1])
+            for answer in answers]
 
 
 def coarse_to_fine(sizes, load, mark, shares=GROUNDING_STAGES):
@@ -925,10 +950,10 @@ def coarse_to_fine(sizes, load, mark, shares=GROUNDING_STAGES):
             break                                               # too few to learn from
         texts = [load(i) for i in some]
         marks = np.asarray(mark(texts))
-        bar, good = np.median(marks), marks > np.median(marks)
-        test = np.arange(len(some)) % 5 == 0
-        if not good[test].any():
-            break                                               # nothing is better than the rest
+        bar, test = np.median(marks), np.arange(len(some)) % 5 == 0
+        good = marks > bar if (marks > bar).any() else marks == bar     # most have the best mark
+        if good[test].all() or not good[test].any():
+            break                                               # nothing to tell apart
         names = np.where(good, "grounded", "plain")
         classifier = Classifier(("plain", "grounded")).fit(
             *zip(*((text, name) for text, name, out in zip(texts, names, test) if not out)))
@@ -938,6 +963,7 @@ def coarse_to_fine(sizes, load, mark, shares=GROUNDING_STAGES):
                                  for k in range(0, len(left), 256)])
         order = np.argsort(-scores, kind="stable")
         kept = np.cumsum(sizes[left[order]]) <= share * sizes[left].sum()
+        kept[0] = True                                          # however large the best one is
         stage_of[left[order[~kept]]] = stage
         left = np.sort(left[order[kept]])
         done.append({"documents": len(left), "bytes": int(sizes[left].sum()), "bar": float(bar),
@@ -1402,7 +1428,7 @@ def made_from(folder, settings):
 
 def fingerprint(found, benchmark_files):
     """A hash of all that the units' results depend on: files, benchmarks, and this code."""
-    files = [Path(unit.place, name) for unit in found if unit.place != "generated"
+    files = [Path(unit.place, name) for unit in found if not is_synthetic(unit)
              for name in (unit.files or [""])]
     state = [found, [os.lstat(file)[6:9:2] for file in files], Path(__file__).read_text(),
              [Path(file).stat().st_size for file in benchmark_files]]
@@ -1583,9 +1609,11 @@ class Stream:
             return []
         places, kinds, starts, ends = tree
         first, last = places[[start - self.starts[number] - 1, stop - self.starts[number] - 1]]
+        text = self.tokenizer.decode_bytes(self.ids[max(start, stop - 4):stop].tolist())
+        partial = text[-3:].decode(errors="replace").endswith("\ufffd")  # its last character is cut
         low, high = np.searchsorted(starts, [first, last])
         return [Node(kinds[i], int(starts[i] - first), int(ends[i] - first))
-                for i in range(low, high) if ends[i] <= last]
+                for i in range(low, high) if ends[i] <= last - partial]
 
 
 def interleaved(weights):

@@ -1171,7 +1171,8 @@ def read_documents(path):
     for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
         try:
             documents.append(json.loads(line))
-            documents[-1]["text"].encode()      # a string
+            documents[-1]["text"] = normalize(documents[-1]["text"])
+            documents[-1]["text"].encode()      # no half surrogate pairs
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f'{path}, line {number}: expected {{"text": "..."}}') from None
     return documents
@@ -1463,7 +1464,8 @@ def held_out_gaps(documents, count=200):
 
     from fim import SPANS, Node, span, syntax_nodes
     from tokenizer import InputError
-    python = [d.get("language") == "python" or d.get("path", "").endswith(".py") for d in documents]
+    python = [document.get("language") == "python" or str(document.get("path")).endswith(".py")
+              for document in documents]
     trees = [syntax_nodes(d["text"]) if own else [] for d, own in zip(documents, python)]
     sizes, gaps = np.array([len(d["text"]) for d in documents], float), []
     for kind in SPANS:
@@ -1507,7 +1509,7 @@ def measure_infilling(model, tokenizer, gaps, path=None):
     """
     from fim import infill_prompt, suffix_start
     T, end = model.config.max_position_embeddings, tokenizer.special["<|endoftext|>"]
-    middles = [tokenizer.encode(gap["middle"]) + [end] for gap in gaps]
+    middles = [tokenizer.encode(gap["middle"])[:T // 2 - 1] + [end] for gap in gaps]
     new = min(2 * max(map(len, middles)) + 16, T // 2)
     prompts = [infill_prompt(tokenizer, gap["prefix"][-4 * T:], gap["suffix"][:4 * T], T - new)
                for gap in gaps]
@@ -1529,15 +1531,17 @@ def measure_infilling(model, tokenizer, gaps, path=None):
     scores = {}
     for kind, rows in groups.items():
         values = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
-        score = {name: sum(all_) / max(1, len(all_)) for name, all_ in values.items()}
+        score = {name: sum(own) / len(own) for name, own in values.items() if own}
         score["length"] = statistics.median(values["length"])
         score["bits per byte"] = sum(values["bits"]) / sum(values["bytes"])
         scores[kind] = {name: round(value, 4) for name, value in score.items()
                         if name not in ("bits", "bytes")}
+    names = list(dict.fromkeys(name for score in scores.values() for name in score))
     print(f"infilling of held-out code, {len(gaps)} gaps, {tokens / seconds:,.0f} tokens/s\n"
-          f"  {'':12}" + "".join(f"{name:>14}" for name in next(iter(scores.values()))))
+          f"  {'':12}" + "".join(f"{name:>14}" for name in names))
     for kind, score in scores.items():
-        print(f"  {kind:12}" + "".join(f"{value:14.2f}" for value in score.values()))
+        print(f"  {kind:12}" + "".join(f"{score[name]:14.2f}" if name in score else f"{'-':>14}"
+                                       for name in names))
     if path:
         draw_insertions([(gap, text) for gap, (text, _) in zip(gaps, texts)], path)
     return scores

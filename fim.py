@@ -55,7 +55,7 @@ KIND_OF = {ast.Import: "import", ast.ImportFrom: "import", ast.Return: "return",
            ast.Assign: "assignment", ast.AnnAssign: "assignment", ast.AugAssign: "assignment",
            ast.Call: "expression"}
 FILES_SHARE = 0.5           # of a prompt's room, for other files; not published; ours
-SUFFIX_SHARE = 0.25         # of a prompt's room at most; not published; ours
+SUFFIX_SHARE = 0.25         # of a prompt's room, for the suffix; not published; ours
 MARK = "<FILL>"
 
 # ------------------------------------------------------------------------------------------------
@@ -66,9 +66,10 @@ Node = namedtuple("Node", "kind start end")
 
 
 def normalize(text):
-    """Unicode NFC and "\n" line ends, so that character offsets mean the same before and after
-    encoding and no "\r" stands next to a control token."""
-    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    """Unicode NFC, "\n" line ends and no byte order mark, so that character offsets mean the same
+    before and after encoding and no "\r" stands next to a control token."""
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    return unicodedata.normalize("NFC", text)
 
 
 def syntax_nodes(text):
@@ -93,9 +94,15 @@ def syntax_nodes(text):
         if kind := KIND_OF.get(type(node)):
             parts = [node.args + node.keywords] if kind == "expression" else (
                 [node.body, getattr(node, "orelse", [])] if hasattr(node, "body") else [[node]])
-            found += [Node(kind, place(part[0].lineno, part[0].col_offset),
-                           max(place(item.end_lineno, item.end_col_offset) for item in part))
-                      for part in parts if part]
+            for part in filter(None, parts):
+                heads = part + getattr(part[0], "decorator_list", [])
+                start = min(place(item.lineno, item.col_offset) for item in heads)
+                start -= len(heads) > len(part)                         # the @
+                end = max(place(item.end_lineno, item.end_col_offset) for item in part)
+                before = text[place(node.func.end_lineno, node.func.end_col_offset):start] if (
+                    kind == "expression") else "("
+                if before.strip() == "(":               # not of f(x for x in y), nor of f((1), 2)
+                    found.append(Node(kind, start, end))
     return sorted(found, key=lambda node: node[1:])
 
 
@@ -210,29 +217,24 @@ def shorten(prefix_ids, suffix_ids, room):
 
 
 def suffix_start(suffix):
-    """What a completion has no business to write: the first lines of the suffix, as many as hold
-    four words, but the rest of the cursor's line and one more at least; "" if it has no such."""
-    end = 0
-    for match in re.finditer(r"[^\n]*\n?", suffix):
-        start = suffix[:match.end()]
-        if len(start.split("\n")) > 2 and len(start.split()) > 3 and start.endswith("\n"):
-            end = match.end()
-            break
-    return suffix[:end]
+    """What a completion has no business to write: the suffix up to the end of its second line that
+    is not blank; "" if it has no such, or these have fewer than four words."""
+    lines = list(re.finditer(r"[^\n]*\S[^\n]*\n", suffix))[:2]
+    start = suffix[:lines[-1].end()] if len(lines) == 2 else ""
+    return start if len(start.split()) > 3 else ""
 
 
 def infill_prompt(tokenizer, prefix, suffix, room, files=(), name="", path=""):
     """A prompt of at most `room` ids for the gap between prefix and suffix.
 
-    files: (path, text) of others of the repository, the most relevant last; those that do not fit
-    half the room are left out. Then prefix and suffix lose what is far from the cursor.
+    files: (path, text) of others of the repository, the most relevant last; of those as many as fit
+    half the room stand before. Then prefix and suffix lose what is far from the cursor.
     """
-    before = []
-    if files or path:
-        while files and len(repository_ids(tokenizer, name, files, path)) > room * FILES_SHARE:
-            files = files[1:]
-        before = repository_ids(tokenizer, name, files, path)
-        before = before if len(before) <= room * FILES_SHARE else []
+    before, kept = [], []
+    for file in reversed(files):                        # what does not fit is left out
+        ids = repository_ids(tokenizer, name, [file, *kept], path)
+        if len(ids) <= room * FILES_SHARE:
+            before, kept = ids, [file, *kept]
     parts = shorten(tokenizer.encode(normalize(prefix)), tokenizer.encode(normalize(suffix)),
                     room - len(before) - 3)                                     # three sentinels
     return before + fim_ids(tokenizer, *parts)
@@ -301,7 +303,8 @@ def relevant_files(folder, file, prefix, suffix, count=8):
         subfolders[:] = sorted(name for name in subfolders if name[0] != "."
                                and name not in ("node_modules", "__pycache__"))
         for path in (Path(place, name) for name in sorted(names)):
-            if (path.suffix == file.suffix and not path.is_symlink() and path.is_file()
+            if (path.suffix == file.suffix and path.name[0] != "." and not path.is_symlink()
+                    and path.is_file() and path.name.isprintable()
                     and path.stat().st_size < 1_000_000 and path.resolve() != file.resolve()):
                 try:
                     texts[path.relative_to(folder).as_posix()] = normalize(read_text(path))
@@ -310,15 +313,16 @@ def relevant_files(folder, file, prefix, suffix, count=8):
     counts = {path: Counter(word for word in words_of(text) if word in query)
               for path, text in texts.items()}
     spread = Counter(word for count in counts.values() for word in count)
-    length = {path: len(text) / (sum(map(len, texts.values())) / len(texts) or 1)
-              for path, text in texts.items()}
+    mean = sum(map(len, texts.values())) / max(1, len(texts)) or 1
+    length = {path: len(text) / mean for path, text in texts.items()}
 
     def score(path):                                    # BM25 with its usual k = 1.2, b = 0.75
         return sum(math.log(1 + (len(texts) - spread[word] + 0.5) / (spread[word] + 0.5))
                    * n * 2.2 / (n + 1.2 * (0.25 + 0.75 * length[path]))
                    for word, n in counts[path].items())
 
-    best = sorted(texts, key=lambda path: (score(path), path))[-count:]
+    scores = {path: score(path) for path in texts if counts[path]}
+    best = sorted(scores, key=lambda path: (scores[path], path))[-count:]
     return [(path, texts[path]) for path in best]
 
 
@@ -413,7 +417,7 @@ def main():
         raise InputError("--max-new-tokens must be at least 1, --temperature at least 0")
     if args.column is not None and args.line is None:
         raise InputError("--column: give --line, too")
-    text = normalize(read_text(args.file).removeprefix("\ufeff"))
+    text = normalize(read_text(args.file))
     prefix, present, suffix = gap(text, args.line, args.file, args.column)
     folder = args.model or newest_model(args.out)
     model, tokenizer = load(folder, args.device)
@@ -423,7 +427,8 @@ def main():
         inside = args.file.resolve().is_relative_to(args.repo.resolve())
         own = args.file.resolve().relative_to(args.repo.resolve()) if inside else args.file
         other = {"files": files, "name": args.repo.resolve().name, "path": own.as_posix()}
-        print("read first, the best last: " + (", ".join(path for path, _ in files) or "nothing"))
+        print("what fits best, the best last, is read first as far as there is room: "
+              + (", ".join(path for path, _ in files) or "nothing"))
     left, right, _, _ = inks()
     before, after = prefix.split("\n")[-12:], suffix.split("\n")[:12]
     path = choose_attention(model, "auto", model.config.max_position_embeddings)

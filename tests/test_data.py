@@ -292,7 +292,8 @@ class Teacher(BaseHTTPRequestHandler):
     """An OpenAI-compatible server; `answers` of the class says what comes."""
 
     def do_GET(self):
-        self.reply(200, {"data": [{"id": "teacher-7b"}]})
+        known = self.headers.get("Authorization") in self.server.keys
+        self.reply(200 if known else 401, {"data": [{"id": "teacher-7b"}]})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -320,29 +321,38 @@ def teacher(tmp_path, monkeypatch):
     data.first_model.cache_clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
     server.asked, server.url = [], f"http://127.0.0.1:{server.server_port}/v1"
+    server.keys = [None, "Bearer secret"]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
 
 
-def test_a_question_is_asked_again_but_paid_once(teacher, monkeypatch):
+def test_a_question_is_asked_again_but_paid_once(teacher, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     troubles = [(429, b"slow down"), (500, b""), (200, b"{"), (200, {"choices": []}),
-                answered("four")]
-    teacher.answer = lambda body: troubles.pop(0)
+                answered(None), answered([{"text": "4"}]), answered("four\ud83d")]
+    teacher.answer, teacher.keys = lambda body: troubles.pop(0), ["Bearer secret"]
     question = [{"role": "user", "content": "2 + 2?"}]
     for _ in range(2):
-        assert data.ask(teacher.url, question, temperature=0) == "four"
+        assert data.ask(teacher.url, question, tries=9, temperature=0) == "four?"
     path, key, body = teacher.asked[-1]
-    assert len(teacher.asked) == 5 and path == "/v1/chat/completions" and key == "Bearer secret"
+    assert len(teacher.asked) == 7 and path == "/v1/chat/completions" and key == "Bearer secret"
     assert body == {"model": "teacher-7b", "messages": question, "temperature": 0}
     teacher.answer = lambda body: answered(body["model"] + str(body.get("seed")))
     assert data.ask(teacher.url + "#other", question, seed=1) == "other1"
     assert data.ask(teacher.url + "#other", question, seed=2) == "other2"
     questions = [[{"role": "user", "content": str(n)}] for n in range(20)]
+    before = len(teacher.asked)
     teacher.answer = lambda body: answered(body["messages"][0]["content"])
-    assert data.ask_all(teacher.url, questions) == [str(n) for n in range(20)]
+    assert data.ask_all(teacher.url, questions * 2) == [str(n) for n in range(20)] * 2
+    assert len(teacher.asked) == before + 20
+    [kept] = [file for file in (tmp_path / "cache" / "answers").iterdir()
+              if "four" in file.read_text()]
+    assert "secret" not in kept.read_text()
+    kept.write_text("")                                         # cut off by a kill
+    teacher.answer = lambda body: answered("five")
+    assert data.ask(teacher.url, question, temperature=0) == "five"
 
 
 def test_a_teacher_that_does_not_answer(teacher):
@@ -353,11 +363,17 @@ def test_a_teacher_that_does_not_answer(teacher):
     teacher.answer = lambda body: (503, b"")
     with pytest.raises(InputError, match=r"no answer \(HTTP 503 \); the same command goes on"):
         data.ask(teacher.url, [])
-    with pytest.raises(InputError, match="lists no model .* is it running"):
+    with pytest.raises(InputError, match="lists no model .ConnectionError.; expected a running"):
         data.ask("http://127.0.0.1:1/v1", [])
+    with pytest.raises(InputError, match="holds no key: give it as OPENAI_API_KEY"):
+        data.ask("https://me:secret@host/v1", [])
+    teacher.keys = ["Bearer other"]
+    data.first_model.cache_clear()
+    with pytest.raises(InputError, match="lists no model .HTTP 401."):
+        data.ask(teacher.url, [])
 
 
-def test_programs_by_a_teacher(teacher, monkeypatch):
+def test_programs_by_a_teacher(teacher, code_folder, tmp_path, monkeypatch):
     """A program is kept if it prints what the teacher said; other forms of answers are counted."""
     monkeypatch.setattr(data, "SYNTHETIC_FILES", 4)
     replies = ["Sure.\n```python\nprint(6 * 7)\n```\nIt prints:\n```text\n42\n```\n",
@@ -379,6 +395,12 @@ def test_programs_by_a_teacher(teacher, monkeypatch):
     assert len(set(order)) == 4 and all("standard library alone" in text for text in order)
     assert [d["text"] for d in documents(f"code:{teacher.url}")] == [kept["text"]]
     assert len(order) == 4                                      # nothing was asked again
+    manifest = prepare_data(tmp_path / "out", [code_folder, f"code:{teacher.url}"])
+    assert manifest["funnel"]["source"][f"code:{teacher.url}"]["documents"] == 4
+    assert len(order) == 4
+    (code_folder / "synthetic").mkdir()                         # a name like any other
+    (code_folder / "synthetic" / "app.py").write_text("name = 1\n")
+    assert [row[0] for row in gathered(code_folder / "synthetic")[0]] == ["app.py"]
 
 
 # ---- rules
@@ -591,14 +613,17 @@ def test_grounding_from_coarse_to_fine():
         [len(texts[i]) for i in order], lambda i: texts[order[i]],
         lambda texts: [data.grounded(text) for text in texts], shares=(0.7, 0.6, 0.6))
     explained = Counter((stage_of[i], order[i] % 4) for i in range(400))
-    assert explained[0, 3] > 90 and explained[0, 2] < 40 and not explained[0, 1]
-    assert explained[1, 0] == 100 and len(done) == 2    # of many equal ones none is the better half
+    assert explained[0, 3] > 60 and explained[0, 2] < 20 and not explained[0, 1]
+    assert explained[1, 0] == 100 and len(done) == 3
     bars = [stage["bar"] for stage in done]
     assert bars == sorted(bars) and bars[0] < bars[-1] and done[0]["auc"] > 0.95
     sizes = [sum(len(texts[i]) for i in order)] + [stage["bytes"] for stage in done]
     assert all(0.5 < after / before <= 0.7 for before, after in zip(sizes, sizes[1:]))
     for stage, about in enumerate(done, 1):
         assert about["documents"] == (stage_of == 0).sum() + (stage_of > stage).sum()
+    most = data.coarse_to_fine([9] + [1] * 119, lambda i: f"w{i % 3} word" * (i % 3 + 1),
+                               lambda texts: [5 - 4 * ("w0" in text) for text in texts], (0.7,))
+    assert len(most[1]) == 1                            # the median is the best mark: the rest goes
     assert data.coarse_to_fine([1] * 10, str, lambda texts: [0] * len(texts))[1] == []
     assert data.coarse_to_fine([1] * 90, str, lambda texts: [0] * len(texts))[1] == []
 
@@ -622,6 +647,10 @@ def test_grounding_of_real_documents(tmp_path, teacher, code_folder):
         str(5 * ("Abstract" in body["messages"][0]["content"])) + " points")
     assert data.taught_marks(teacher.url, [text[:3000] for text in rows[:30]]) == [
         5.0 if "Abstract" in text[:3000] else 0.0 for text in rows[:30]]
+    marks = {"On a scale from 0 to 5, I give 4.": 4, "<think>It has 3 parts</think>\n5": 5,
+             "10": 0, "3.5 out of 5": 3.5, "**4**/5": 4, "I cannot judge 2024 documents": 0}
+    teacher.answer = lambda body: answered(body["messages"][0]["content"].split("\n\n")[1])
+    assert data.taught_marks(teacher.url, list(marks)) == list(marks.values())
 
 
 def test_headers_get_their_language(tmp_path):

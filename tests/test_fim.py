@@ -114,6 +114,11 @@ class A: pass
         ("assignment", "é = g(α, *b, key=1)"), ("expression", "α, *b, key=1"),
         ("for", "é += x"), ("assignment", "é += x"), ("for", "pass"),
         ("while", "return é"), ("return", "return é"), ("class", "pass")]
+    text = ("class A:\n    @property\n    def f(self): return g(a=1, *b)\n"
+            "sum(x for x in y)\nh((1), (2))\n")
+    assert [(node.kind, text[node.start:node.end]) for node in syntax_nodes(text)] == [
+        ("class", text[13:text.index("\nsum")]), ("function", "return g(a=1, *b)"),
+        ("return", "return g(a=1, *b)"), ("expression", "a=1, *b")]
     assert syntax_nodes("def f(:") == syntax_nodes("") == syntax_nodes("\0") == []
 
 
@@ -168,7 +173,7 @@ def test_stop_set_is_the_published_one(published_folder):
 
 
 def test_normalize():
-    assert normalize("e\u0301\r\na\rb\n") == "é\na\nb\n"
+    assert normalize("\ufeffe\u0301\r\na\rb\n") == "é\na\nb\n"
 
 
 def test_fit_cuts_far_from_the_cursor():
@@ -210,7 +215,8 @@ def test_the_guard_ends_what_repeats_the_suffix(checkpoint, monkeypatch):
     assert suffix_start(" + b\n    return c\n\ndef g():\n") == " + b\n    return c\n"
     assert suffix_start("\n    return total\n\n\ndef other(x):\n    pass\n") == (
         "\n    return total\n\n\ndef other(x):\n")
-    assert suffix_start("\n}\n") == suffix_start("") == suffix_start("\n\n\n") == ""
+    for little in ("", "\n}\n", "\n" * 30_000, "\n}\n}\nreturn x\n", "\nonly this one line here\n"):
+        assert suffix_start(little) == ""
     model, tokenizer = load(checkpoint, "cpu")
     suffix = "\n    return total + number\n\n\ndef other(x):\n    pass\n"
     said = tokenizer.encode("total = 1" + suffix + "more")
@@ -263,9 +269,10 @@ def test_relevant_files(tmp_path):
     (tmp_path / "link.py").symlink_to(tmp_path / "notes.txt")
     found = relevant_files(tmp_path, tmp_path / "own.py", "account = Account()\n",
                            "\naccount.deposit(3)\n")
-    assert [path for path, _ in found] == ["shapes.py", "sub/money.py", "bank.py"]
+    assert [path for path, _ in found] == ["sub/money.py", "bank.py"]
     assert found[-1][1] == files["bank.py"]
     assert relevant_files(tmp_path / "sub", tmp_path / "x.rs", "", "") == []
+    assert relevant_files(tmp_path, tmp_path / "own.py", "zebra", "") == []
     with pytest.raises(InputError, match="--repo .*none: no such folder"):
         relevant_files(tmp_path / "none", tmp_path / "own.py", "", "")
 
@@ -301,7 +308,7 @@ def test_command(checkpoint, tmp_path):
     done = subprocess.run([*command, "--line", "5", "--column", "9", "--repo", tmp_path],
                           capture_output=True, text=True, check=True)
     assert "for number in numbers:\n        ⟦" in done.stdout and "⟧total += num" in done.stdout
-    assert "read first, the best last: nothing" in done.stdout
+    assert "is read first as far as there is room: nothing" in done.stdout
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "0 <FILL> marks" in done.stderr
