@@ -58,7 +58,7 @@ import torch
 from tqdm import tqdm
 
 from evaluate import Sandbox, benchmark_file, benchmarks, cores, read_documents, read_rows
-from fim import (FILE_SEP, FIM_RATE, REPO_NAME, Node, fim_document, fim_ids, normalize,
+from fim import (FILE_SEP, FIM_RATE, Node, fim_document, fim_ids, normalize, repository_ids,
                  syntax_nodes)
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, cache_folder, fetch, read_json, run,
                        whole_folder, write_json, write_text)
@@ -1060,10 +1060,29 @@ def dependency_order(documents):
     return order
 
 
-def repository_text(name, documents):
-    """A repository as one text in the report's layout (figure 4), in the order of need."""
-    files = [f"{FILE_SEP}{d['path']}\n{d['text']}" for d in dependency_order(documents)]
-    return "\n".join([f"{REPO_NAME}{name}", *files])
+def repository_documents(documents, tokenizer, length):
+    """Yield the repositories among documents as ids in the report's layout (figure 4), each file
+    after those that it needs; at most `length` ids at a time, cut between files. Only a file that
+    is longer by itself loses its end."""
+    repositories = defaultdict(list)
+    for document in documents:
+        repositories[document["source"], document["repo"]].append(document)
+
+    def ids(files):
+        *before, (path, text) = files
+        return (repository_ids(tokenizer, name, before, path) + tokenizer.encode(text))[:length]
+
+    for key, found in sorted(repositories.items()):
+        name, files, used = key[1], [], 0
+        for document in dependency_order(found):
+            file = document["path"], document["text"]
+            size = len(tokenizer.encode("\n".join(file))) + 2          # <|file_sep|>, a line end
+            if files and used + size > length:
+                yield ids(files)
+                files = []
+            used = used + size if files else size + len(tokenizer.encode(name)) + 2
+            files.append(file)
+        yield ids(files)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1549,21 +1568,25 @@ def check_document_starts(starts):
                          f"{before[row, place]} (as before) or {place} (a new document)")
 
 
+def encoded_documents(documents, tokenizer):
+    """Yield the ids of each document, a thousand at a time: lists of ids are large."""
+    for start in range(0, len(documents), 1000):
+        yield from tokenizer.encode_batch(
+            [document["text"] for document in documents[start:start + 1000]])
+
+
 class Stream:
     """Documents one after another, each preceded by <|endoftext|>, as one long run of ids.
 
     An epoch cuts it into slices of T + 1 ids that overlap by one, in a random order.
     """
 
-    def __init__(self, name, documents, tokenizer, T, seed):
+    def __init__(self, name, documents, tokenizer, T, seed, python=None):
+        """documents: the ids of each; python: whether it is Python, for the syntax nodes."""
         self.name, self.T, self.seed, self.epoch = name, T, seed, None
-        self.tokenizer, texts = tokenizer, [document["text"] for document in documents]
-        self.python = [document.get("language") == "python" for document in documents]
+        self.tokenizer, self.python, end = tokenizer, python, tokenizer.special[ENDOFTEXT]
         self.tree = functools.lru_cache(maxsize=4000)(self.tree)     # some 30 kB each
-        end, encoded = tokenizer.special[ENDOFTEXT], []
-        for start in range(0, len(texts), 1000):            # lists of ids are large, arrays small
-            encoded += [np.array([end, *ids], dtype=np.uint32)
-                        for ids in tokenizer.encode_batch(texts[start:start + 1000])]
+        encoded = [np.array([end, *ids], dtype=np.uint32) for ids in documents]
         self.ids = np.concatenate([*encoded, [end]]).astype(np.uint32)
         self.starts = np.cumsum([0, *map(len, encoded)])    # of the documents, at their <|endof...
         if len(self.ids) < 2 * T + 2:
@@ -1603,7 +1626,10 @@ class Stream:
         return places, kinds, np.array(starts, np.int32), np.array(ends, np.int32)
 
     def nodes(self, start, stop):
-        """The syntax nodes in the text of ids[start:stop], a piece of one document."""
+        """The syntax nodes in the text of ids[start:stop], a piece of one document; None where the
+        stream does not know its documents' languages."""
+        if self.python is None:
+            return None
         number = int(np.searchsorted(self.starts, start, side="right")) - 1
         if not (tree := self.tree(number)):
             return []
@@ -1637,13 +1663,14 @@ class Batches:
     """
 
     def __init__(self, corpus, tokenizer, seq_len, batch_rows, device_batch=None, seed=0,
-                 fim_rate=FIM_RATE, rank=0, world=1, mixture=MIXTURE):
+                 fim_rate=FIM_RATE, rank=0, world=1, mixture=MIXTURE, repositories=False):
         if batch_rows % world:
             raise InputError(f"{batch_rows} rows a step cannot be shared evenly by {world} "
                              "processes; change --batch-tokens")
         self.tokenizer, self.T, self.seed, self.fim_rate = tokenizer, seq_len, seed, fim_rate
         self.batch_rows, self.rank, self.world = batch_rows, rank, world
-        self.device_batch, self.end = device_batch or batch_rows, tokenizer.special[ENDOFTEXT]
+        self.device_batch, self.repositories = device_batch or batch_rows, repositories
+        self.end, self.file_sep = tokenizer.special[ENDOFTEXT], tokenizer.special.get(FILE_SEP)
         parts = defaultdict(list)
         for document in corpus:
             parts[KINDS[document.get("kind", "code")]].append(document)
@@ -1651,8 +1678,13 @@ class Batches:
                    if weight and kind in parts}
         if not weights:
             raise InputError(f"no documents of the mixture {mixture} (code, text, math)")
-        self.round, self.streams = interleaved(weights), {
-            kind: Stream(kind, parts[kind], tokenizer, seq_len, seed) for kind in weights}
+        self.round, self.streams = interleaved(weights), {}
+        for kind in weights:
+            documents, python = encoded_documents(parts[kind], tokenizer), [
+                document.get("language") == "python" for document in parts[kind]]
+            if repositories and kind == "code":
+                documents, python = repository_documents(parts[kind], tokenizer, seq_len), None
+            self.streams[kind] = Stream(kind, documents, tokenizer, seq_len, seed, python)
 
     def epochs(self, steps):
         """How often each kind is seen in a number of steps."""
@@ -1667,11 +1699,21 @@ class Batches:
         number = rounds * self.round.count(kind) + self.round[:place].count(kind)
         return self.streams[kind], *self.streams[kind].slice(number)
 
+    def head(self, piece):
+        """How many ids of a piece FIM leaves alone: an <|endoftext|> before it, and of a repository
+        all up to the path of its last file (figure 4)."""
+        if not self.repositories:
+            return int(piece[0] == self.end)
+        files = [i for i, token in enumerate(piece) if token == self.file_sep]
+        return next((i + 1 for i in range(files[-1] if files else len(piece), len(piece))
+                     if b"\n" in self.tokenizer.decode_bytes([piece[i]])), len(piece))
+
     def fim_piece(self, ids, nodes, rng):
         """A piece of a document as FIM ids, no more than there were: the sentinels and the new
         borders between tokens take room, so the suffix loses its end, or the prefix its start.
         Where the middle alone is too long, the piece stays what it was, as None says."""
         text = self.tokenizer.decode_bytes(ids).decode("utf-8", errors="ignore")
+        nodes = syntax_nodes(text) if nodes is None else nodes
         prefix, middle, suffix = map(self.tokenizer.encode, fim_document(text, rng, nodes))
         room = len(ids) - 3 - len(middle)                                       # three sentinels
         if room >= 0:
@@ -1697,14 +1739,15 @@ class Batches:
         out, targets, starts = [], [], []
         for start, stop in zip(borders, borders[1:]):
             fim = stream.name == "code" and rng.random() < self.fim_rate
-            inside = self.parts(start, stop, rng) if fim else [start, stop]
+            whole = self.repositories or not fim
+            inside = [start, stop] if whole else self.parts(start, stop, rng)
             for start, stop in zip(inside, inside[1:]):
                 piece, after = ids[start:stop], ids[stop]       # after: the target of its last id
-                head = piece[:1] if piece[0] == self.end else []
-                if fim and stop - start - len(head) >= SHORTEST_FIM:
-                    nodes = stream.nodes(at + start + len(head), at + stop)
-                    if new := self.fim_piece(piece[len(head):], nodes, rng):
-                        piece, after = head + new, self.end
+                head = self.head(piece) if fim else 0
+                if fim and stop - start - head >= SHORTEST_FIM:
+                    nodes = stream.nodes(at + start + head, at + stop)
+                    if new := self.fim_piece(piece[head:], nodes, rng):
+                        piece, after = piece[:head] + new, self.end
                 missing = stop - start - len(piece)
                 out += piece + [self.end] * missing
                 targets += piece[1:] + [after] + [-100] * missing

@@ -240,6 +240,10 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.set_frequencies(config)
+
+    def set_frequencies(self, config):
+        """Set how positions turn queries and keys (on the CPU: move the model afterwards)."""
         frequencies, self.rotary_scale = rotary_frequencies(config)
         signed = torch.cat([-frequencies, frequencies])     # cos(-a) = cos(a), sin(-a) = -sin(a)
         self.register_buffer("frequencies", signed, persistent=False)               # (d,)

@@ -51,12 +51,22 @@ from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is meant
 
-# What --size sets unless a flag says otherwise. batch_tokens: per step, over all devices.
-PRESETS = {
+# What --size sets unless a flag says otherwise, for each phase. batch_tokens: per step, over all
+# devices; rope_theta: of the model that comes out; of the repository phase of tiny and small: ours
+PRESETS = {"file": {
     "tiny": dict(seq_len=256, batch_tokens=4096, device_batch=16, steps=1400, lr=4e-3),
-    "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=3000, lr=2e-3)}
-# batch_tokens and lr: not published; values of Qwen (arXiv 2309.16609). steps: 5.2T tokens
-PUBLISHED = dict(seq_len=8192, batch_tokens=2 ** 22, device_batch=1, steps=1_240_000, lr=3e-4)
+    "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=3000, lr=2e-3)},
+    "repository": {
+    "tiny": dict(seq_len=1024, batch_tokens=4096, device_batch=4, steps=140, lr=1e-3,
+                 rope_theta=1e5),
+    "small": dict(seq_len=4096, batch_tokens=65536, device_batch=4, steps=300, lr=5e-4,
+                  rope_theta=1e5)}}
+# batch_tokens and lr: not published; values of Qwen (arXiv 2309.16609). steps: 5.2T and 0.3T tokens
+PUBLISHED = {
+    "file": dict(seq_len=8192, batch_tokens=2 ** 22, device_batch=1, steps=1_240_000, lr=3e-4),
+    "repository": dict(seq_len=32768, batch_tokens=2 ** 22, device_batch=1, steps=71_500, lr=3e-5,
+                       rope_theta=1e6)}
+STAGES = {"file": "pretrain", "repository": "repository"}      # the folder of a phase
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0   # not published; values of Qwen, as above
 WARMUP, DECAY = 0.02, 0.6       # shares of the steps; not published; ours, by measurement
 GENERAL = 100_000           # characters of the standard library on which forgetting is measured
@@ -488,8 +498,9 @@ def training_flags(parser):
 def fill_in(args):
     """Set the flags that were not given from the preset of the size."""
     args.size = args.size or ("small" if args.device == "cuda" else "tiny")
-    for name, value in PRESETS.get(args.size, PUBLISHED).items():
-        if getattr(args, name) is None:
+    preset = PRESETS[args.phase].get(args.size, PUBLISHED[args.phase])
+    for name, value in {"rope_theta": None, **preset}.items():
+        if getattr(args, name, None) is None:
             if name == "steps" and args.device == "cpu" and not cpu_has_bf16():
                 value = round(value * SLOW_CPU_SHARE)
                 say(f"this CPU has no bf16: {value} steps by default, to stay within minutes")
@@ -506,7 +517,7 @@ def fill_in(args):
 
 
 # ------------------------------------------------------------------------------------------------
-# The file phase
+# The file and the repository phase
 
 
 def next_token_loss(model, batch):
@@ -515,14 +526,18 @@ def next_token_loss(model, batch):
 
 def data_and_tokenizer(args):
     """Make what is missing on one process, read it on all -> (train, held out, tokenizer)."""
-    ours = not args.init and args.size in PRESETS       # a tokenizer of our own
+    ours = not args.init and args.size in PRESETS["file"]   # a tokenizer of our own
     vocab_size = CONFIGS[args.size].vocab_size if ours else None
     name = Path(args.out) / "tokenizer" if vocab_size else args.init
     name = name or f"Qwen/Qwen2.5-Coder-{args.size}"
-    sources = args.source or DEFAULT_SOURCES + (
+    sources, made = args.source, Path(args.out) / "data" / "manifest.json"
+    if args.phase == "repository" and not sources and made.exists():
+        sources = read_json(made)["sources"]
+    sources = sources or DEFAULT_SOURCES + (
         [] if args.size == "tiny" else ["packages", "text:packages"])
     if RANK == 0:
-        print_corpus(args.out, prepare_data(args.out, sources, args.fresh))
+        fresh = args.fresh and args.phase == "file"
+        print_corpus(args.out, prepare_data(args.out, sources, fresh))
         if vocab_size:
             prepare_tokenizer(args.out, vocab_size, args.fresh)
     if LOCAL_RANK == 0 and not vocab_size:              # one download a machine
@@ -547,6 +562,10 @@ def make_model(args, tokenizer, device):
         model = load_model(args.init, device, torch.float32)
         if args.seq_len > model.config.max_position_embeddings:
             model.config.max_position_embeddings = args.seq_len
+        if args.rope_theta:                                 # so that far positions are told apart
+            model.config.rope_theta = max(model.config.rope_theta, args.rope_theta)
+            model.model.set_frequencies(model.config)
+            model.to(device)
     else:
         end = tokenizer.special[ENDOFTEXT]
         model = CausalLM(dataclasses.replace(CONFIGS[args.size], bos_token_id=end, eos_token_id=end,
@@ -586,10 +605,19 @@ def main():
                         help="share of pieces made fill-in-the-middle (default: %(default)s)")
     parser.add_argument("--mixture", default=":".join(map(str, MIXTURE)), help="parts of code, "
                         "text and mathematics in the tokens seen (default: %(default)s)")
-    parser.set_defaults(stage="pretrain")
+    parser.add_argument("--phase", choices=STAGES, default="file", help="file: single files; "
+                        "repository: then files of a repository together, in long rows, into "
+                        "out/repository (default: %(default)s)")
     args = parser.parse_args()
-    folder = Path(args.out) / args.stage
-    if folder.exists() and not args.fresh and not folder.with_name("pretrain.unfinished").exists():
+    args.stage = STAGES[args.phase]
+    folder, before = Path(args.out) / args.stage, Path(args.out) / STAGES["file"]
+    if args.phase == "repository" and not args.init:
+        if not (before / "config.json").exists():
+            raise InputError(f"{before}: no model to go on from; run the file phase first, or give "
+                             "--init")
+        args.init = str(before)
+    work = folder.with_name(f"{args.stage}.unfinished")
+    if folder.exists() and not args.fresh and not work.exists():
         return say(f"{folder} is finished; --fresh trains it again")
     fill_in(args)
     parse_mixture(args.mixture)
@@ -599,7 +627,7 @@ def main():
     train_documents, heldout, tokenizer = data_and_tokenizer(args)
     batches = Batches(train_documents, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
                       args.device_batch, args.seed, args.fim_rate, RANK, WORLD,
-                      parse_mixture(args.mixture))
+                      parse_mixture(args.mixture), args.phase == "repository")
     say("epochs: " + ", ".join(f"{kind} {n:.2f}" for kind, n in batches.epochs(args.steps).items()))
     model = make_model(args, tokenizer, device)
     others = compressed_bits_per_byte(document["text"] for document in heldout["code"])
@@ -610,7 +638,7 @@ def main():
         return {**{names[kind]: bits_per_byte(model, tokenizer, documents)
                    for kind, documents in heldout.items()}, **others}
 
-    if args.init and newest_resume(folder.with_name("pretrain.unfinished")) == 0:
+    if args.init and newest_resume(work) == 0:
         say("before: " + ", ".join(f"{name} {bits:.3f}" for name, bits in evaluate(model, 0).items()
                                    if name not in others))
     train(model, tokenizer, batches, next_token_loss, args, evaluate)

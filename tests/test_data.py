@@ -699,11 +699,52 @@ def test_circles_do_not_stall():
     assert order_of({}, "python") == []
 
 
-def test_repository_layout():
-    documents = [{"path": "a.py", "text": "import b\n", "language": "python"},
-                 {"path": "b.py", "text": "x = 1\n", "language": "python"}]
-    assert data.repository_text("me/r", documents) == (
-        "<|repo_name|>me/r\n<|file_sep|>b.py\nx = 1\n\n<|file_sep|>a.py\nimport b\n")
+def test_repository_layout(small_tokenizer):
+    """Files in the order of need, as the figure has them; no part is longer than asked for."""
+    files = {"a.py": "import b\n", "b.py": "x = 1\n", "big.py": "y = 2\n" * 40}
+    found = [{"path": path, "text": text, "language": "python", "source": "s", "repo": "me/r"}
+             for path, text in files.items()] + [
+        {"path": "z.py", "text": "z = 3", "language": "python", "source": "s", "repo": "me/other"}]
+    texts = [small_tokenizer.decode(ids)
+             for ids in data.repository_documents(found, small_tokenizer, 10_000)]
+    assert texts == [
+        "<|repo_name|>me/other\n<|file_sep|>z.py\nz = 3",
+        "<|repo_name|>me/r\n<|file_sep|>b.py\nx = 1\n\n<|file_sep|>a.py\nimport b\n\n"
+        "<|file_sep|>big.py\n" + files["big.py"]]
+    assert list(data.repository_documents(found, small_tokenizer, 10_000))[1] == (
+        small_tokenizer.encode(texts[1], allow_special=True))
+    parts = list(data.repository_documents(found, small_tokenizer, 60))
+    texts = [small_tokenizer.decode(ids) for ids in parts]
+    assert [re.findall(r"\w+\.py", text) for text in texts] == [
+        ["z.py"], ["b.py", "a.py"], ["big.py"]]
+    assert [len(ids) for ids in parts] == [len(parts[0]), len(parts[1]), 60]
+    assert all(text.startswith("<|repo_name|>me/") for text in texts)
+    assert list(data.repository_documents([], small_tokenizer, 60)) == []
+
+
+def test_fim_of_repositories(corpus, small_tokenizer):
+    """Of what a row holds of a repository the last file is cut, its path before the sentinels."""
+    batches = make(corpus * 3, small_tokenizer, fim_rate=1.0, repositories=True, seq_len=160)
+    special, cut = small_tokenizer.special, 0
+    for index in range(60):
+        inputs, targets, starts = (column.tolist() for column in batches.row(index))
+        source = small_tokenizer.decode(batches.slice(index)[2])
+        for start in sorted(set(starts)):
+            stop = max(i for i in range(160) if starts[i] == start) + 1
+            piece = inputs[start:stop]
+            if special[PREFIX] not in piece:
+                continue
+            cut += 1
+            at = piece.index(special[PREFIX])
+            assert re.search(r"<.file_sep.>\d+\.py\n+$", small_tokenizer.decode(piece[:at]))
+            assert data.FILE_SEP not in small_tokenizer.decode(piece[at:])
+            assert small_tokenizer.decode(piece[:at]) in source
+            end = next(i for i in range(start + at, stop) if targets[i] == batches.end)
+            prefix, suffix, middle = re.fullmatch(
+                r"(?s)<.fim_prefix.>(.*)<.fim_suffix.>(.*)<.fim_middle.>(.*)",
+                small_tokenizer.decode(inputs[start + at:end + 1])).groups()
+            assert prefix + middle + suffix in source
+    assert cut > 40
 
 
 def test_order_of_a_real_repository():
@@ -974,7 +1015,8 @@ def test_syntax_nodes_of_a_piece(small_tokenizer):
     text = "# ünïcode ☃ 日本\n" + CODE
     documents = [{"text": "x = 1\n", "language": "python"}, {"text": text, "language": "python"},
                  {"text": CODE, "language": "go"}] * 3
-    stream = data.Stream("code", documents, small_tokenizer, 16, 0)
+    stream = data.Stream("code", data.encoded_documents(documents, small_tokenizer),
+                         small_tokenizer, 16, 0, [d["language"] == "python" for d in documents])
     whole = {(node.kind, text[node.start:node.end]) for node in syntax_nodes(text)}
     start, stop = stream.starts[1] + 1, stream.starts[2]
     found = stream.nodes(start, stop)

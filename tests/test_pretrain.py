@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, SMALL, fill_weights
 
+from fim import newest_model
 from model import CausalLM, Config, load_model
 from pretrain import (
     choose_dtype,
@@ -23,7 +25,7 @@ from pretrain import (
     one_step,
     read_metrics,
 )
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, read_json
 
 FAST = ["--device", "cpu", "--steps", "12", "--seq-len", "32", "--batch-tokens", "256",
         "--eval-every", "6", "--save-every", "4"]
@@ -149,6 +151,25 @@ def test_starting_from_a_checkpoint(finished, code, tmp_path):
     assert losses(tmp_path / "on")[0] < losses(out)[0] - 0.5
     first, second = weights(out), weights(tmp_path / "on")
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+
+
+def test_the_repository_phase_goes_on_from_the_file_phase(finished, code, tmp_path):
+    """Longer rows of whole repositories, slower rotation, a folder of its own, the newest model."""
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    flags = ["--phase", "repository", "--seq-len", "128", "--batch-tokens", "512", "--steps", "6",
+             "--fim-rate", "1"]
+    done = pretrain(out, code, *flags)
+    assert "before: bpb " in done.stdout
+    config = read_json(out / "repository" / "config.json")
+    assert config["rope_theta"] == 1e5 and config["max_position_embeddings"] == 128
+    assert newest_model(out) == out / "repository"
+    first = load_model(out / "pretrain", "cpu").state_dict()
+    second = load_model(out / "repository", "cpu").state_dict()
+    assert first.keys() == second.keys()
+    assert not all(torch.equal(first[name], second[name]) for name in first)
+    done = pretrain(tmp_path / "none", code, *flags, fails=True)
+    assert "run the file phase first" in done.stderr and done.stderr.count("\n") == 1
 
 
 # ---- bad input
