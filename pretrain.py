@@ -1,14 +1,16 @@
 """Pretraining: random weights to a model that completes and infills code.
 
 Builds out/data and out/tokenizer if they are missing, trains with next-token prediction and
-fill-in-the-middle (the file phase of the report, section 3.2.1), measures bits per byte on held-out
-code, and leaves a Hugging Face folder in out/pretrain. The training loop of every stage is here,
-once: train(). Stages differ in where batches come from and which loss is taken. What a row is
-stands in data.py, the model in model.py.
+fill-in-the-middle (the file phase of the report, section 3.2.1; the repository phase, 3.2.2, goes
+on from there), measures bits per byte on held-out code, and leaves a Hugging Face folder in
+out/pretrain (out/repository). The training loop of every stage is here, once: train(). Stages
+differ in where batches come from and which loss is taken. What a row is stands in data.py, the
+model in model.py.
 
     python pretrain.py                            # size tiny: about 5 minutes on 2 CPU cores
     torchrun --nproc-per-node 8 pretrain.py       # size small on the GPUs of one machine
     python pretrain.py --source ~/my/code --out mine
+    python pretrain.py --phase repository         # then whole repositories in long rows; 2 minutes
 
 The same command again goes on where it was stopped; --fresh starts anew.
 """
@@ -69,7 +71,7 @@ PUBLISHED = {
 STAGES = {"file": "pretrain", "repository": "repository"}      # the folder of a phase
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0   # not published; values of Qwen, as above
 WARMUP, DECAY = 0.02, 0.6       # shares of the steps; not published; ours, by measurement
-GENERAL = 100_000           # characters of the standard library on which forgetting is measured
+GENERAL = 30_000            # characters of the standard library on which forgetting is measured
 SLOW_CPU_SHARE = 1 / 3      # of the steps, on a CPU without bf16: it is about three times slower
 
 # ------------------------------------------------------------------------------------------------
@@ -547,7 +549,7 @@ def data_and_tokenizer(args):
     parts = {"code": "validation", "text": "validation_text", "math": "validation_math"}
     heldout = {kind: load_documents(args.out, part) for kind, part in parts.items()
                if Path(args.out, "data", f"{part}.jsonl").exists()}
-    if args.init and "stdlib" not in sources:           # what may be forgotten
+    if args.init and args.phase == "file" and "stdlib" not in sources:      # what may be forgotten
         heldout["general"], size = [], 0
         for document in documents("stdlib"):
             heldout["general"].append(document)
