@@ -79,6 +79,7 @@ SHORTEST_FIM = 16           # tokens; smaller pieces are not worth cutting in th
 FIM_PART = 0.1, 0.4         # of a row: the size of a FIM part; not published; ours
 TOKENIZER_TEXT = 100_000_000    # characters that a tokenizer is trained on, at most
 
+
 def generator(seed, purpose, index):
     """Randomness that depends on nothing but its three names."""
     return np.random.default_rng([seed, *purpose.encode(), index])
@@ -142,6 +143,10 @@ ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar", ".zip")
 TABLES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
+def is_synthetic(place):
+    return place == "generated" or place.startswith(("http://", "https://"))
+
+
 def units(source):
     """The units of a source, in the order of their paths: [kind:]place.
 
@@ -154,7 +159,7 @@ def units(source):
         kind, place = "code", source
     if place.startswith("github:"):
         return [Unit(kind, source, str(fetch_github(place)), place.split(":")[1])]
-    if place == "generated" or place.startswith(("http://", "https://")):
+    if is_synthetic(place):
         ending = {"code": "py", "math": "txt"}.get(kind)
         if not ending or place != "generated" and kind == "math":
             raise InputError(f"--source {source}: expected math:generated, code:generated or "
@@ -183,10 +188,6 @@ def units(source):
             for i in range(0, len(found), UNIT_FILES)]
 
 
-def is_synthetic(unit):
-    return unit.place == "generated" or unit.place.startswith(("http://", "https://"))
-
-
 def fetch_github(place):
     """Download the archive of github:owner/name[@ref], once -> its path."""
     match = re.fullmatch(r"github:([\w.-]+)/([\w.-]+?)(?:@([\w./-]+))?", place)
@@ -201,7 +202,7 @@ def fetch_github(place):
 
 def read_unit(unit):
     """Yield the files of a unit. Nothing is unpacked to the disk, no link is followed."""
-    if is_synthetic(unit):
+    if is_synthetic(unit.place):
         yield from synthetic(unit)
         return
     if unit.files is not None:
@@ -1447,7 +1448,7 @@ def made_from(folder, settings):
 
 def fingerprint(found, benchmark_files):
     """A hash of all that the units' results depend on: files, benchmarks, and this code."""
-    files = [Path(unit.place, name) for unit in found if not is_synthetic(unit)
+    files = [Path(unit.place, name) for unit in found if not is_synthetic(unit.place)
              for name in (unit.files or [""])]
     state = [found, [os.lstat(file)[6:9:2] for file in files], Path(__file__).read_text(),
              [Path(file).stat().st_size for file in benchmark_files]]

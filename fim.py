@@ -34,7 +34,7 @@ import numpy as np
 import regex
 
 from model import check_vocabulary, choose_attention, default_device, generate, load_model
-from tokenizer import PATTERN, ENDOFTEXT, InputError, TextStream, Tokenizer, read_text, run
+from tokenizer import ENDOFTEXT, PATTERN, InputError, TextStream, Tokenizer, read_text, run
 
 PREFIX, MIDDLE, SUFFIX = "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"
 REPO_NAME, FILE_SEP = "<|repo_name|>", "<|file_sep|>"
@@ -66,8 +66,8 @@ Node = namedtuple("Node", "kind start end")
 
 
 def normalize(text):
-    """Unicode NFC, "\n" line ends and no byte order mark, so that character offsets mean the same
-    before and after encoding and no "\r" stands next to a control token."""
+    """Unicode NFC, "\\n" line ends and no byte order mark, so that character offsets mean the same
+    before and after encoding and no "\\r" stands next to a control token."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     return unicodedata.normalize("NFC", text)
 
@@ -138,13 +138,13 @@ def span(text, kind, rng, nodes=()):
     return tuple(sorted(rng.integers(0, len(text) + 1, size=2).tolist()))
 
 
-def fim_document(text, rng, nodes=(), spans=SPANS):
+def fim_document(text, rng, nodes=()):
     """Cut a text in three -> (prefix, middle, suffix), whose sum it is; any may be empty.
 
     Cuts lie between characters, not tokens: a cursor may stand inside a word (arXiv 2207.14255,
-    section 3). rng: numpy Generator; nodes: as in `span`; spans: shares of the kinds.
+    section 3). rng: numpy Generator; nodes: as in `span`.
     """
-    start, end = span(text, draw(spans, rng), rng, nodes)
+    start, end = span(text, draw(SPANS, rng), rng, nodes)
     chance = rng.random()
     if chance < EMPTY:
         end = start
