@@ -1108,6 +1108,25 @@ def compressed_bits_per_byte(texts):
     return {name: 8 * size / len(data) for name, size in sizes.items()}
 
 
+def heldout_rows(model, tokenizer, documents, T):
+    """Batches of (input_ids, targets): each document after one <|endoftext|>, in rows of T."""
+    import torch
+
+    from tokenizer import ENDOFTEXT
+
+    end, rows, B = tokenizer.special[ENDOFTEXT], [], max(1, TOKENS_AT_ONCE // T)
+    for ids in tokenizer.encode_batch([document["text"] for document in documents]):
+        ids = [end, *ids, end]
+        rows += [ids[start:start + T + 1] for start in range(0, len(ids) - 1, T)]
+    rows.sort(key=len)                                      # short ones share a batch
+    for batch in (rows[start:start + B] for start in range(0, len(rows), B)):
+        longest, device = max(map(len, batch)), model.head.device
+        yield (torch.tensor([row[:-1] + [end] * (longest - len(row)) for row in batch],
+                            device=device),
+               torch.tensor([row[1:] + [-100] * (longest - len(row)) for row in batch],
+                            device=device))
+
+
 def bits_per_byte(model, tokenizer, documents):
     """Bits over all tokens of all documents, their <|endoftext|> included, per UTF-8 byte.
 
@@ -1116,25 +1135,28 @@ def bits_per_byte(model, tokenizer, documents):
     """
     import torch
 
-    from tokenizer import ENDOFTEXT
-
-    T, end = model.config.max_position_embeddings, tokenizer.special[ENDOFTEXT]
-    texts = [document["text"] for document in documents]
-    rows = []
-    for ids in tokenizer.encode_batch(texts):
-        ids = [end, *ids, end]
-        rows += [ids[start:start + T + 1] for start in range(0, len(ids) - 1, T)]
-    rows.sort(key=len)                                      # short ones share a batch
-    nats, B = 0.0, max(1, TOKENS_AT_ONCE // T)
     with torch.no_grad():
-        for start in range(0, len(rows), B):
-            batch = rows[start:start + B]
-            longest = max(map(len, batch))
-            input_ids = torch.tensor([row[:-1] + [end] * (longest - len(row)) for row in batch])
-            targets = torch.tensor([row[1:] + [-100] * (longest - len(row)) for row in batch])
-            device = model.head.device
-            nats += float(model(input_ids.to(device), targets=targets.to(device)))
-    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+        nats = sum(float(model(input_ids, targets=targets)) for input_ids, targets in heldout_rows(
+            model, tokenizer, documents, model.config.max_position_embeddings))
+    return nats / math.log(2) / sum(len(document["text"].encode()) for document in documents)
+
+
+def bits_by_position(model, tokenizer, documents, T, parts):
+    """Bits per byte of the tokens in each of so many equal parts of rows of T tokens."""
+    import torch
+
+    specials = set(tokenizer.special.values())
+    size = torch.tensor([0 if i in specials else len(tokenizer.decode_bytes([i]))
+                         for i in range(tokenizer.vocab_size)], device=model.head.device)
+    nats, length = torch.zeros(parts), torch.zeros(parts)
+    with torch.no_grad():
+        for input_ids, targets in heldout_rows(model, tokenizer, documents, T):
+            costs = -model(input_ids, targets=targets, reduce="none")               # (B, T)
+            sizes = torch.where(targets == -100, 0, size[targets.clamp(min=0)])     # (B, T)
+            part = torch.arange(targets.shape[1]) * parts // T                      # (T,)
+            nats.index_add_(0, part, costs.sum(0).float().cpu())
+            length.index_add_(0, part, sizes.sum(0).float().cpu())
+    return (nats / math.log(2) / length).tolist()
 
 
 def answer_bits(model, prompts, answers):

@@ -62,7 +62,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"     # kernels run as Pyt
 HEAD_DIMS, DTYPES = (64, 128), (torch.float32, torch.bfloat16, torch.float16)
 LOG2E = math.log2(math.e)           # e^x = 2^(x log2 e): the chip computes powers of 2
 PADDING = 128                       # START, END, LSE, DELTA: whole tiles long, read without a mask
-FORMULA_TOKENS = 512                # rows up to here go by formula, in bf16 on a CPU
+FORMULA_TOKENS = 2048               # rows up to here go by formula, in bf16 on a CPU
+FORMULA_TILE = 128                  # queries at a time, by formula
 SPLIT_BELOW = 1 << 15               # keys x heads: in fewer tiles, dk and dv leave a GPU idle
 CHUNK_LOGITS = 1 << 22              # held at a time on a CPU: few enough for its cache
 CHUNK_ROWS = 4096                   # rows of logits held at a time on a GPU
@@ -430,6 +431,18 @@ def formula_attention(q, k, v, mask):
     return out.view(B, H, T, d).transpose(1, 2)                         # (B, T, H, d)
 
 
+def tiled_attention(q, k, v, mask):
+    """The same, some queries at a time with the keys up to the last of them: half of the scores,
+    and those of a tile stay in a CPU's cache."""
+    (T, S), tiles = mask.shape[2:], []
+    for first in range(0, T, FORMULA_TILE):
+        stop = min(first + FORMULA_TILE, T)
+        seen = S - T + stop                                             # keys
+        tiles.append(formula_attention(q[:, first:stop], k[:, :seen], v[:, :seen],
+                                       mask[:, :, first:stop, :seen]))
+    return torch.cat(tiles, 1)                                          # (B, T, H, d)
+
+
 def sdpa_attention(q, k, v, mask=None):
     """The same by PyTorch; without a mask causal, where T is S or 1."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))                    # (B, heads, T or S, d)
@@ -453,7 +466,7 @@ def make_attention(path, document_starts, B, T, past, x):
     if document_starts is None:
         document_starts = torch.zeros(1, T, dtype=torch.long, device=x.device)
     mask = attention_mask(document_starts, past + T, x.dtype)
-    return functools.partial(formula_attention if path == "formula" else sdpa_attention, mask=mask)
+    return functools.partial(tiled_attention if path == "formula" else sdpa_attention, mask=mask)
 
 
 # ------------------------------------------------------------------------------------------------

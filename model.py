@@ -24,6 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.utils.checkpoint import checkpoint
 
 from kernels import (attention_path, linear_cross_entropy, linear_log_probabilities, make_attention,
                      why_not_triton)
@@ -240,6 +241,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.checkpointing = False      # keep only the blocks' inputs for the backward
         self.set_frequencies(config)
 
     def set_frequencies(self, config):
@@ -269,7 +271,10 @@ class Decoder(nn.Module):
         path, _ = attention_path(x.device, rotary[0].shape[-1], x.dtype, T, attention)
         attend = make_attention(path, document_starts, B, T, past, x)
         for layer, block in enumerate(self.layers):
-            x = block(x, rotary, attend, cache, layer)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotary, attend, use_reentrant=False)
+            else:
+                x = block(x, rotary, attend, cache, layer)
         if cache is not None:
             cache.length += input_ids.shape[1]
         return self.norm(x)

@@ -20,16 +20,20 @@ import contextlib
 import ctypes
 import dataclasses
 import datetime
+import functools
 import json
 import math
 import os
+import re
 import resource
 import shlex
 import shutil
 import signal
+import statistics
 import sys
 import time
 import warnings
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,9 +47,10 @@ from tqdm import tqdm
 
 from data import (DEFAULT_SOURCES, MIXTURE, Batches, documents, load_documents, parse_mixture,
                   prepare_data, prepare_tokenizer, print_corpus, source_flag)
-from evaluate import bits_per_byte, compressed_bits_per_byte
+from evaluate import bits_by_position, bits_per_byte, compressed_bits_per_byte
 from fim import FIM_RATE, gap, infill, load
-from model import (CONFIGS, CausalLM, check_device, check_vocabulary, choose_attention,
+from kernels import CHUNK_LOGITS, CHUNK_ROWS
+from model import (CONFIGS, CausalLM, Config, check_device, check_vocabulary, choose_attention,
                    default_device, generate, init_weights, load_model, loss_head, parameter_count,
                    save_model)
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder, read_json, run,
@@ -54,10 +59,12 @@ from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is meant
 
 # What --size sets unless a flag says otherwise, for each phase. batch_tokens: per step, over all
-# devices; rope_theta: of the model that comes out; of the repository phase of tiny and small: ours
+# devices; rope_theta: as in figure 2 of the report, at tiny and small ours
 PRESETS = {"file": {
-    "tiny": dict(seq_len=256, batch_tokens=4096, device_batch=16, steps=1400, lr=4e-3),
-    "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=3000, lr=2e-3)},
+    "tiny": dict(seq_len=256, batch_tokens=4096, device_batch=16, steps=1400, lr=4e-3,
+                 rope_theta=1e4),
+    "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=3000, lr=2e-3,
+                  rope_theta=1e4)},
     "repository": {
     "tiny": dict(seq_len=1024, batch_tokens=4096, device_batch=4, steps=140, lr=1e-3,
                  rope_theta=1e5),
@@ -65,13 +72,20 @@ PRESETS = {"file": {
                   rope_theta=1e5)}}
 # batch_tokens and lr: not published; values of Qwen (arXiv 2309.16609). steps: 5.2T and 0.3T tokens
 PUBLISHED = {
-    "file": dict(seq_len=8192, batch_tokens=2 ** 22, device_batch=1, steps=1_240_000, lr=3e-4),
+    "file": dict(seq_len=8192, batch_tokens=2 ** 22, device_batch=1, steps=1_240_000, lr=3e-4,
+                 rope_theta=1e4),
     "repository": dict(seq_len=32768, batch_tokens=2 ** 22, device_batch=1, steps=71_500, lr=3e-5,
                        rope_theta=1e6)}
 STAGES = {"file": "pretrain", "repository": "repository"}      # the folder of a phase
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0   # not published; values of Qwen, as above
+DIVERGED = 100              # times the usual norm of the gradient: the run is lost
 WARMUP, DECAY = 0.02, 0.6       # shares of the steps; not published; ours, by measurement
+WATCHED = ("def read_numbers(path):\n    with open(path) as file:\n        ",
+           "\n    return numbers\n")       # a gap that is filled whenever the model is measured
+WATCHED_TOKENS = 24
+POSITION_PARTS = 8          # of a row, in the picture of losses by position
 GENERAL = 30_000            # characters of the standard library on which forgetting is measured
+KEPT = 2                    # checkpoints of an unfinished run
 SLOW_CPU_SHARE = 1 / 3      # of the steps, on a CPU without bf16: it is about three times slower
 
 # ------------------------------------------------------------------------------------------------
@@ -99,7 +113,7 @@ def start_processes(device):
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     if WORLD > 1:                                   # the first may prepare data for a long time
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo",
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo",
                                 timeout=datetime.timedelta(hours=6))
     return device
 
@@ -150,8 +164,7 @@ def sum_over_ranks(*numbers):
     """Sum each number over all processes; the numbers themselves with one process."""
     if WORLD == 1:
         return numbers
-    total = torch.tensor(numbers, dtype=torch.float64,
-                         device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    total = torch.tensor(numbers, dtype=torch.float64)      # by the CPUs: no GPU is waited for
     dist.all_reduce(total)
     return total.tolist()
 
@@ -192,7 +205,8 @@ def learning_rate(step, steps, peak, warmup=WARMUP, decay=DECAY):
 # Resuming
 
 # flags that may change between two calls of one run: it still learns the same
-FREE_FLAGS = {"out", "fresh", "device_batch", "save_every", "eval_every", "device", "attention"}
+FREE_FLAGS = {"out", "fresh", "device_batch", "save_every", "eval_every", "device", "attention",
+              "compile", "checkpoint_activations"}
 
 
 def check_same_run(work, args):
@@ -212,10 +226,14 @@ def check_same_run(work, args):
         write_json(path, settings)
 
 
-def newest_resume(work):
-    """The step of the newest whole checkpoint under work, 0 if there is none."""
+def resume_steps(work):
+    """The steps of the checkpoints under work, the newest first."""
     steps = [path.name.removeprefix("step_") for path in (work / "resume").glob("step_*")]
-    return max((int(step) for step in steps if step.isdigit()), default=0)
+    return sorted((int(step) for step in steps if step.isdigit()), reverse=True)
+
+
+def newest_resume(work):
+    return max(resume_steps(work), default=0)
 
 
 def training_state(model, optimizers):
@@ -224,7 +242,7 @@ def training_state(model, optimizers):
 
 
 def save_resume(work, step, model, optimizers):
-    """Write work/resume/step_N whole, then remove the older ones. Every process takes part."""
+    """Write work/resume/step_N whole, then remove all but KEPT. Every process takes part."""
     target = work / "resume" / f"step_{step}"
     writing = target.with_name(f"{target.name}.writing")
     if RANK == 0:
@@ -241,26 +259,28 @@ def save_resume(work, step, model, optimizers):
                          f"{f'Step {older} is' if older else 'No earlier step is'} kept; "
                          "free some space and run the same command again") from None
     if RANK == 0:
-        for other in target.parent.glob("step_*"):
-            if other != target:
-                shutil.rmtree(other)
+        for older in resume_steps(work)[KEPT:]:
+            shutil.rmtree(target.with_name(f"step_{older}"))
 
 
 def load_resume(work, model, optimizers):
-    """Continue from the newest checkpoint -> the number of steps done."""
-    [step] = sum_over_ranks(newest_resume(work) if RANK == 0 else 0)    # the same for all
-    step = int(step)
-    if step:
+    """Continue from the newest checkpoint that is whole -> the number of steps done."""
+    steps = resume_steps(work) if RANK == 0 else []
+    steps = [int(step) for step in sum_over_ranks(*steps, *[0] * (KEPT - len(steps)))]
+    for step in filter(None, steps):                    # the same for all processes
         folder, state = work / "resume" / f"step_{step}", training_state(model, optimizers)
         try:
             dcp.load(state, checkpoint_id=folder, no_dist=WORLD == 1)
         except (OSError, RuntimeError, EOFError, dcp.api.CheckpointException):
-            raise InputError(f"{folder}: damaged, the run cannot go on from it; "
-                             "--fresh starts anew") from None
+            say(f"{folder}: damaged, the one before it is tried")
+            continue
         dcp_state.set_state_dict(model, optimizers, model_state_dict=state["model"],
                                  optim_state_dict=state["optimizers"])
         say(f"going on after step {step} of {work}")
-    return step
+        return step
+    if any(steps):
+        raise InputError(f"{work}: none of its checkpoints is whole; --fresh starts anew")
+    return 0
 
 
 # ------------------------------------------------------------------------------------------------
@@ -317,23 +337,29 @@ def draw(folder):
 def shard(model, dtype):
     """Spread weights, gradients and optimizer state over the processes (FSDP2), block by block."""
     if WORLD > 1:
-        kind = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        mesh = dist.init_device_mesh(kind, (WORLD,))
+        mesh = dist.init_device_mesh(model.head.device.type, (WORLD,))
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         for block in model.model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
+def pinned(batches, device, step):
+    """The batches of a step, for a GPU in memory from which it copies by itself."""
+    return [{name: value.pin_memory() if device != "cpu" and torch.is_tensor(value) else value
+             for name, value in batch.items()} for batch in batches(step)]
+
+
 def one_step(model, optimizers, batch_list, loss_fn, count, lr):
     """Forward, backward and update over the batches of a step -> (loss sum, gradient norm).
 
     The loss is averaged over the targets of the whole step, wherever they are; FSDP averages
-    gradients over processes, hence the factor.
+    gradients over processes, hence the factor. Both results are tensors on the device: reading
+    them would make the CPU wait, so that happens a step later.
     """
     total, device = 0.0, model.head.device
     for batch in batch_list:
-        batch = {name: value.to(device) if torch.is_tensor(value) else value
+        batch = {name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
                  for name, value in batch.items()}
         loss, _ = loss_fn(model, batch)
         (loss * (WORLD / count)).backward()
@@ -344,7 +370,34 @@ def one_step(model, optimizers, batch_list, loss_fn, count, lr):
             group["lr"] = lr
         optimizer.step()
         optimizer.zero_grad()
-    return float(total), float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    return total, norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def out_of_memory(args):
+    """In one line, which flag to lower and to what."""
+    if args.device_batch > 1:
+        flag = f"--device-batch {args.device_batch // 2}, the step stays the same"
+    elif not args.checkpoint_activations:
+        flag = "--checkpoint-activations, a third more time"
+    else:
+        flag = f"--seq-len {args.seq_len // 2}, more processes (torchrun) or a smaller --size"
+    return f"out of memory; try {flag}"
+
+
+@contextlib.contextmanager
+def one_line(args, work):
+    """Turn what ends a run from outside of the code into one line that says how to go on."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:        # torch.OutOfMemoryError is a RuntimeError
+        reason = str(error).strip().split("\n")[0]
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in reason:
+            problem = out_of_memory(args)
+        elif isinstance(error, dist.DistError) or WORLD > 1 and "gloo" in reason:
+            problem = f"another process has ended, its reason stands above or below ({reason})"
+        else:
+            raise
+        raise InputError(f"{problem}. Step {newest_resume(work)} is kept in {work}") from None
 
 
 @contextlib.contextmanager
@@ -363,29 +416,50 @@ class Log:
     """metrics.jsonl and the terminal: a row every so many steps, a bar where someone watches."""
 
     def __init__(self, work, args, first, flops, peak):
-        self.path, self.args, self.flops, self.peak = work / "metrics.jsonl", args, flops, peak
-        self.every, self.seconds = max(1, args.steps // 50), []
+        self.work, self.args, self.flops, self.peak = work, args, flops, peak
+        self.every, self.waiting = max(1, args.steps // 50), None
+        self.norms, self.seconds, self.waited, self.steps = deque(maxlen=100), 0.0, 0.0, 0
         if RANK == 0:
             rows = read_metrics(work, before=first)
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(work / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         self.bar = tqdm(total=args.steps, initial=first, unit="step",
                         disable=RANK > 0 or not sys.stderr.isatty())
 
-    def step(self, done, seconds, values, measured):
-        """Note a step; every so often, and whenever it was measured, write its row."""
-        self.seconds.append(seconds)
-        self.bar.update()
-        if not measured and done % self.every and done < self.args.steps:
+    def note(self, step, lr, count, loss, norm, seconds, waited):
+        """Keep what a step gave, loss and norm still on the device, until it is read. seconds: of
+        the step, of which it waited so many for its batch."""
+        self.waiting = step, lr, count, loss, norm
+        self.seconds, self.waited, self.steps = (
+            self.seconds + seconds, self.waited + waited, self.steps + 1)
+
+    def read(self, measured=None):
+        """Read what was noted; write its row every so often, and whenever there are measures."""
+        if not self.waiting:
             return
-        each, self.seconds = sum(self.seconds) / len(self.seconds), []
-        speed = self.args.batch_tokens / each
-        row = {"step": done, **values, "tokens_per_second": speed, "memory_gb": memory(),
-               "mfu": speed * self.flops / self.peak, **measured}
+        (step, lr, count, loss, norm), self.waiting = self.waiting, None
+        [loss], norm = sum_over_ranks(float(loss)), float(norm)
+        usual = statistics.median(self.norms) if len(self.norms) > 20 else math.inf
+        if not math.isfinite(loss + norm) or norm > DIVERGED * usual:
+            raise InputError(
+                f"step {step}: the loss is {loss / count:.3g}, the gradient's norm {norm:.3g}"
+                + (f" where {usual:.2g} was usual" if math.isfinite(usual) else "")
+                + f"; step {newest_resume(self.work)} is kept in {self.work}. Lower --lr, use "
+                "--fresh")
+        self.norms.append(norm)
+        self.bar.update()
+        if not measured and step % self.every and step < self.args.steps:
+            return
+        speed = self.args.batch_tokens * self.steps / self.seconds
+        row = {"step": step, "loss": loss / count, "lr": lr, "grad_norm": norm,
+               "tokens_per_second": speed, "mfu": speed * self.flops / self.peak,
+               "data_share": self.waited / self.seconds, "memory_gb": memory(), **(measured or {})}
         if RANK == 0:
-            with open(self.path, "a") as file:
+            with open(self.work / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
-            tqdm.write(log_line(row, self.args.steps, each * (self.args.steps - done)))
+            left = (self.args.steps - step) * self.seconds / self.steps
+            tqdm.write(log_line(row, self.args.steps, left))
             sys.stdout.flush()
+        self.seconds, self.waited, self.steps = 0.0, 0.0, 0
 
 
 def start(model, args, work):
@@ -403,6 +477,9 @@ def start(model, args, work):
     say(f"{parameters:,} parameters on {WORLD} x {device}, {peak / 1e9:,.0f} GFLOP/s in products\n"
         f"activations in {str(model.compute_dtype)[6:]} ({why}), loss head by {loss_head(model)}\n"
         + attention)
+    if args.compile:
+        for block in model.model.layers:
+            block.compile()
     shard(model, model.compute_dtype)
     optimizers = make_optimizers(model, args.optimizer)
     first = load_resume(work, model, optimizers)
@@ -443,27 +520,30 @@ def train(model, tokenizer, batches, loss_fn, args, evaluate=None):
     work = folder.with_name(f"{args.stage}.unfinished")
     optimizers, first, log = start(model, args, work)
     saved = first
-    with catch_stops() as stops, ThreadPoolExecutor(1) as background, log.bar:
-        ahead = background.submit(batches, first)
+    prepare = functools.partial(pinned, batches, str(model.head.device))
+    with (one_line(args, work), catch_stops() as stops, ThreadPoolExecutor(1) as background,
+          log.bar):
+        ahead = background.submit(prepare, first)
         for step in range(first, args.steps):
             begin, done = time.perf_counter(), step + 1
-            batch_list, ahead = ahead.result(), background.submit(batches, done)
+            batch_list = ahead.result()
+            waited, ahead = time.perf_counter() - begin, background.submit(prepare, done)
             count, stop = sum_over_ranks(sum(batch["count"] for batch in batch_list), len(stops))
             if stop:
+                log.read()
                 stop_here(work, step, saved, model, optimizers, stops)
             lr = learning_rate(step, args.steps, args.lr)
             loss, norm = one_step(model, optimizers, batch_list, loss_fn, count, lr)
-            [loss] = sum_over_ranks(loss)
-            if not math.isfinite(loss + norm):
-                raise InputError(f"step {done}: the loss is {loss}, the gradient's norm {norm}; "
-                                 f"step {saved} is kept in {work}. Lower --lr, use --fresh")
-            seconds, measured = time.perf_counter() - begin, {}
+            log.read()                              # of the step before, while this one computes
+            log.note(done, lr, count, loss, norm, time.perf_counter() - begin, waited)
             if evaluate and (done % args.eval_every == 0 or done == args.steps):
-                measured = evaluate(model, done)
-            log.step(done, seconds, dict(loss=loss / count, lr=lr, grad_norm=norm), measured)
+                with torch.compiler.set_stance("force_eager"):      # of shapes that do not return
+                    log.read(evaluate(model, done))
             if done % args.save_every == 0 and done < args.steps:
+                log.read()                          # or what is not finite would be saved
                 save_resume(work, done, model, optimizers)
                 saved = done
+        log.read()
         finish(model, tokenizer, work, folder)
 
 
@@ -493,20 +573,32 @@ def training_flags(parser):
                         help="of activations (default: bfloat16 where the device computes in it)")
     parser.add_argument("--attention", choices=["auto", "triton", "sdpa"], default="auto",
                         help="what computes it (default: auto, what is fastest here)")
+    parser.add_argument("--compile", action="store_true",
+                        help="let torch.compile fuse each block; needs a C++ compiler on a CPU")
+    parser.add_argument("--checkpoint-activations", action="store_true",
+                        help="keep only the blocks' inputs, compute the rest again: less memory")
     parser.add_argument("--save-every", type=int, help="steps between checkpoints (a tenth)")
     parser.add_argument("--eval-every", type=int, help="steps between measurements (a fifth)")
 
 
-def fill_in(args):
-    """Set the flags that were not given from the preset of the size."""
+def settings(args, phase, follows=False):
+    """The flags of one phase: what was not given is set by --size.
+
+    follows: the phase comes after the file phase in the same call. Then what was given is meant for
+    that one, and this one's stands to it as in the presets.
+    """
+    args = argparse.Namespace(**vars(args), phase=phase, stage=STAGES[phase])
     args.size = args.size or ("small" if args.device == "cuda" else "tiny")
-    preset = PRESETS[args.phase].get(args.size, PUBLISHED[args.phase])
-    for name, value in {"rope_theta": None, **preset}.items():
-        if getattr(args, name, None) is None:
-            if name == "steps" and args.device == "cpu" and not cpu_has_bf16():
-                value = round(value * SLOW_CPU_SHARE)
-                say(f"this CPU has no bf16: {value} steps by default, to stay within minutes")
-            setattr(args, name, value)
+    presets = {name: PRESETS[name].get(args.size, PUBLISHED[name]) for name in PRESETS}
+    for name, value in presets[phase].items():
+        given = getattr(args, name, None)
+        if given is None and name == "steps" and args.device == "cpu" and not cpu_has_bf16():
+            value = round(value * SLOW_CPU_SHARE)
+            say(f"this CPU has no bf16: {value} steps by default, to stay within minutes")
+        if given is not None and follows:
+            given *= value / presets["file"][name]
+            given = given if isinstance(value, float) else max(1, round(given))
+        setattr(args, name, value if given is None else given)
     args.save_every = args.save_every or max(1, args.steps // 10)
     args.eval_every = args.eval_every or max(1, args.steps // 5)
     least = dict.fromkeys(
@@ -515,7 +607,76 @@ def fill_in(args):
         if not getattr(args, name) >= low:
             raise InputError(f"--{name.replace('_', '-')}: must be at least {low}")
     if args.batch_tokens % args.seq_len:
-        raise InputError("--batch-tokens: must be a multiple of --seq-len")
+        raise InputError(f"--batch-tokens: must be a multiple of {args.seq_len}, the tokens of a "
+                         "row")
+    return args
+
+
+# ------------------------------------------------------------------------------------------------
+# What a run would need
+
+PLANNED_GPU = "H100", 80, 989e12, 2.5       # name, GB, bf16 FLOP/s by its data sheet, $ an hour
+PLANNED_MFU, PLANNED_TOKENS, PLANNED_DAYS = 0.4, 5.5e12, 30
+
+
+def memory_plan(config, args, devices, bf16, program=0.0):
+    """GB on each of so many devices, by part, counted from the shapes; program: what is there
+    before a model is. Activations are what autograd keeps; a is bytes of one."""
+    with torch.device("meta"):
+        model = CausalLM(config)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    P, blocks = sum(sizes.values()), sum(n for name, n in sizes.items() if ".layers." in name)
+    V, D, F = config.vocab_size, config.hidden_size, config.intermediate_size
+    L, a = config.num_hidden_layers, 2 if bf16 else 4
+    kept = blocks if args.optimizer == "muon" else 2 * blocks       # moments of the optimizer
+    B, T = args.device_batch, args.seq_len
+    keys = 2 * config.num_key_value_heads * config.head_dim
+    block = 8 * D + a * (2 * D + 2 * D + keys + 4 * F)      # norms in fp32; inputs of the products
+    triton = args.device == "cuda"
+    scores = 0 if triton else a * config.num_attention_heads * T / 2    # a CPU keeps them
+    layers = a * D * L + block + scores if args.checkpoint_activations else (block + scores) * L
+    copies = a * (2 * blocks / L + V * D) if devices > 1 else a * P if bf16 else 0
+    rows = CHUNK_ROWS if triton else max(1, CHUNK_LOGITS // V)
+    return {"program": program, "weights": 4 * P / devices / 1e9,
+            "gradients": 4 * P / devices / 1e9,
+            "optimizer": 4 * (kept + 2 * (P - blocks)) / devices / 1e9,
+            "copies": copies / 1e9, "activations": B * T * layers / 1e9,
+            "head": (2 * 4 * V * D + (a + 4) * rows * V) / 1e9}
+
+
+def print_table(rows):
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths)))
+
+
+def print_plan(args, devices):
+    """A table for the published sizes, or for --size alone: memory by part, then time and cost."""
+    if devices < 1:
+        raise InputError("--plan: must be at least 1")
+    name, room, peak, price = PLANNED_GPU
+    on_gpu = args.device == "cuda"
+    bf16 = args.dtype != "float32" and (on_gpu or cpu_has_bf16())
+    memories, times = [], []
+    for size in [args.size] if args.size else list(CONFIGS)[len(PRESETS["file"]):]:
+        one = settings(argparse.Namespace(**{**vars(args), "size": size}), "file")
+        parts = memory_plan(CONFIGS[size], one, devices, bf16, 0.0 if on_gpu else memory())
+        memories.append([size, *(f"{gb:.1f}" for gb in [*parts.values(), sum(parts.values())])])
+        with torch.device("meta"):
+            parameters = parameter_count(CausalLM(CONFIGS[size]))
+        flops = flops_per_token(CONFIGS[size], parameters, one.seq_len)
+        speed = peak * PLANNED_MFU / flops
+        days = PLANNED_TOKENS / (speed * devices) / 86400
+        times.append([size, f"{flops / 1e9:.1f}", f"{speed:,.0f}",
+                      f"{PLANNED_TOKENS / PLANNED_DAYS / 86400 / devices:,.0f}", f"{days:,.0f}",
+                      f"{days * 24 * devices * price / 1e6:,.2f}"])
+    print(f"GB on each of {devices} x {args.device}, rows of {one.seq_len} tokens, --device-batch "
+          f"{one.device_batch}, {'bf16' if bf16 else 'fp32'} activations, {args.optimizer}")
+    print_table([["size", *parts, "all"], *memories])
+    print(f"\n{PLANNED_TOKENS / 1e12:g}T tokens on {devices} x {name} ({room} GB, "
+          f"{peak / 1e12:.0f} TFLOP/s, {PLANNED_MFU:.0%} of them used, ${price} an hour)")
+    print_table([["size", "GFLOP/token", "tokens/s each", f"for {PLANNED_DAYS} days", "days",
+                  "million $"], *times])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -539,7 +700,9 @@ def data_and_tokenizer(args):
         [] if args.size == "tiny" else ["packages", "text:packages"])
     if RANK == 0:
         fresh = args.fresh and args.phase == "file"
-        print_corpus(args.out, prepare_data(args.out, sources, fresh))
+        table = prepare_data(args.out, sources, fresh)
+        if args.phase == "file":
+            print_corpus(args.out, table)
         if vocab_size:
             prepare_tokenizer(args.out, vocab_size, args.fresh)
     if LOCAL_RANK == 0 and not vocab_size:              # one download a machine
@@ -562,20 +725,52 @@ def make_model(args, tokenizer, device):
     """The model to train, in fp32, on its device: from --init, or random weights of --size."""
     if args.init:
         model = load_model(args.init, device, torch.float32)
-        if args.seq_len > model.config.max_position_embeddings:
-            model.config.max_position_embeddings = args.seq_len
-        if args.rope_theta:                                 # so that far positions are told apart
-            model.config.rope_theta = max(model.config.rope_theta, args.rope_theta)
-            model.model.set_frequencies(model.config)
-            model.to(device)
+        config = model.config
+        config.max_position_embeddings = max(config.max_position_embeddings, args.seq_len)
+        config.rope_theta = max(config.rope_theta, args.rope_theta)     # tells far positions apart
+        model.model.set_frequencies(config)
     else:
         end = tokenizer.special[ENDOFTEXT]
-        model = CausalLM(dataclasses.replace(CONFIGS[args.size], bos_token_id=end, eos_token_id=end,
-                                             max_position_embeddings=args.seq_len))
+        model = CausalLM(dataclasses.replace(
+            CONFIGS[args.size], bos_token_id=end, eos_token_id=end, rope_theta=args.rope_theta,
+            max_position_embeddings=args.seq_len))
         init_weights(model, args.seed)
-        model.to(device)
+    model.to(device)
+    model.model.checkpointing = args.checkpoint_activations
     check_vocabulary(model, tokenizer)
     return model.train()
+
+
+def watch(model, tokenizer):
+    """Print what the model now makes of a fixed gap and a fixed beginning, to see it learn."""
+    model.eval()
+    (prefix, suffix), end = WATCHED, tokenizer.special[ENDOFTEXT]
+    filled = infill(model, tokenizer, prefix, suffix, WATCHED_TOKENS)
+    [new] = generate(model, [tokenizer.encode(prefix)], WATCHED_TOKENS, stop_ids={end},
+                     vocab_size=tokenizer.vocab_size)
+    for text, after in ((filled, suffix), (tokenizer.decode(new), "")):
+        line = f"{prefix}⟦{text}⟧{after}".rstrip().replace("\n", "⏎")
+        if RANK == 0:
+            tqdm.write(f"    {re.sub(' +', ' ', line)}"[:120])
+    model.train()
+
+
+def draw_positions(folder, models, heldout, device):
+    """positions.png: what tokens cost by their place in a row, for the model before and after."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes, T = figure.subplots(), Config.from_json(folder / "config.json").max_position_embeddings
+    for path in map(Path, models):
+        model, tokenizer = load(path, device)
+        bits = bits_by_position(model, tokenizer, heldout, T, POSITION_PARTS)
+        places = [(part + 0.5) * T / POSITION_PARTS for part in range(POSITION_PARTS)]
+        axes.plot(places, bits, "o-", label=str(path))
+        say(f"{path}, held-out code by place in rows of {T}: bits per byte "
+            + ", ".join(f"{value:.2f}" for value in bits))
+    axes.set(title="What a token costs after so many others", xlabel="place in the row (tokens)",
+             ylabel="bits per byte of held-out code")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / "positions.png", dpi=110)
 
 
 def show(folder, out, heldout, device):
@@ -599,19 +794,8 @@ def show(folder, out, heldout, device):
           + (f" --out {out}" if out != "out" else ""))
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Pretrain a Qwen2.5-Coder.")
-    training_flags(parser)
-    source_flag(parser)
-    parser.add_argument("--fim-rate", type=float, default=FIM_RATE,
-                        help="share of pieces made fill-in-the-middle (default: %(default)s)")
-    parser.add_argument("--mixture", default=":".join(map(str, MIXTURE)), help="parts of code, "
-                        "text and mathematics in the tokens seen (default: %(default)s)")
-    parser.add_argument("--phase", choices=STAGES, default="file", help="file: single files; "
-                        "repository: then files of a repository together, in long rows, into "
-                        "out/repository (default: %(default)s)")
-    args = parser.parse_args()
-    args.stage = STAGES[args.phase]
+def train_phase(args, device):
+    """One phase, from documents to a checkpoint folder; left alone where it is finished."""
     folder, before = Path(args.out) / args.stage, Path(args.out) / STAGES["file"]
     if args.phase == "repository" and not args.init:
         if not (before / "config.json").exists():
@@ -621,11 +805,6 @@ def main():
     work = folder.with_name(f"{args.stage}.unfinished")
     if folder.exists() and not args.fresh and not work.exists():
         return say(f"{folder} is finished; --fresh trains it again")
-    fill_in(args)
-    parse_mixture(args.mixture)
-    if not 0 <= args.fim_rate <= 1:
-        raise InputError(f"--fim-rate {args.fim_rate}: must be between 0 and 1")
-    device = start_processes(args.device)
     train_documents, heldout, tokenizer = data_and_tokenizer(args)
     batches = Batches(train_documents, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
                       args.device_batch, args.seed, args.fim_rate, RANK, WORLD,
@@ -637,15 +816,47 @@ def main():
 
     def evaluate(model, step):
         names = {"code": "bpb", **{kind: f"bpb {kind}" for kind in ("text", "math", "general")}}
-        return {**{names[kind]: bits_per_byte(model, tokenizer, documents)
-                   for kind, documents in heldout.items()}, **others}
+        bits = {names[kind]: bits_per_byte(model, tokenizer, documents)
+                for kind, documents in heldout.items()}
+        if step:
+            watch(model, tokenizer)
+        return {**bits, **others}
 
     if args.init and newest_resume(work) == 0:
         say("before: " + ", ".join(f"{name} {bits:.3f}" for name, bits in evaluate(model, 0).items()
                                    if name not in others))
     train(model, tokenizer, batches, next_token_loss, args, evaluate)
+    if RANK == 0 and args.phase == "repository":
+        draw_positions(folder, [args.init, folder], heldout["code"], device)
     if RANK == 0:
         show(folder, args.out, heldout["code"], device)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Pretrain a Qwen2.5-Coder.")
+    training_flags(parser)
+    source_flag(parser)
+    parser.add_argument("--fim-rate", type=float, default=FIM_RATE,
+                        help="share of pieces made fill-in-the-middle (default: %(default)s)")
+    parser.add_argument("--mixture", default=":".join(map(str, MIXTURE)), help="parts of code, "
+                        "text and mathematics in the tokens seen (default: %(default)s)")
+    parser.add_argument("--phase", choices=STAGES, help="file: single files; repository: then "
+                        "whole repositories in long rows, into out/repository (default: both, one "
+                        "after the other; file with --init)")
+    parser.add_argument("--plan", type=int, metavar="N", help="print memory, days and cost of the "
+                        "published sizes, or --size, on N devices; train nothing")
+    args = parser.parse_args()
+    phase = vars(args).pop("phase") or ("file" if args.init else None)
+    parse_mixture(args.mixture)
+    if not 0 <= args.fim_rate <= 1:
+        raise InputError(f"--fim-rate {args.fim_rate}: must be between 0 and 1")
+    if (devices := vars(args).pop("plan")) is not None:
+        return print_plan(args, devices)
+    phases = [settings(args, phase)] if phase else [
+        settings(args, name, follows=name != "file") for name in STAGES]
+    device = start_processes(args.device)
+    for one in phases:
+        train_phase(one, device)
     if WORLD > 1:
         dist.destroy_process_group()
 

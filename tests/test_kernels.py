@@ -22,6 +22,7 @@ from kernels import (
     document_bounds,
     flash_attention,
     formula_attention,
+    tiled_attention,
     linear_cross_entropy,
     linear_log_probabilities,
     make_attention,
@@ -134,8 +135,8 @@ def test_what_does_not_fit_is_named(change, found):
 
 def test_choice_of_attention():
     bf16 = torch.bfloat16
-    assert attention_path(CPU, 64, bf16, 512)[0] == "formula"
-    assert attention_path(CPU, 64, bf16, 513) == ("sdpa", "cpu is no CUDA GPU")
+    assert attention_path(CPU, 64, bf16, 2048)[0] == "formula"
+    assert attention_path(CPU, 64, bf16, 2049) == ("sdpa", "cpu is no CUDA GPU")
     assert attention_path(CPU, 64, torch.float32, 8)[0] == "sdpa"
     assert attention_path(CPU, 64, bf16, 8, "sdpa") == ("sdpa", "--attention")
     assert why_not_triton(CPU, 96, bf16) == "there are no kernels for head_dim 96 in torch.bfloat16"
@@ -289,3 +290,19 @@ def test_reference_equals_sdpa_with_expanded_heads():
     expanded = (x.repeat_interleave(3, dim=2).transpose(1, 2) for x in (k, v))
     expected = F.scaled_dot_product_attention(q.transpose(1, 2), *expanded, attn_mask=mask)
     assert torch.allclose(formula_attention(q, k, v, mask), expected.transpose(1, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("T,S", [(300, 300), (128, 128), (70, 170)])
+def test_tiles_are_the_formula(T, S):
+    """Output and gradients, where tiles divide the row and where not, and after a cache."""
+    generator = torch.Generator().manual_seed(T)
+    q, k, v, d_out = (torch.randn(2, n, heads, 16, generator=generator, requires_grad=True)
+                      for n, heads in ((T, 4), (S, 2), (S, 2), (T, 4)))
+    starts = torch.arange(S - T, S) // 60 * 60 * torch.tensor([[0], [1]])      # (2, T)
+    mask = attention_mask(starts, S, torch.float32)
+    results = []
+    for attend in (formula_attention, tiled_attention):
+        out = attend(q, k, v, mask)
+        results.append([out, *torch.autograd.grad(out, (q, k, v), d_out)])
+    for plain, tiled in zip(*results):
+        assert torch.allclose(plain, tiled, atol=1e-5), (plain - tiled).abs().max()

@@ -84,6 +84,19 @@ def test_loss_equals_the_logits_it_never_holds(small_model):
     assert torch.allclose(small_model(ids, targets=targets), -expected.sum(), atol=1e-4)
 
 
+def test_checkpointed_activations_give_the_same_gradients(small_model):
+    """Only the blocks' inputs are kept: a block runs twice, and nothing else changes."""
+    ids, calls = torch.tensor([PROMPTS[1]]), []
+    small_model.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    gradients = []
+    for small_model.model.checkpointing in (False, True):
+        small_model.zero_grad()
+        small_model(ids[:, :-1], targets=ids[:, 1:]).backward()
+        gradients.append([p.grad.clone() for p in small_model.parameters()])
+    assert all(torch.equal(plain, again) for plain, again in zip(*gradients))
+    assert len(calls) == 1 + 2
+
+
 def test_bf16_activations_over_fp32_weights(small_model):
     ids = torch.tensor([PROMPTS[1]])
     exact = small_model(ids)

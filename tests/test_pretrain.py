@@ -1,5 +1,6 @@
 """pytest tests/test_pretrain.py: the real script, in processes of its own, for a few steps."""
 
+import argparse
 import json
 import math
 import os
@@ -8,24 +9,29 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, SMALL, fill_weights
 
 from fim import newest_model
-from model import CausalLM, Config, load_model
+from model import CONFIGS, CausalLM, Config, load_model
 from pretrain import (
+    Log,
     choose_dtype,
     flops_per_token,
     learning_rate,
     log_line,
     make_optimizers,
+    memory_plan,
     newest_resume,
+    one_line,
     one_step,
     read_metrics,
+    resume_steps,
 )
-from tokenizer import Tokenizer, read_json
+from tokenizer import InputError, Tokenizer, read_json
 
 FAST = ["--device", "cpu", "--steps", "12", "--seq-len", "32", "--batch-tokens", "256",
         "--eval-every", "6", "--save-every", "4"]
@@ -40,7 +46,8 @@ def command(out, code, *flags, processes=1):
             *FAST, *flags]
 
 
-def pretrain(out, code, *flags, processes=1, fails=False):
+def pretrain(out, code, *flags, processes=1, fails=False, phase="file"):
+    flags = [*(["--phase", phase] if phase else []), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command(out, code, *flags, processes=processes), capture_output=True,
                           text=True, env=environment, timeout=200)
@@ -64,9 +71,9 @@ def code(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(code, tmp_path_factory):
-    """A whole run: its root folder and what it printed."""
+    """A whole run, both phases: its root folder and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    return out, pretrain(out, code).stdout
+    return out, pretrain(out, code, phase=None).stdout
 
 
 def test_a_run_leaves_a_checkpoint_folder(finished):
@@ -74,7 +81,7 @@ def test_a_run_leaves_a_checkpoint_folder(finished):
     assert {path.name for path in (out / "pretrain").iterdir()} == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json", "metrics.jsonl", "loss.png", "run.json"}
-    assert {path.name for path in out.iterdir()} == {"data", "tokenizer", "pretrain"}
+    assert {path.name for path in out.iterdir()} == {"data", "tokenizer", "pretrain", "repository"}
     config = json.loads((out / "pretrain" / "config.json").read_text())
     special = Tokenizer.load(out / "pretrain").special
     assert config["eos_token_id"] == special["<|endoftext|>"]
@@ -87,30 +94,52 @@ def test_a_run_leaves_a_checkpoint_folder(finished):
     for words in ("gzip", "as it stands", "completed from the left", "filled in",
                   "python fim.py FILE --line N --out"):
         assert words in printed
+    assert len(re.findall(r"^    def read_numbers\(path\):⏎ with.*⟦", printed, re.M)) == 2 * 2 + 2
+    assert all(0 <= row["data_share"] < 1 for row in rows)
     assert max(len(line) for line in printed.splitlines() if line.startswith("step")) <= 120
 
 
 def test_a_finished_run_is_left_alone(finished, code):
     out, _ = finished
     before = (out / "pretrain" / "model.safetensors").stat().st_mtime_ns
-    assert "is finished; --fresh trains it again" in pretrain(out, code).stdout
+    assert pretrain(out, code, phase=None).stdout.count("is finished; --fresh trains it again") == 2
     assert (out / "pretrain" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_both_phases_follow_one_another(finished):
+    """What was given is meant for the file phase; rows of the other are four times as long."""
+    out, printed = finished
+    first, second = (read_json(out / stage / "run.json") for stage in ("pretrain", "repository"))
+    names = ("steps", "seq_len", "batch_tokens", "lr")
+    assert [first[name] for name in names] == [12, 32, 256, 4e-3]
+    assert [second[name] for name in names] == [1, 128, 256, 1e-3]
+    assert first["optimizer"] == second["optimizer"] and second["init"] == str(out / "pretrain")
+    assert (out / "repository" / "positions.png").read_bytes()[:4] == b"\x89PNG"
+    by_position = re.findall(r"^(.*), held-out code by place in rows of 128: .*?((?:[\d.]+, )+)",
+                             printed, re.M)
+    assert [name for name, _ in by_position] == [str(out / "pretrain"), str(out / "repository")]
+
+
 def test_kill_and_resume_gives_the_same_weights(finished, code, tmp_path):
-    """SIGKILL after the first checkpoint, Ctrl-C after that, then to the end."""
+    """SIGKILL after the first checkpoint, Ctrl-C after that, the last one torn; then to the end."""
     for number, code_wanted in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
-        process = subprocess.Popen(command(tmp_path / "out", code), stdout=subprocess.PIPE,
-                                   text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(command(tmp_path / "out", code, "--phase", "file"),
+                                   stdout=subprocess.PIPE, text=True,
+                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
         printed = ""
         for line in process.stdout:
             printed += line
-            if re.match(r"step +5/" if number == signal.SIGKILL else r"step +7/", line):
+            if re.match(r"step +5/" if number == signal.SIGKILL else r"step +9/", line):
                 process.send_signal(number)
         assert process.wait(60) == code_wanted
         assert newest_resume(tmp_path / "out" / "pretrain.unfinished") >= 4
     assert "to go on: python" in printed
-    assert "going on after step" in pretrain(tmp_path / "out", code).stdout
+    newest, older = resume_steps(tmp_path / "out" / "pretrain.unfinished")
+    torn = tmp_path / "out" / "pretrain.unfinished" / "resume" / f"step_{newest}" / "__0_0.distcp"
+    torn.write_bytes(torn.read_bytes()[:torn.stat().st_size // 2])
+    printed = pretrain(tmp_path / "out", code).stdout
+    assert f"step_{newest}: damaged, the one before it is tried" in printed
+    assert f"going on after step {older} of" in printed
     whole, resumed = weights(finished[0]), weights(tmp_path / "out")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert losses(finished[0]) == losses(tmp_path / "out")
@@ -130,7 +159,8 @@ def test_processes_and_accumulation_do_not_change_the_losses(code, tmp_path):
 def test_two_processes_with_the_default_settings(finished, code, tmp_path):
     """Muon on sharded matrices and bf16: not the same bits, but the same curve; then resumed."""
     out = tmp_path / "two"
-    process = subprocess.Popen(command(out, code, processes=2), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(out, code, "--phase", "file", processes=2),
+                               stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if re.match(r"step +9/", line):
             process.send_signal(signal.SIGTERM)
@@ -157,9 +187,9 @@ def test_the_repository_phase_goes_on_from_the_file_phase(finished, code, tmp_pa
     """Longer rows of whole repositories, slower rotation, a folder of its own, the newest model."""
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
-    flags = ["--phase", "repository", "--seq-len", "128", "--batch-tokens", "512", "--steps", "6",
-             "--fim-rate", "1"]
-    done = pretrain(out, code, *flags)
+    shutil.rmtree(out / "repository")
+    flags = ["--seq-len", "128", "--batch-tokens", "512", "--steps", "6", "--fim-rate", "1"]
+    done = pretrain(out, code, *flags, phase="repository")
     assert "before: bpb " in done.stdout
     config = read_json(out / "repository" / "config.json")
     assert config["rope_theta"] == 1e5 and config["max_position_embeddings"] == 128
@@ -168,7 +198,7 @@ def test_the_repository_phase_goes_on_from_the_file_phase(finished, code, tmp_pa
     second = load_model(out / "repository", "cpu").state_dict()
     assert first.keys() == second.keys()
     assert not all(torch.equal(first[name], second[name]) for name in first)
-    done = pretrain(tmp_path / "none", code, *flags, fails=True)
+    done = pretrain(tmp_path / "none", code, *flags, fails=True, phase="repository")
     assert "run the file phase first" in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -177,7 +207,8 @@ def test_the_repository_phase_goes_on_from_the_file_phase(finished, code, tmp_pa
 
 @pytest.mark.parametrize("flags,message", [
     (["--steps", "0"], "--steps: must be at least 1"),
-    (["--batch-tokens", "100"], "--batch-tokens: must be a multiple of --seq-len"),
+    (["--batch-tokens", "100"], "--batch-tokens: must be a multiple of 32, the tokens of a row"),
+    (["--plan", "0"], "--plan: must be at least 1"),
     (["--init", "nowhere"], "nowhere: no such folder"),
     (["--lr", "1e9", "--optimizer", "adamw", "--fresh"], "the loss is"),
     (["--seed", "-1"], "--seed: must be at least 0"),
@@ -191,7 +222,8 @@ def test_one_line_for_what_is_wrong(finished, code, tmp_path, flags, message):
 
 
 def test_another_run_in_the_folder(code, tmp_path):
-    process = subprocess.Popen(command(tmp_path, code), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(tmp_path, code, "--phase", "file"), stdout=subprocess.PIPE,
+                               text=True)
     for line in process.stdout:
         if line.startswith("step  5"):
             process.terminate()
@@ -211,7 +243,71 @@ def test_full_disk(code, tmp_path):
     assert not list((tmp_path / "pretrain.unfinished" / "resume").iterdir())
 
 
+def test_a_process_that_dies_ends_the_other_in_one_line(code, tmp_path):
+    process = subprocess.Popen(command(tmp_path, code, "--phase", "file", processes=2),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if re.match(r"step +6/", line):
+            own = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children"
+                                            ).read_text().split()]
+            os.kill(own[-1], signal.SIGKILL)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert newest_resume(tmp_path / "pretrain.unfinished") >= 4
+    own = [line for line in errors.splitlines() if line.startswith("pretrain.py: ")]
+    assert not own or "another process has ended" in own[0]
+
+
 # ---- parts
+
+
+def test_out_of_memory_names_the_flag_to_lower():
+    args = argparse.Namespace(device_batch=8, checkpoint_activations=False, seq_len=64)
+    work = Path("nowhere")
+
+    def message(error):
+        with pytest.raises(InputError) as caught, one_line(args, work):
+            raise error
+        return str(caught.value)
+
+    assert "try --device-batch 4" in message(torch.OutOfMemoryError("CUDA out of memory"))
+    assert "Step 0 is kept" in message(MemoryError())
+    args.device_batch = 1
+    assert "try --checkpoint-activations" in message(RuntimeError("can't allocate memory: 1 TB"))
+    args.checkpoint_activations = True
+    assert "try --seq-len 32" in message(MemoryError())
+    with pytest.raises(RuntimeError, match="a mistake"), one_line(args, work):
+        raise RuntimeError("a mistake")
+
+
+def test_a_lost_run_is_stopped(tmp_path):
+    """A step is judged when it is read: not finite, or a hundred times the usual gradient."""
+    log = Log(tmp_path, argparse.Namespace(steps=100, batch_tokens=10), 0, 1, 1)
+    for step in range(1, 31):
+        log.note(step, 0.1, 10, torch.tensor(20.0), torch.tensor(0.5), 1.0, 0.25)
+        log.read()
+    row = read_metrics(tmp_path)[-1]
+    assert [row[name] for name in ("step", "loss", "grad_norm", "tokens_per_second", "data_share")
+            ] == [30, 2.0, 0.5, 10.0, 0.25]
+    log.note(31, 0.1, 10, torch.tensor(20.0), torch.tensor(51.0), 1.0, 0.0)
+    with pytest.raises(InputError, match="step 31: .*, the gradient's norm 51 where 0.5"):
+        log.read()
+    log.note(32, 0.1, 10, torch.tensor(math.nan), torch.tensor(0.5), 1.0, 0.0)
+    with pytest.raises(InputError, match="step 32: the loss is nan"):
+        log.read()
+
+
+def test_plan():
+    """Counted by hand for the 0.5B shape: 494,032,768 weights, 136,134,656 of them its table."""
+    args = argparse.Namespace(device_batch=2, seq_len=1024, optimizer="muon", device="cuda",
+                              checkpoint_activations=True)
+    parts = memory_plan(CONFIGS["0.5B"], args, 8, bf16=True)
+    assert parts["weights"] == parts["gradients"] == pytest.approx(4 * 494_032_768 / 8 / 1e9)
+    assert parts["optimizer"] == pytest.approx(4 * (357_826_560 + 2 * 136_206_208) / 8 / 1e9)
+    block = 8 * 896 + 2 * (4 * 896 + 256 + 4 * 4864)
+    assert parts["activations"] == pytest.approx(2 * 1024 * (24 * 2 * 896 + block) / 1e9)
+
 
 
 def test_schedule():
