@@ -76,7 +76,8 @@ BANDS, ROWS = 18, 7         # of a signature; a pair at 0.8 is missed once in 65
 MIXTURE = (70, 20, 10)      # of code, text and mathematics, by tokens (report, section 3.1.2)
 RETRY_SECONDS = 1           # before a teacher is asked again; twice that each time
 SHORTEST_FIM = 16           # tokens; smaller pieces are not worth cutting in three
-FIM_PART = 0.1, 0.4         # of a row: the size of a FIM part; not published; ours
+# The size of a FIM part, as shares of a row of files, of repositories; not published; ours
+FIM_PART = (0.1, 0.4), (0.05, 0.2)
 TOKENIZER_TEXT = 100_000_000    # characters that a tokenizer is trained on, at most
 
 
@@ -1063,15 +1064,15 @@ def dependency_order(documents):
 
 def repository_documents(documents, tokenizer, length):
     """Yield the repositories among documents as ids in the report's layout (figure 4), each file
-    after those that it needs; at most `length` ids at a time, cut between files. Only a file that
-    is longer by itself loses its end."""
+    after those that it needs; at most `length` ids at a time, cut between files, unless one is
+    longer by itself."""
     repositories = defaultdict(list)
     for document in documents:
         repositories[document["source"], document["repo"]].append(document)
 
     def ids(files):
         *before, (path, text) = files
-        return (repository_ids(tokenizer, name, before, path) + tokenizer.encode(text))[:length]
+        return repository_ids(tokenizer, name, before, path) + tokenizer.encode(text)
 
     for key, found in sorted(repositories.items()):
         name, files, used = key[1], [], 0
@@ -1583,7 +1584,8 @@ class Stream:
     """
 
     def __init__(self, name, documents, tokenizer, T, seed, python=None):
-        """documents: the ids of each; python: whether it is Python, for the syntax nodes."""
+        """documents: the ids of each; python: whether it is Python, for the syntax nodes; None:
+        they are repositories, where the paths of files say so."""
         self.name, self.T, self.seed, self.epoch = name, T, seed, None
         self.tokenizer, self.python, end = tokenizer, python, tokenizer.special[ENDOFTEXT]
         self.tree = functools.lru_cache(maxsize=4000)(self.tree)     # some 30 kB each
@@ -1616,31 +1618,46 @@ class Stream:
         return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces], np.int32)
 
     def tree(self, number):
-        """Of a document: where each token begins, in characters, and its syntax nodes, as arrays of
-        their kinds, starts and ends."""
-        if not self.python[number]:
-            return None
+        """Of a document: where each token begins, in characters, and the syntax nodes of its Python
+        files, as arrays of their kinds, starts and ends."""
         ids = self.ids[self.starts[number] + 1:self.starts[number + 1]]
-        nodes = syntax_nodes(self.tokenizer.decode(ids.tolist()))
-        kinds, starts, ends = zip(*nodes) if nodes else ((), (), ())
         places = np.concatenate([[0], np.cumsum(self.heads[ids])]).astype(np.int32)
+        nodes = []
+        for first, text in self.python_files(number, ids):
+            shift = places[first]
+            nodes += [(kind, start + shift, end + shift)
+                      for kind, start, end in syntax_nodes(text)]
+        kinds, starts, ends = zip(*nodes) if nodes else ((), (), ())
         return places, kinds, np.array(starts, np.int32), np.array(ends, np.int32)
 
+    def python_files(self, number, ids):
+        """The Python files of a document -> (index of its first id, text) of each."""
+        if self.python is not None:
+            return [(0, self.tokenizer.decode(ids.tolist()))] if self.python[number] else []
+        borders = [*np.flatnonzero(ids == self.tokenizer.special[FILE_SEP]), len(ids)]
+        files = []
+        for start, stop in zip(borders, borders[1:]):
+            first = start + path_end(self.tokenizer, ids[start:stop])
+            if self.tokenizer.decode(ids[start + 1:first].tolist()).endswith(".py\n"):
+                files.append((first, self.tokenizer.decode(ids[first:stop].tolist())))
+        return files
+
     def nodes(self, start, stop):
-        """The syntax nodes in the text of ids[start:stop], a piece of one document; None where the
-        stream does not know its documents' languages."""
-        if self.python is None:
-            return None
+        """The syntax nodes in the text of ids[start:stop], a piece of one document."""
         number = int(np.searchsorted(self.starts, start, side="right")) - 1
-        if not (tree := self.tree(number)):
-            return []
-        places, kinds, starts, ends = tree
+        places, kinds, starts, ends = self.tree(number)
         first, last = places[[start - self.starts[number] - 1, stop - self.starts[number] - 1]]
         text = self.tokenizer.decode_bytes(self.ids[max(start, stop - 4):stop].tolist())
         partial = text[-3:].decode(errors="replace").endswith("\ufffd")  # its last character is cut
         low, high = np.searchsorted(starts, [first, last])
         return [Node(kinds[i], int(starts[i] - first), int(ends[i] - first))
                 for i in range(low, high) if ends[i] <= last - partial]
+
+
+def path_end(tokenizer, ids):
+    """Where a file begins in ids that begin with <|file_sep|> and its path (figure 4)."""
+    return next((i + 1 for i, token in enumerate(ids)
+                 if b"\n" in tokenizer.decode_bytes([int(token)])), len(ids))
 
 
 def interleaved(weights):
@@ -1703,18 +1720,15 @@ class Batches:
     def head(self, piece):
         """How many ids of a piece FIM leaves alone: an <|endoftext|> before it, and of a repository
         all up to the path of its last file (figure 4)."""
-        if not self.repositories:
-            return int(piece[0] == self.end)
-        files = [i for i, token in enumerate(piece) if token == self.file_sep]
-        return next((i + 1 for i in range(files[-1] if files else len(piece), len(piece))
-                     if b"\n" in self.tokenizer.decode_bytes([piece[i]])), len(piece))
+        files = [i for i, token in enumerate(piece) if self.repositories and token == self.file_sep]
+        return files[-1] + path_end(self.tokenizer, piece[files[-1]:]) if files else (
+            int(piece[0] == self.end))
 
     def fim_piece(self, ids, nodes, rng):
         """A piece of a document as FIM ids, no more than there were: the sentinels and the new
         borders between tokens take room, so the suffix loses its end, or the prefix its start.
         Where the middle alone is too long, the piece stays what it was, as None says."""
         text = self.tokenizer.decode_bytes(ids).decode("utf-8", errors="ignore")
-        nodes = syntax_nodes(text) if nodes is None else nodes
         prefix, middle, suffix = map(self.tokenizer.encode, fim_document(text, rng, nodes))
         room = len(ids) - 3 - len(middle)                                       # three sentinels
         if room >= 0:
@@ -1722,34 +1736,35 @@ class Batches:
             prefix = prefix[max(0, len(prefix) - room):]
             return fim_ids(self.tokenizer, prefix, suffix, middle)
 
-    def parts(self, start, stop, rng):
-        """Where a piece that becomes FIM is cut into parts: short ones have more ends, and from few
-        ends a small model does not learn to stop."""
-        low, high = (max(SHORTEST_FIM, int(share * self.T)) for share in FIM_PART)
-        cuts = start + rng.integers(low, high + 1, size=(stop - start) // low + 1).cumsum()
+    def parts(self, start, head, stop, rng):
+        """Where a piece that becomes FIM is cut into parts, the first with its head: short parts
+        have more ends, and from few ends a small model does not learn to stop."""
+        shares = FIM_PART[self.repositories]
+        low, high = (max(SHORTEST_FIM, int(share * self.T)) for share in shares)
+        sizes = rng.integers(low, high + 1, size=(stop - start) // low + 1)
+        cuts = start + head + sizes.cumsum()
         return [start, *(int(cut) for cut in cuts if cut <= stop - low), stop]
 
     def row(self, index):
         """Row `index`: input_ids, targets and document_starts, each (T,).
 
         A FIM part is closed by <|endoftext|>; where it came out shorter than its place, the rest is
-        <|endoftext|> without targets.
+        <|endoftext|> without targets. The first part of a repository's last file sees the others.
         """
         [stream, at, ids], rng = self.slice(index), generator(self.seed, "fim", index)
         borders = [0, *(i for i in range(1, self.T) if ids[i] == self.end), self.T]
         out, targets, starts = [], [], []
         for start, stop in zip(borders, borders[1:]):
             fim = stream.name == "code" and rng.random() < self.fim_rate
-            whole = self.repositories or not fim
-            inside = [start, stop] if whole else self.parts(start, stop, rng)
+            head = self.head(ids[start:stop]) if fim else 0
+            inside = self.parts(start, head, stop, rng) if fim else [start, stop]
             for start, stop in zip(inside, inside[1:]):
                 piece, after = ids[start:stop], ids[stop]       # after: the target of its last id
-                head = self.head(piece) if fim else 0
                 if fim and stop - start - head >= SHORTEST_FIM:
                     nodes = stream.nodes(at + start + head, at + stop)
                     if new := self.fim_piece(piece[head:], nodes, rng):
                         piece, after = piece[:head] + new, self.end
-                missing = stop - start - len(piece)
+                missing, head = stop - start - len(piece), 0
                 out += piece + [self.end] * missing
                 targets += piece[1:] + [after] + [-100] * missing
                 starts += [start] * (stop - start)

@@ -109,6 +109,7 @@ class Config:
 UNTIED = dict(vocab_size=152064, tie_word_embeddings=False)
 CONFIGS = {
     "tiny": Config(192, 4, 3, 1, 512, vocab_size=4096, rope_theta=1e4),
+    "mini": Config(320, 6, 5, 1, 896, vocab_size=4096, rope_theta=1e4),
     "small": Config(512, 10, 8, 2, 1536, vocab_size=16384, rope_theta=1e4),
     "0.5B": Config(896, 24, 14, 2, 4864),
     "1.5B": Config(1536, 28, 12, 2, 8960),

@@ -59,27 +59,33 @@ from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is meant
 
 # What --size sets unless a flag says otherwise, for each phase. batch_tokens: per step, over all
-# devices; rope_theta: as in figure 2 of the report, at tiny and small ours
+# devices; rope_theta: as in figure 2 of the report, below 0.5B ours
 PRESETS = {"file": {
-    "tiny": dict(seq_len=256, batch_tokens=4096, device_batch=16, steps=1400, lr=4e-3,
+    "tiny": dict(seq_len=256, batch_tokens=4096, device_batch=16, steps=750, lr=4e-3,
                  rope_theta=1e4),
-    "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=3000, lr=2e-3,
+    "mini": dict(seq_len=256, batch_tokens=8192, device_batch=16, steps=1300, lr=4e-3,
+                 rope_theta=1e4),
+    "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=2000, lr=2e-3,
                   rope_theta=1e4)},
     "repository": {
-    "tiny": dict(seq_len=1024, batch_tokens=4096, device_batch=4, steps=140, lr=1e-3,
+    "tiny": dict(seq_len=1024, batch_tokens=4096, device_batch=4, steps=550, lr=4e-3,
                  rope_theta=1e5),
-    "small": dict(seq_len=4096, batch_tokens=65536, device_batch=4, steps=300, lr=5e-4,
+    "mini": dict(seq_len=1024, batch_tokens=8192, device_batch=4, steps=1300, lr=4e-3,
+                 rope_theta=1e5),
+    "small": dict(seq_len=4096, batch_tokens=65536, device_batch=4, steps=1500, lr=2e-3,
                   rope_theta=1e5)}}
 # batch_tokens and lr: not published; values of Qwen (arXiv 2309.16609). steps: 5.2T and 0.3T tokens
 PUBLISHED = {
     "file": dict(seq_len=8192, batch_tokens=2 ** 22, device_batch=1, steps=1_240_000, lr=3e-4,
                  rope_theta=1e4),
-    "repository": dict(seq_len=32768, batch_tokens=2 ** 22, device_batch=1, steps=71_500, lr=3e-5,
+    "repository": dict(seq_len=32768, batch_tokens=2 ** 22, device_batch=1, steps=71_500, lr=3e-4,
                        rope_theta=1e6)}
 STAGES = {"file": "pretrain", "repository": "repository"}      # the folder of a phase
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0   # not published; values of Qwen, as above
+EMBEDDING_LR = 2            # times the learning rate; ours, by measurement
 DIVERGED = 100              # times the usual norm of the gradient: the run is lost
-WARMUP, DECAY = 0.02, 0.6       # shares of the steps; not published; ours, by measurement
+# Shares of the steps in which the learning rate rises and falls; not published; ours, measured
+WARMUP, DECAY = 0.02, 0.6
 WATCHED = ("def read_numbers(path):\n    with open(path) as file:\n        ",
            "\n    return numbers\n")       # a gap that is filled whenever the model is measured
 WATCHED_TOKENS = 24
@@ -180,15 +186,16 @@ def barrier():
 def make_optimizers(model, kind):
     """AdamW for everything, or Muon for the matrices inside blocks and AdamW for the rest.
 
-    No decay on norms and biases. With match_rms_adamw one learning rate serves both.
+    No decay on norms and biases. With match_rms_adamw one learning rate serves both, times
+    EMBEDDING_LR for the table beside Muon.
     """
     inner, outer, vectors = [], [], []
     for name, parameter in model.named_parameters():
         group = vectors if parameter.dim() < 2 else inner if ".layers." in name else outer
         group.append(parameter)
     decay = dict(weight_decay=WEIGHT_DECAY)
-    groups = [dict(params=outer if kind == "muon" else inner + outer, **decay),
-              dict(params=vectors, weight_decay=0.0)]
+    groups = [dict(params=outer, scale=EMBEDDING_LR, **decay) if kind == "muon" else
+              dict(params=inner + outer, **decay), dict(params=vectors, weight_decay=0.0)]
     adamw = [torch.optim.AdamW(groups, betas=BETAS, eps=1e-8)]
     muon = [torch.optim.Muon(inner, adjust_lr_fn="match_rms_adamw", **decay)]
     return muon + adamw if kind == "muon" else adamw
@@ -218,7 +225,7 @@ def check_same_run(work, args):
     before = read_json(path) if path.exists() else settings
     for name in sorted(set(settings) | set(before)):
         if settings.get(name) != before.get(name):
-            raise InputError(f"{work} holds a run with --{name.replace('_', '-')} "
+            raise InputError(f"{work} holds a run with {name.replace('_', '-')} "
                              f"{before.get(name)}, this one has {settings.get(name)}; give the "
                              "same flags to go on, another --out, or --fresh to start anew")
     barrier()
@@ -367,7 +374,7 @@ def one_step(model, optimizers, batch_list, loss_fn, count, lr):
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("scale", 1)
         optimizer.step()
         optimizer.zero_grad()
     return total, norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -532,7 +539,7 @@ def train(model, tokenizer, batches, loss_fn, args, evaluate=None):
             if stop:
                 log.read()
                 stop_here(work, step, saved, model, optimizers, stops)
-            lr = learning_rate(step, args.steps, args.lr)
+            lr = learning_rate(args.before + step, args.before + args.steps + args.after, args.lr)
             loss, norm = one_step(model, optimizers, batch_list, loss_fn, count, lr)
             log.read()                              # of the step before, while this one computes
             log.note(done, lr, count, loss, norm, time.perf_counter() - begin, waited)
@@ -581,13 +588,14 @@ def training_flags(parser):
     parser.add_argument("--eval-every", type=int, help="steps between measurements (a fifth)")
 
 
-def settings(args, phase, follows=False):
+def settings(args, phase, both=False):
     """The flags of one phase: what was not given is set by --size.
 
-    follows: the phase comes after the file phase in the same call. Then what was given is meant for
-    that one, and this one's stands to it as in the presets.
+    both: the two phases run in one call. Then what was given is meant for the file phase and the
+    other one's stands to it as in the presets. before, after: the steps of the other phase, since
+    the learning rate rises and falls once over both.
     """
-    args = argparse.Namespace(**vars(args), phase=phase, stage=STAGES[phase])
+    args = argparse.Namespace(**vars(args), phase=phase, stage=STAGES[phase], before=0, after=0)
     args.size = args.size or ("small" if args.device == "cuda" else "tiny")
     presets = {name: PRESETS[name].get(args.size, PUBLISHED[name]) for name in PRESETS}
     for name, value in presets[phase].items():
@@ -595,7 +603,7 @@ def settings(args, phase, follows=False):
         if given is None and name == "steps" and args.device == "cpu" and not cpu_has_bf16():
             value = round(value * SLOW_CPU_SHARE)
             say(f"this CPU has no bf16: {value} steps by default, to stay within minutes")
-        if given is not None and follows:
+        if given is not None and both:
             given *= value / presets["file"][name]
             given = given if isinstance(value, float) else max(1, round(given))
         setattr(args, name, value if given is None else given)
@@ -624,8 +632,9 @@ def memory_plan(config, args, devices, bf16, program=0.0):
     before a model is. Activations are what autograd keeps; a is bytes of one."""
     with torch.device("meta"):
         model = CausalLM(config)
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    P, blocks = sum(sizes.values()), sum(n for name, n in sizes.items() if ".layers." in name)
+    weights = dict(model.named_parameters())
+    P = sum(p.numel() for p in weights.values())
+    blocks = sum(p.numel() for name, p in weights.items() if ".layers." in name and p.dim() > 1)
     V, D, F = config.vocab_size, config.hidden_size, config.intermediate_size
     L, a = config.num_hidden_layers, 2 if bf16 else 4
     kept = blocks if args.optimizer == "muon" else 2 * blocks       # moments of the optimizer
@@ -697,7 +706,7 @@ def data_and_tokenizer(args):
     if args.phase == "repository" and not sources and made.exists():
         sources = read_json(made)["sources"]
     sources = sources or DEFAULT_SOURCES + (
-        [] if args.size == "tiny" else ["packages", "text:packages"])
+        [] if args.size in ("tiny", "mini") else ["packages", "text:packages"])
     if RANK == 0:
         fresh = args.fresh and args.phase == "file"
         table = prepare_data(args.out, sources, fresh)
@@ -852,8 +861,9 @@ def main():
         raise InputError(f"--fim-rate {args.fim_rate}: must be between 0 and 1")
     if (devices := vars(args).pop("plan")) is not None:
         return print_plan(args, devices)
-    phases = [settings(args, phase)] if phase else [
-        settings(args, name, follows=name != "file") for name in STAGES]
+    phases = [settings(args, name, not phase) for name in ([phase] if phase else STAGES)]
+    if not phase:
+        phases[0].after, phases[1].before = phases[1].steps, phases[0].steps
     device = start_processes(args.device)
     for one in phases:
         train_phase(one, device)

@@ -700,7 +700,7 @@ def test_circles_do_not_stall():
 
 
 def test_repository_layout(small_tokenizer):
-    """Files in the order of need, as the figure has them; no part is longer than asked for."""
+    """Files in the order of need, as the figure has them, cut between files."""
     files = {"a.py": "import b\n", "b.py": "x = 1\n", "big.py": "y = 2\n" * 40}
     found = [{"path": path, "text": text, "language": "python", "source": "s", "repo": "me/r"}
              for path, text in files.items()] + [
@@ -717,7 +717,8 @@ def test_repository_layout(small_tokenizer):
     texts = [small_tokenizer.decode(ids) for ids in parts]
     assert [re.findall(r"\w+\.py", text) for text in texts] == [
         ["z.py"], ["b.py", "a.py"], ["big.py"]]
-    assert [len(ids) for ids in parts] == [len(parts[0]), len(parts[1]), 60]
+    assert max(len(ids) for ids in parts[:2]) <= 60 < len(parts[2])
+    assert texts[2].endswith(files["big.py"])
     assert all(text.startswith("<|repo_name|>me/") for text in texts)
     assert list(data.repository_documents([], small_tokenizer, 60)) == []
 
@@ -725,26 +726,42 @@ def test_repository_layout(small_tokenizer):
 def test_fim_of_repositories(corpus, small_tokenizer):
     """Of what a row holds of a repository the last file is cut, its path before the sentinels."""
     batches = make(corpus * 3, small_tokenizer, fim_rate=1.0, repositories=True, seq_len=160)
-    special, cut = small_tokenizer.special, 0
+    special, paths, cut = small_tokenizer.special, 0, 0
     for index in range(60):
         inputs, targets, starts = (column.tolist() for column in batches.row(index))
         source = small_tokenizer.decode(batches.slice(index)[2])
         for start in sorted(set(starts)):
             stop = max(i for i in range(160) if starts[i] == start) + 1
-            piece = inputs[start:stop]
-            if special[PREFIX] not in piece:
+            places = [i for i in range(start, stop) if inputs[i] == special[PREFIX]]
+            if not places:
                 continue
-            cut += 1
-            at = piece.index(special[PREFIX])
-            assert re.search(r"<.file_sep.>\d+\.py\n+$", small_tokenizer.decode(piece[:at]))
-            assert data.FILE_SEP not in small_tokenizer.decode(piece[at:])
-            assert small_tokenizer.decode(piece[:at]) in source
-            end = next(i for i in range(start + at, stop) if targets[i] == batches.end)
-            prefix, suffix, middle = re.fullmatch(
-                r"(?s)<.fim_prefix.>(.*)<.fim_suffix.>(.*)<.fim_middle.>(.*)",
-                small_tokenizer.decode(inputs[start + at:end + 1])).groups()
-            assert prefix + middle + suffix in source
-    assert cut > 40
+            before = small_tokenizer.decode(inputs[start:places[0]])
+            assert before in source and data.FILE_SEP not in small_tokenizer.decode(
+                inputs[places[0]:stop])
+            paths += bool(re.search(r"<.file_sep.>\d+\.py\n+$", before))
+            assert len(places) == 1                     # what is seen begins anew with each part
+            for at in places:
+                end = next(i for i in range(at, stop) if targets[i] == batches.end)
+                prefix, suffix, middle = re.fullmatch(
+                    r"(?s)<.fim_prefix.>(.*)<.fim_suffix.>(.*)<.fim_middle.>(.*)",
+                    small_tokenizer.decode(inputs[at:end + 1])).groups()
+                assert prefix + middle + suffix in source
+                cut += 1
+    assert 25 < paths < cut and cut > 120
+
+
+def test_syntax_nodes_of_repositories(small_tokenizer):
+    """Those of each Python file, where it stands among the others."""
+    found = [{"path": path, "text": text, "language": "python", "source": "s", "repo": "me/r"}
+             for path, text in (("a.py", CODE), ("b.go", CODE), ("c.py", "# ☃\nf(1)\n" + CODE))]
+    documents = list(data.repository_documents(found, small_tokenizer, 10_000)) * 3
+    stream = data.Stream("code", documents, small_tokenizer, 16, 0)
+    text = small_tokenizer.decode(documents[0])
+    nodes = stream.nodes(stream.starts[1] + 1, stream.starts[2])
+    own, extra = syntax_nodes(CODE), syntax_nodes("# ☃\nf(1)\n")
+    assert [(node.kind, text[node.start:node.end]) for node in nodes] == [
+        (node.kind, part[node.start:node.end])
+        for part, nodes in ((CODE, own), ("# ☃\nf(1)\n", extra), (CODE, own)) for node in nodes]
 
 
 def test_order_of_a_real_repository():

@@ -55,12 +55,12 @@ def pretrain(out, code, *flags, processes=1, fails=False, phase="file"):
     return done
 
 
-def weights(out):
-    return load_model(out / "pretrain", "cpu").state_dict()
+def weights(out, stage="pretrain"):
+    return load_model(out / stage, "cpu").state_dict()
 
 
-def losses(out):
-    return [row["loss"] for row in read_metrics(out / "pretrain")]
+def losses(out, stage="pretrain"):
+    return [row["loss"] for row in read_metrics(out / stage)]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_run_leaves_a_checkpoint_folder(finished):
     for words in ("gzip", "as it stands", "completed from the left", "filled in",
                   "python fim.py FILE --line N --out"):
         assert words in printed
-    assert len(re.findall(r"^    def read_numbers\(path\):⏎ with.*⟦", printed, re.M)) == 2 * 2 + 2
+    assert len(re.findall(r"^    def read_numbers\(path\):⏎ with.*⟦", printed, re.M)) == 2 * (2 + 2)
     assert all(0 <= row["data_share"] < 1 for row in rows)
     assert max(len(line) for line in printed.splitlines() if line.startswith("step")) <= 120
 
@@ -107,12 +107,15 @@ def test_a_finished_run_is_left_alone(finished, code):
 
 
 def test_both_phases_follow_one_another(finished):
-    """What was given is meant for the file phase; rows of the other are four times as long."""
+    """What was given is meant for the file phase; rows of the other are four times as long, and the
+    learning rate falls once over both."""
     out, printed = finished
     first, second = (read_json(out / stage / "run.json") for stage in ("pretrain", "repository"))
     names = ("steps", "seq_len", "batch_tokens", "lr")
     assert [first[name] for name in names] == [12, 32, 256, 4e-3]
-    assert [second[name] for name in names] == [1, 128, 256, 1e-3]
+    assert [second[name] for name in names] == [9, 128, 256, 4e-3]
+    rates = [row["lr"] for stage in ("pretrain", "repository") for row in read_metrics(out / stage)]
+    assert rates == [learning_rate(step, 12 + 9, 4e-3) for step in range(12 + 9)]
     assert first["optimizer"] == second["optimizer"] and second["init"] == str(out / "pretrain")
     assert (out / "repository" / "positions.png").read_bytes()[:4] == b"\x89PNG"
     by_position = re.findall(r"^(.*), held-out code by place in rows of 128: .*?((?:[\d.]+, )+)",
@@ -123,9 +126,8 @@ def test_both_phases_follow_one_another(finished):
 def test_kill_and_resume_gives_the_same_weights(finished, code, tmp_path):
     """SIGKILL after the first checkpoint, Ctrl-C after that, the last one torn; then to the end."""
     for number, code_wanted in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
-        process = subprocess.Popen(command(tmp_path / "out", code, "--phase", "file"),
-                                   stdout=subprocess.PIPE, text=True,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(command(tmp_path / "out", code), stdout=subprocess.PIPE,
+                                   text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         printed = ""
         for line in process.stdout:
             printed += line
@@ -137,12 +139,13 @@ def test_kill_and_resume_gives_the_same_weights(finished, code, tmp_path):
     newest, older = resume_steps(tmp_path / "out" / "pretrain.unfinished")
     torn = tmp_path / "out" / "pretrain.unfinished" / "resume" / f"step_{newest}" / "__0_0.distcp"
     torn.write_bytes(torn.read_bytes()[:torn.stat().st_size // 2])
-    printed = pretrain(tmp_path / "out", code).stdout
+    printed = pretrain(tmp_path / "out", code, phase=None).stdout
     assert f"step_{newest}: damaged, the one before it is tried" in printed
     assert f"going on after step {older} of" in printed
-    whole, resumed = weights(finished[0]), weights(tmp_path / "out")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert losses(finished[0]) == losses(tmp_path / "out")
+    for stage in ("pretrain", "repository"):
+        whole, resumed = weights(finished[0], stage), weights(tmp_path / "out", stage)
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+        assert losses(finished[0], stage) == losses(tmp_path / "out", stage)
 
 
 def test_processes_and_accumulation_do_not_change_the_losses(code, tmp_path):
@@ -159,16 +162,16 @@ def test_processes_and_accumulation_do_not_change_the_losses(code, tmp_path):
 def test_two_processes_with_the_default_settings(finished, code, tmp_path):
     """Muon on sharded matrices and bf16: not the same bits, but the same curve; then resumed."""
     out = tmp_path / "two"
-    process = subprocess.Popen(command(out, code, "--phase", "file", processes=2),
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(out, code, processes=2), stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if re.match(r"step +9/", line):
             process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
     assert newest_resume(out / "pretrain.unfinished") >= 8
-    pretrain(out, code, processes=2)
-    one, two = losses(finished[0]), losses(out)
-    assert len(one) == len(two) and max(abs(a - b) for a, b in zip(one, two)) < 0.05
+    pretrain(out, code, processes=2, phase=None)
+    for stage in ("pretrain", "repository"):
+        one, two = losses(finished[0], stage), losses(out, stage)
+        assert len(one) == len(two) and max(abs(a - b) for a, b in zip(one, two)) < 0.05
 
 
 def test_starting_from_a_checkpoint(finished, code, tmp_path):
@@ -229,7 +232,7 @@ def test_another_run_in_the_folder(code, tmp_path):
             process.terminate()
     assert process.wait(60) == 143
     done = pretrain(tmp_path, code, "--lr", "0.5", fails=True)
-    assert "holds a run with --lr 0.004, this one has 0.5" in done.stderr
+    assert "holds a run with lr 0.004, this one has 0.5" in done.stderr
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 
