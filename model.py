@@ -8,7 +8,19 @@ checkpoints, so loading and saving need no key map.
 
     B batch rows   T tokens in a row   D hidden_size   H query heads   K key-value heads
     d head_dim     V vocabulary rows   S positions that are seen, those in the cache included
+    L blocks       F intermediate_size
     Heads always stay in the third place: (B, T, H, d).
+
+What the sizes have in common, and where they differ:
+
+            D / L   F / D   H / K   share of the weights in embedding and head
+    0.5B     37      5.4      7     28 %
+    1.5B     55      5.8      6     15 %
+    3B       57      5.4      8     10 %
+    7B      128      5.3      7     14 %    (not tied from here on)
+    14B     107      2.7      5     11 %
+    32B      80      5.4      5      5 %
+    tiny     48      2.7      3     33 %    (README: what other shapes of its size gave)
 
 This file knows ids only, not text (tokenizer.py), and nothing about training (pretrain.py).
 It is imported, not run: `python fim.py FILE` and `python evaluate.py` use a trained model.

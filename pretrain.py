@@ -1,16 +1,17 @@
 """Pretraining: random weights to a model that completes and infills code.
 
 Builds out/data and out/tokenizer if they are missing, trains with next-token prediction and
-fill-in-the-middle (the file phase of the report, section 3.2.1; the repository phase, 3.2.2, goes
-on from there), measures bits per byte on held-out code, and leaves a Hugging Face folder in
-out/pretrain (out/repository). The training loop of every stage is here, once: train(). Stages
+fill-in-the-middle in two phases, measures bits per byte on held-out code, and leaves a Hugging Face
+folder of each: single files in out/pretrain (report, section 3.2.1), whole repositories in longer
+rows in out/repository (3.2.2). The training loop of every stage is here, once: train(). Stages
 differ in where batches come from and which loss is taken. What a row is stands in data.py, the
 model in model.py.
 
-    python pretrain.py                            # size tiny: about 5 minutes on 2 CPU cores
+    python pretrain.py                            # size tiny: under 6 minutes on 2 CPU cores
     torchrun --nproc-per-node 8 pretrain.py       # size small on the GPUs of one machine
     python pretrain.py --source ~/my/code --out mine
-    python pretrain.py --phase repository         # then whole repositories in long rows; 2 minutes
+    python pretrain.py --size mini                # an hour on 2 CPU cores
+    python pretrain.py --plan 64 --device cuda    # what the published sizes would need; a second
 
 The same command again goes on where it was stopped; --fresh starts anew.
 """
@@ -63,14 +64,14 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so
 PRESETS = {"file": {
     "tiny": dict(seq_len=256, batch_tokens=4096, device_batch=16, steps=750, lr=4e-3,
                  rope_theta=1e4),
-    "mini": dict(seq_len=256, batch_tokens=8192, device_batch=16, steps=1300, lr=4e-3,
+    "mini": dict(seq_len=256, batch_tokens=8192, device_batch=16, steps=1500, lr=3e-3,
                  rope_theta=1e4),
     "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=2000, lr=2e-3,
                   rope_theta=1e4)},
     "repository": {
     "tiny": dict(seq_len=1024, batch_tokens=4096, device_batch=4, steps=550, lr=4e-3,
                  rope_theta=1e5),
-    "mini": dict(seq_len=1024, batch_tokens=8192, device_batch=4, steps=1300, lr=4e-3,
+    "mini": dict(seq_len=1024, batch_tokens=8192, device_batch=4, steps=1500, lr=3e-3,
                  rope_theta=1e5),
     "small": dict(seq_len=4096, batch_tokens=65536, device_batch=4, steps=1500, lr=2e-3,
                   rope_theta=1e5)}}
@@ -315,13 +316,18 @@ def log_line(row, steps, seconds):
     return line if len(line) <= 120 else line.replace("  ", " ")
 
 
-def draw(folder):
-    """loss.png: training loss, and held-out bits per byte beside the compressors'."""
-    metrics = read_metrics(folder)
+def draw(folder, before=0, earlier=()):
+    """loss.png: training loss, and held-out bits per byte beside the compressors'. earlier: the
+    rows of the phase before, which had so many steps."""
+    metrics = [*earlier, *({**row, "step": row["step"] + before} for row in read_metrics(folder))]
     measured = [row for row in metrics if "bpb" in row]
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     axes = figure.subplots(1, 2)
-    axes[0].plot([row["step"] for row in metrics], [row["loss"] for row in metrics], color="C0")
+    steps, losses = ([row[name] for row in metrics] for name in ("step", "loss"))
+    near = len(metrics) // 20
+    means = [statistics.fmean(losses[max(0, i - near):i + near + 1]) for i in range(len(losses))]
+    axes[0].plot(steps, losses, color="C0", alpha=0.3, label="a step")
+    axes[0].plot(steps, means, color="C0", label="mean of those around it")
     axes[0].set(title="Training", xlabel="step", ylabel="loss (nats per token)")
     if measured:
         axes[1].plot([row["step"] for row in measured], [row["bpb"] for row in measured], "o-",
@@ -331,8 +337,10 @@ def draw(folder):
                 axes[1].axhline(measured[-1][name], ls="--", color=colour,
                                 label=f"{name} {measured[-1][name]:.2f}")
         axes[1].set(title="Held-out code", xlabel="step", ylabel="bits per byte")
-        axes[1].legend()
     for axis in axes:
+        if before:
+            axis.axvline(before, color="0.5", ls=":", label="repository phase begins")
+        axis.legend()
         axis.grid(alpha=0.3)
     figure.savefig(folder / "loss.png", dpi=110)
 
@@ -503,14 +511,15 @@ def stop_here(work, step, saved, model, optimizers, stops):
     sys.exit(128 + (stops or [signal.SIGTERM])[0])      # empty where another process was told
 
 
-def finish(model, tokenizer, work, folder):
+def finish(model, tokenizer, args, work, folder):
     """Turn the unfinished folder into a checkpoint folder."""
     whole = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = dcp_state.get_model_state_dict(model, options=whole) if WORLD > 1 else None
     if RANK == 0:
         save_model(model, work, state)
         tokenizer.save(work)
-        draw(work)
+        earlier = read_metrics(folder.with_name(STAGES["file"])) if args.before else ()
+        draw(work, args.before, earlier)
         move_folder(work, folder)
         shutil.rmtree(folder / "resume", ignore_errors=True)
     barrier()
@@ -551,7 +560,7 @@ def train(model, tokenizer, batches, loss_fn, args, evaluate=None):
                 save_resume(work, done, model, optimizers)
                 saved = done
         log.read()
-        finish(model, tokenizer, work, folder)
+        finish(model, tokenizer, args, work, folder)
 
 
 def training_flags(parser):
@@ -670,7 +679,10 @@ def print_plan(args, devices):
     for size in [args.size] if args.size else list(CONFIGS)[len(PRESETS["file"]):]:
         one = settings(argparse.Namespace(**{**vars(args), "size": size}), "file")
         parts = memory_plan(CONFIGS[size], one, devices, bf16, 0.0 if on_gpu else memory())
-        memories.append([size, *(f"{gb:.1f}" for gb in [*parts.values(), sum(parts.values())])])
+        least = argparse.Namespace(**{**vars(one), "checkpoint_activations": True})
+        least = sum(memory_plan(CONFIGS[size], least, devices, bf16, parts["program"]).values())
+        everything = sum(parts.values())
+        memories.append([size, *(f"{gb:.1f}" for gb in [*parts.values(), everything, least])])
         with torch.device("meta"):
             parameters = parameter_count(CausalLM(CONFIGS[size]))
         flops = flops_per_token(CONFIGS[size], parameters, one.seq_len)
@@ -681,7 +693,7 @@ def print_plan(args, devices):
                       f"{days * 24 * devices * price / 1e6:,.2f}"])
     print(f"GB on each of {devices} x {args.device}, rows of {one.seq_len} tokens, --device-batch "
           f"{one.device_batch}, {'bf16' if bf16 else 'fp32'} activations, {args.optimizer}")
-    print_table([["size", *parts, "all"], *memories])
+    print_table([["size", *parts, "all", "checkpointed"], *memories])
     print(f"\n{PLANNED_TOKENS / 1e12:g}T tokens on {devices} x {name} ({room} GB, "
           f"{peak / 1e12:.0f} TFLOP/s, {PLANNED_MFU:.0%} of them used, ${price} an hour)")
     print_table([["size", "GFLOP/token", "tokens/s each", f"for {PLANNED_DAYS} days", "days",
@@ -755,7 +767,7 @@ def watch(model, tokenizer):
     model.eval()
     (prefix, suffix), end = WATCHED, tokenizer.special[ENDOFTEXT]
     filled = infill(model, tokenizer, prefix, suffix, WATCHED_TOKENS)
-    [new] = generate(model, [tokenizer.encode(prefix)], WATCHED_TOKENS, stop_ids={end},
+    [new] = generate(model, [[end, *tokenizer.encode(prefix)]], WATCHED_TOKENS, stop_ids={end},
                      vocab_size=tokenizer.vocab_size)
     for text, after in ((filled, suffix), (tokenizer.decode(new), "")):
         line = f"{prefix}⟦{text}⟧{after}".rstrip().replace("\n", "⏎")
@@ -772,7 +784,7 @@ def draw_positions(folder, models, heldout, device):
         model, tokenizer = load(path, device)
         bits = bits_by_position(model, tokenizer, heldout, T, POSITION_PARTS)
         places = [(part + 0.5) * T / POSITION_PARTS for part in range(POSITION_PARTS)]
-        axes.plot(places, bits, "o-", label=str(path))
+        axes.plot(places, bits, "o-", label=path.name)
         say(f"{path}, held-out code by place in rows of {T}: bits per byte "
             + ", ".join(f"{value:.2f}" for value in bits))
     axes.set(title="What a token costs after so many others", xlabel="place in the row (tokens)",
