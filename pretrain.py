@@ -597,25 +597,14 @@ def training_flags(parser):
     parser.add_argument("--eval-every", type=int, help="steps between measurements (a fifth)")
 
 
-def settings(args, phase, both=False):
-    """The flags of one phase: what was not given is set by --size.
-
-    both: the two phases run in one call. Then what was given is meant for the file phase and the
-    other one's stands to it as in the presets. before, after: the steps of the other phase, since
-    the learning rate rises and falls once over both.
-    """
-    args = argparse.Namespace(**vars(args), phase=phase, stage=STAGES[phase], before=0, after=0)
-    args.size = args.size or ("small" if args.device == "cuda" else "tiny")
-    presets = {name: PRESETS[name].get(args.size, PUBLISHED[name]) for name in PRESETS}
-    for name, value in presets[phase].items():
-        given = getattr(args, name, None)
-        if given is None and name == "steps" and args.device == "cpu" and not cpu_has_bf16():
-            value = round(value * SLOW_CPU_SHARE)
-            say(f"this CPU has no bf16: {value} steps by default, to stay within minutes")
-        if given is not None and both:
-            given *= value / presets["file"][name]
-            given = given if isinstance(value, float) else max(1, round(given))
-        setattr(args, name, value if given is None else given)
+def fill_in(args, preset):
+    """The flags of a stage, checked: what was not given is set by the preset of --size."""
+    for name, value in preset.items():
+        if getattr(args, name, None) is None:
+            if name == "steps" and args.device == "cpu" and not cpu_has_bf16():
+                value = round(value * SLOW_CPU_SHARE)
+                say(f"this CPU has no bf16: {value} steps by default, to stay within minutes")
+            setattr(args, name, value)
     args.save_every = args.save_every or max(1, args.steps // 10)
     args.eval_every = args.eval_every or max(1, args.steps // 5)
     least = dict.fromkeys(
@@ -627,6 +616,23 @@ def settings(args, phase, both=False):
         raise InputError(f"--batch-tokens: must be a multiple of {args.seq_len}, the tokens of a "
                          "row")
     return args
+
+
+def settings(args, phase, both=False):
+    """The flags of one phase of pretraining.
+
+    both: the two phases run in one call. Then what was given is meant for the file phase and the
+    other one's stands to it as in the presets. before, after: the steps of the other phase, since
+    the learning rate rises and falls once over both.
+    """
+    args = argparse.Namespace(**vars(args), phase=phase, stage=STAGES[phase], before=0, after=0)
+    args.size = args.size or ("small" if args.device == "cuda" else "tiny")
+    presets = {name: PRESETS[name].get(args.size, PUBLISHED[name]) for name in PRESETS}
+    for name, value in presets[phase].items() if both and phase != "file" else ():
+        if (given := getattr(args, name, None)) is not None:
+            given *= value / presets["file"][name]
+            setattr(args, name, given if name == "lr" else max(1, round(given)))
+    return fill_in(args, presets[phase])
 
 
 # ------------------------------------------------------------------------------------------------
