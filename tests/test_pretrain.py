@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench_training
 import pytest
 import torch
 from conftest import ROOT, SMALL, fill_weights
@@ -311,6 +312,13 @@ def test_plan():
     block = 8 * 896 + 2 * (4 * 896 + 256 + 4 * 4864)
     assert parts["activations"] == pytest.approx(2 * 1024 * (24 * 2 * 896 + block) / 1e9)
 
+
+def test_the_bench_measures_a_step():
+    args = argparse.Namespace(size="tiny", seq_len=32, rows=2, steps=2)
+    changed, speed, _, gigabytes, _ = bench_training.measure(
+        args, "cpu", {**bench_training.BASE, "compile": False, "optimizer": "adamw"})
+    assert changed == "optimizer adamw, compile False"
+    assert int(speed.replace(",", "")) > 0 and float(gigabytes) > 0.1
 
 
 def test_schedule():
