@@ -14,9 +14,9 @@ and GSM8K, our own ladder for small models, the needle in the code, bits per byt
 This file knows models and benchmarks, not training (pretrain.py) nor where data comes from
 (data.py): held-out documents reach it as a file.
 
-    python evaluate.py                              # the newest model in out/; 11 seconds
+    python evaluate.py                              # the newest model in out/; 2 minutes
     python evaluate.py --benchmark humaneval --model FOLDER --problems HumanEval.jsonl.gz [--chat]
-    python evaluate.py --benchmark needle           # a heat map, PNG; 10 seconds
+    python evaluate.py --benchmark needle           # a heat map, PNG; 20 seconds
     python evaluate.py score --benchmark humaneval --problems HumanEval.jsonl.gz --samples S.jsonl
                                                     # ... some 350 samples a second on two cores
     python evaluate.py --model FOLDER --text FILE   # bits per byte of any text; seconds
