@@ -7,7 +7,7 @@ rows in out/repository (3.2.2). The training loop of every stage is here, once: 
 differ in where batches come from and which loss is taken. What a row is stands in data.py, the
 model in model.py.
 
-    python pretrain.py                            # size tiny: under 6 minutes on 2 CPU cores
+    python pretrain.py                            # size tiny: 6 minutes on 2 CPU cores
     torchrun --nproc-per-node 8 pretrain.py       # size small on the GPUs of one machine
     python pretrain.py --source ~/my/code --out mine
     python pretrain.py --size mini                # an hour on 2 CPU cores
@@ -83,7 +83,7 @@ PUBLISHED = {
                        rope_theta=1e6)}
 STAGES = {"file": "pretrain", "repository": "repository"}      # the folder of a phase
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0   # not published; values of Qwen, as above
-EMBEDDING_LR = 2            # times the learning rate; ours, by measurement
+EMBEDDING_LR = 2            # times the learning rate, for the table and head; ours, by measurement
 DIVERGED = 100              # times the usual norm of the gradient: the run is lost
 # Shares of the steps in which the learning rate rises and falls; not published; ours, measured
 WARMUP, DECAY = 0.02, 0.6

@@ -1,7 +1,7 @@
 """Tokens a second, share of the peak and memory of a training step, with and without each speed-up.
 
-    python tests/bench_training.py                      # on a GPU: 0.5B, rows of 8,192; 3 minutes
-    python tests/bench_training.py --size tiny --seq-len 256 --rows 16      # on a CPU; a minute
+    python tests/bench_training.py                      # on a GPU: 0.5B, rows of 8,192
+    python tests/bench_training.py --size tiny --seq-len 256 --rows 16      # on a CPU; 3 minutes
 
 Random ids, one step for warming up (torch.compile takes its time there), then the median of some.
 """

@@ -739,14 +739,13 @@ def test_fim_of_repositories(corpus, small_tokenizer):
             assert before in source and data.FILE_SEP not in small_tokenizer.decode(
                 inputs[places[0]:stop])
             paths += bool(re.search(r"<.file_sep.>\d+\.py\n+$", before))
-            assert len(places) == 1                     # what is seen begins anew with each part
-            for at in places:
-                end = next(i for i in range(at, stop) if targets[i] == batches.end)
-                prefix, suffix, middle = re.fullmatch(
-                    r"(?s)<.fim_prefix.>(.*)<.fim_suffix.>(.*)<.fim_middle.>(.*)",
-                    small_tokenizer.decode(inputs[at:end + 1])).groups()
-                assert prefix + middle + suffix in source
-                cut += 1
+            [at] = places                               # what is seen begins anew with each part
+            end = next(i for i in range(at, stop) if targets[i] == batches.end)
+            prefix, suffix, middle = re.fullmatch(
+                r"(?s)<.fim_prefix.>(.*)<.fim_suffix.>(.*)<.fim_middle.>(.*)",
+                small_tokenizer.decode(inputs[at:end + 1])).groups()
+            assert prefix + middle + suffix in source
+            cut += 1
     assert 25 < paths < cut and cut > 120
 
 
