@@ -1,0 +1,858 @@
+"""Supervised fine-tuning: a model that completes code learns to do what it is told.
+
+Section 4 of the report in one file. Conversations are made from code on disk and from a grammar of
+small tasks, read from files, or asked of a teacher; a checklist scores them and what runs is run.
+Training goes from coarse (all that is correct) to fine (what scores best); the loss is taken on
+answers alone, and fill-in-the-middle stays in the mix so that it is not forgotten.
+
+The loop is pretrain.py's train(), the sandbox evaluate.py's. Preferences are dpo.py's business.
+
+    python sft.py                       # build, train, measure; 5 minutes on 2 CPU cores
+    python sft.py --chat                # talk with the newest model
+    python sft.py --build               # out/instructions alone: conversations, scores, a picture
+    python sft.py --data FILE           # conversations of your own beside them (JSON or JSON lines)
+    python sft.py --teacher http://localhost:8000/v1        # and some by a larger model
+"""
+
+import argparse
+import ast
+import contextlib
+import hashlib
+import itertools
+import json
+import random
+import re
+import string
+import textwrap
+from collections import Counter, defaultdict, namedtuple
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from data import (Batches, Classifier, Contamination, ask_all, default_benchmarks, generator,
+                  load_documents, made_from)
+from evaluate import (benchmarks, bits_per_byte, bootstrap, code_block, complete, control_stops,
+                      find_problems, grades, held_out_gaps, measure_infilling, parses, prompt_ids,
+                      read_rows)
+from fim import load, newest_model
+from model import check_vocabulary, generate, load_model
+from pretrain import (RANK, WORLD, barrier, fill_in, next_token_loss, print_table, say,
+                      start_processes, train, training_flags)
+from tokenizer import (SYSTEM_PROMPT, InputError, TextStream, Tokenizer, run, whole_folder,
+                       write_json, write_text)
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+PRESETS = {"tiny": dict(seq_len=512, batch_tokens=4096, device_batch=8, steps=800, lr=2e-3),
+           "mini": dict(seq_len=512, batch_tokens=8192, device_batch=8, steps=1000, lr=1e-3),
+           "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=500, lr=1e-3)}
+# Of the report's parents and released script (arXiv 2412.15115, section 4.1; finetuning/sft)
+PUBLISHED = dict(seq_len=1280, batch_tokens=2 ** 19, device_batch=4, steps=3000, lr=7e-6)
+COARSE, FINE = 2 / 3, 0.5       # of the steps: those that see all; of the conversations: the best
+FIM_SHARE = 0.15                # of the rows; the report's "small part" is not published; ours
+
+# ------------------------------------------------------------------------------------------------
+# A grammar of small tasks
+#
+# assets/grammar.txt lists operations by what they take and give: two ways to ask for each, and its
+# Python. In both, {k} is a number, {f} a small one, {c} and {d} are letters, {s} is a separator.
+
+Operation = namedtuple("Operation", "takes gives ways code")
+NAMES = {"number": ["n", "x", "number", "value"], "list": ["numbers", "values", "items", "scores"],
+         "text": ["text", "name", "title", "line"], "words": ["words", "names", "lines", "parts"],
+         "table": ["counts", "stock", "prices", "points"]}      # the first is the grammar's own
+SECOND = ["limit", "amount", "size", "other", "k"]              # a number that is an argument, too
+FUNCTIONS = ["solve", "convert", "process", "transform", "compute", "answer", "apply", "change",
+             "evaluate", "handle", "prepare", "work"]
+TWO_ARGUMENTS = 0.25    # of the tasks with a number
+HELD_OUT = 0.1          # of compositions, and of parameters: never trained on
+LONGEST_EXAMPLE = 60    # characters of what a docstring's example takes and gives
+
+
+def read_grammar(path):
+    """The operations of the grammar."""
+    found, types = [], []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if " : " in line:
+            ways, code = line.split(" : ")
+            found.append(Operation(*types, ways.split(" | "), code))
+        else:
+            types = line.split(" -> ")
+    return found
+
+
+OPERATIONS = read_grammar(ASSETS / "grammar.txt")
+
+
+def fill(text, parameters):
+    """Put parameters for the {k}, {f}, {c}, {d}, {s} of an operation's English or Python."""
+    return re.sub(r"{([kfcds])}", lambda match: str(parameters[match[1]]), text)
+
+
+def compositions(depth):
+    """The chains of operations whose types fit."""
+    chains = [(operation,) for operation in OPERATIONS]
+    for _ in range(depth - 1):
+        chains = [(*chain, operation) for chain in chains for operation in OPERATIONS
+                  if operation.takes == chain[-1].gives]
+    return chains
+
+
+def draw_parameters(chain, rng):
+    """The parameters of each operation, and the key of the one that is an argument, or None:
+    ([{"k": 12, "c": "ab"}, {}], (0, "k"))."""
+    def letters():
+        return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 3)))
+
+    drawn = []
+    for operation in chain:
+        values = {"k": rng.randint(2, 10 ** rng.randint(1, 3)), "f": rng.randint(2, 9),
+                  "c": letters(), "d": letters(),
+                  "s": rng.choice(["-", ", ", "_", "+", "/", ":", ";", "."])}
+        drawn.append({key: value for key, value in values.items()
+                      if f"{{{key}}}" in operation.code})
+    places = [(i, key) for i, values in enumerate(drawn) for key in values if key in "kf"]
+    return drawn, rng.choice(places) if places and rng.random() < TWO_ARGUMENTS else None
+
+
+def draw_argument(kind, rng, numbers, pieces):
+    """A value of a type; the task's own numbers and letters turn up in it."""
+    if kind == "number":
+        return rng.choice([*numbers, rng.randint(-30, 120), rng.randint(0, 9)]) + rng.randint(-1, 1)
+    if kind == "list":
+        return [draw_argument("number", rng, numbers, pieces) for _ in range(rng.randint(0, 7))]
+    words = ["".join(rng.choices(pieces, k=rng.randint(1, 4))) for _ in range(rng.randint(0, 5))]
+    if kind == "words":
+        return words
+    if kind == "text":
+        return " ".join(words)
+    return {word: draw_argument("number", rng, numbers, pieces) for word in words}
+
+
+def write_program(chain, drawn, second, rng):
+    """A composition's docstring, and its function as (first line, body)."""
+    names = {kind: own[0] for kind, own in NAMES.items()}
+    argument = names[chain[0].takes] = rng.choice(NAMES[chain[0].takes])
+    arguments = f"{argument}, {rng.choice(SECOND)}" if second else argument
+    steps, body = [], ""
+    for i, (operation, values) in enumerate(zip(chain, drawn)):
+        if second and second[0] == i:
+            values = {**values, second[1]: arguments.split(", ")[1]}
+        steps.append(fill(rng.choice(operation.ways), values))
+        code = re.sub(rf"\b{NAMES[operation.takes][0]}\b(?!')", names[operation.takes],
+                      operation.code)
+        result = "return" if i == len(chain) - 1 else f"{names[operation.gives]} ="
+        body += f"    {result} {fill(code, values)}\n"
+    doc = ", then ".join(steps)
+    return doc[0].upper() + doc[1:], f"def {rng.choice(FUNCTIONS)}({arguments}):\n", body
+
+
+def make_task(chain, rng):
+    """A composition as a task: HumanEval's fields, and the `parameters` that its text states; None
+    where its tests would tell nothing. What tests expect is what the solution returns."""
+    drawn, second = draw_parameters(chain, rng)
+    doc, head, body = write_program(chain, drawn, second, rng)
+    name, space = head[4:head.index("(")], {}
+    exec(head + body, space)                    # ours, line by line: it needs no sandbox
+    numbers = [values["k"] for values in drawn if "k" in values] or [7]
+    pieces = [values[key] for values in drawn for key in "cd" if key in values]
+    pieces += rng.choices(string.ascii_lowercase, k=4)
+    cases = {}
+    for _ in range(12):
+        case = [draw_argument(chain[0].takes, rng, numbers, pieces)]
+        if second:
+            case.append(rng.randint(1, 6) if second[1] == "f" else rng.choice(numbers) + len(cases))
+        cases[", ".join(map(repr, case))] = repr(space[name](*case))
+    shown, expected = min((case for case in cases.items() if len(case[0]) > 3),
+                          key=lambda case: abs(len("".join(case)) - 24), default=("", ""))
+    if len(set(cases.values())) < 2 or not 0 < len(shown + expected) <= LONGEST_EXAMPLE:
+        return None
+    test = "def check(candidate):\n" + "".join(
+        f"    assert candidate({case}) == {out}\n" for case, out in cases.items())
+    if second:
+        del drawn[second[0]][second[1]]
+    return {"prompt": f'{head}    """{doc}.\n\n    >>> {name}({shown})\n    {expected}\n    """\n',
+            "entry_point": name, "canonical_solution": body, "test": test,
+            "parameters": [value for values in drawn for value in values.values()]}
+
+
+def held_out(*what):
+    """Whether something is kept from training: by its hash."""
+    return hashlib.sha256(repr(what).encode()).digest()[0] < 256 * HELD_OUT
+
+
+def held_out_as(chain, parameters):
+    """What keeps a task from training: "compositions", "parameters", or "" for nothing."""
+    codes = [operation.code for operation in chain]
+    if len(chain) > 1 and held_out(codes):
+        return "compositions"
+    return "parameters" if parameters and held_out(codes, parameters) else ""
+
+
+def tasks(depths, rng, kind):
+    """Endless tasks, their depths in turn, that are held out as `kind` ("": none is)."""
+    chains = {depth: compositions(depth) for depth in depths}
+    for depth in itertools.cycle(depths):
+        while True:
+            chain = rng.choice(chains[depth])
+            task = make_task(chain, rng)
+            if task and held_out_as(chain, task["parameters"]) == kind:
+                break
+        yield {"depth": depth, **task}
+
+
+def training_tasks(seed, count):
+    """Tasks of the grammar to learn from, none twice and none that is held out."""
+    found, distinct = tasks((1, 2, 3), random.Random(f"{seed} tasks"), ""), {}
+    while len(distinct) < count:
+        task = next(found)
+        distinct[task["prompt"], task["canonical_solution"]] = task
+    return list(distinct.values())
+
+
+def held_out_tasks(kind, count):
+    """Tasks of the grammar that no training sees: the problems of assets/tasks_{kind}.jsonl."""
+    depths = (2, 3) if kind == "compositions" else (1, 2, 3)
+    found = itertools.islice(tasks(depths, random.Random(f"held out {kind}"), kind), count)
+    return [{"task_id": f"{kind}/{number:03}", **task} for number, task in enumerate(found)]
+
+
+# ------------------------------------------------------------------------------------------------
+# Conversations
+
+_, SYSTEM, _, *ASKED, _, _, _ = benchmarks()["prompts"]["code chat"]["prompt"]
+SYSTEM, ASKED = SYSTEM.removesuffix("<|im_end|>"), "\n".join(ASKED)[:-len("<|im_end|>")]
+BLOCK = "\n```python\n{code}\n```"
+WAYS = {"write": "Write a Python function `{name}`: {doc}",
+        "fix": "This function is wrong. Mend it." + BLOCK,
+        "explain": "What does this function do?" + BLOCK,
+        "complete": "Complete this function." + BLOCK}
+LONGEST_FUNCTION = 24           # lines
+SWAPS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+         ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot,
+         ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And, ast.Add: ast.Sub, ast.Sub: ast.Add,
+         ast.Mult: ast.Add}
+
+
+def conversation(question, answer, source, **more):
+    return {"messages": [{"role": "user", "content": question},
+                         {"role": "assistant", "content": answer}], "source": source, **more}
+
+
+def task_conversation(task):
+    """A task of the grammar, asked for as evaluate.py asks for HumanEval's."""
+    code = task["prompt"].split("\n")[0] + "\n" + task["canonical_solution"]
+    made = conversation(ASKED.replace("{prompt}", task["prompt"].strip()),
+                        f"```python\n{code}```", "tasks", problem=task)
+    made["messages"].insert(0, {"role": "system", "content": SYSTEM})
+    return made
+
+
+def mutated(code, rng):
+    """A function with one operator, constant or truth value changed; None where there is none."""
+    tree = ast.parse(code)
+    places = [node for node in ast.walk(tree)
+              if type(getattr(node, "op", getattr(node, "ops", [None])[0])) in SWAPS
+              or isinstance(node, ast.Constant) and type(node.value) in (int, bool)]
+    if not places or not code.isascii():                        # columns are counted in bytes
+        return None
+    node = rng.choice(places)
+    before = ast.get_source_segment(code, node)
+    if isinstance(node, ast.Compare):
+        node.ops[0] = SWAPS[type(node.ops[0])]()
+    elif isinstance(node, ast.Constant):
+        node.value = not node.value if isinstance(node.value, bool) else node.value + 1
+    else:
+        node.op = SWAPS[type(node.op)]()
+    lines = code.split("\n")
+    start = sum(map(len, lines[:node.lineno - 1])) + node.lineno - 1 + node.col_offset
+    return code[:start] + ast.unparse(node) + code[start + len(before):]
+
+
+def functions(text):
+    """The functions of a Python text with a docstring: (name, first paragraph of it, code)."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    lines = text.split("\n")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef) or not (doc := ast.get_docstring(node)):
+            continue
+        code = textwrap.dedent("\n".join(lines[node.lineno - 1:node.end_lineno]))
+        doc = " ".join(doc.split("\n\n")[0].split())
+        if 3 < code.count("\n") + 1 <= LONGEST_FUNCTION and 20 < len(doc) < 200 and parses(code):
+            yield node.name, doc, code
+
+
+def code_conversations(documents, seed):
+    """Functions on disk, each in one of four ways: written, mended, explained, completed."""
+    rng = random.Random(f"{seed} functions")
+    for document in documents:
+        for name, doc, code in functions(document["text"]) if (
+                document["language"] == "python") else ():
+            way, answer, shown = rng.choice(list(WAYS)), f"```python\n{code}\n```", code
+            if way == "fix" and (shown := mutated(code, rng)) in (None, code):
+                continue
+            if way == "explain":
+                answer = doc
+            if way == "complete":
+                shown = "\n".join(code.split("\n")[:rng.randint(1, code.count("\n"))])
+            yield conversation(WAYS[way].format(name=name, doc=doc, code=shown), answer, "code",
+                               way=way)
+
+
+def check_messages(messages):
+    """What is wrong with a conversation, or None."""
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        return "messages are no list of objects"
+    roles = [message.get("role") for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if "assistant" not in roles:
+        return "no assistant turn"
+    if turns != ["user", "assistant"] * (len(turns) // 2):
+        return "roles out of order"
+    if not all(isinstance(m.get("content"), str) and m["content"].strip() for m in messages):
+        return "empty content"
+
+
+def read_conversations(path, dropped):
+    """The conversations of a file, messages or Alpaca's shape, also mixed. dropped: reason -> lines
+    of what is left out."""
+    found = []
+    for number, row in read_rows(path):
+        if {"instruction", "output"} <= set(row):
+            question = "\n".join(filter(None, [row["instruction"], row.get("input")]))
+            row = conversation(question, row["output"], "file")
+        problem = check_messages(row["messages"]) if "messages" in row else "unknown shape"
+        if problem:
+            dropped[problem].append(f"{path}, line {number}")
+        else:
+            found.append({"messages": [{"role": m["role"], "content": m["content"]}
+                                       for m in row["messages"]], "source": "file"})
+    return found
+
+
+# What a teacher is asked; the report does not publish its prompts; ours
+TEACHER_QUESTION = ("Here is a piece of a program:\n\n{}\n\nWrite one task for a programmer that "
+                    "has to do with it and can be solved by one self-contained function. Answer "
+                    "the task alone.")
+TEACHER_SCORE = ("Question:\n{}\n\nAnswer:\n{}\n\nMark the answer from 0 to 10 in each of these: "
+                 "consistency, relevance, difficulty, code exists, correctness, form, clarity, "
+                 "comments, easy to learn. Answer with nine numbers separated by blanks.")
+SNIPPET_TOKENS = 1024           # report, section 4.1
+TAUGHT, ANSWERS = 200, 3        # questions, and candidates for each, of which the best stays
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def taught_conversations(url, documents, tokenizer, seed):
+    """Instructions by a teacher, each about a snippet of a training document, with several answers
+    and their marks."""
+    rng, snippets = random.Random(f"{seed} snippets"), []
+    for document in rng.choices(documents, k=TAUGHT):
+        ids = tokenizer.encode(document["text"])
+        start = rng.randint(0, max(0, len(ids) - SNIPPET_TOKENS))
+        snippets.append(tokenizer.decode(ids[start:start + SNIPPET_TOKENS]))
+    questions = ask_all(url, [user(TEACHER_QUESTION.format(snippet)) for snippet in snippets],
+                        temperature=0.7)
+    for number in range(ANSWERS):
+        answers = ask_all(url, [user(question) for question in questions], temperature=0.7,
+                          seed=number)
+        marks = ask_all(url, [user(TEACHER_SCORE.format(*pair))
+                              for pair in zip(questions, answers)], temperature=0.0)
+        for question, answer, mark in zip(questions, answers, marks):
+            numbers = [min(10, int(n)) / 10 for n in re.findall(r"\d+", mark)]
+            given = {"taught": numbers} if len(numbers) == len(CHECKLIST) else {}
+            yield conversation(question, answer, "teacher", **given)
+
+
+# ------------------------------------------------------------------------------------------------
+# The checklist (report, section 4.1): nine items, each 0 to 1 by what can be seen
+
+
+def words_of(text):
+    return set(re.findall(r"[A-Za-z_]\w{2,}", text.lower()))
+
+
+def share(values):
+    values = list(values)
+    return sum(map(bool, values)) / max(1, len(values))
+
+
+def nodes_of(code):
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError):
+        return list(ast.walk(ast.parse(code)))
+    return []
+
+
+def consistent(question, answer, code):
+    """Of the names that the question gives in code, those that the answer uses."""
+    names = {a or b for a, b in re.findall(r"`(\w+)|def (\w+)", question)} - {""}
+    return share(name in answer for name in names) if names else 0.5
+
+
+def relevant(question, answer, code):
+    """Whether the question speaks of programs."""
+    return min(1.0, len(words_of(question) & COMPUTING) / 2)
+
+
+def difficult(question, answer, code):
+    """Statements, loops and branches of the answer, ten for full marks."""
+    return min(1.0, sum(isinstance(node, (ast.stmt, ast.comprehension)) for node in nodes_of(code))
+               / 10)
+
+
+def has_code(question, answer, code):
+    return float(bool(code.strip()))
+
+
+def correct(question, answer, code):
+    """Whether the code parses; that it does what was asked is seen when it is run."""
+    return float(bool(code.strip()) and parses(code))
+
+
+def well_formed(question, answer, code):
+    """Lines of at most 100 characters, four blanks, names in small letters."""
+    lines = code.split("\n")
+    names = [n.name for n in nodes_of(code) if isinstance(n, ast.FunctionDef)]
+    return (share(len(line) <= 100 and "\t" not in line for line in lines)
+            + share(name == name.lower() for name in names or ["x"])) / 2
+
+
+def clear(question, answer, code):
+    """Short functions, and names of more than a letter."""
+    names = {n.id for n in nodes_of(code) if isinstance(n, ast.Name)}
+    long_names = share(len(name) > 1 for name in names or ["xx"])
+    return (min(1.0, 20 / max(1, code.count("\n"))) + long_names) / 2
+
+
+def commented(question, answer, code):
+    """A docstring or a comment for every ten lines."""
+    notes = code.count("#") + code.count('"""') / 2
+    return min(1.0, notes * 10 / max(10, code.count("\n")))
+
+
+def easy_to_learn(question, answer, code):
+    """Words of explanation around the code, forty for full marks, or an example in the question."""
+    prose = re.sub(r"(?s)```.*?(```|$)", "", answer)
+    return min(1.0, len(prose.split()) / 40 + 0.5 * (">>>" in question))
+
+
+COMPUTING = words_of("function program code python list string array sort loop algorithm class "
+                     "method return value number text dictionary data file bug complete words")
+# The weights are not published; ours
+CHECKLIST = {consistent: 2, relevant: 1, difficult: 2, has_code: 1, correct: 3, well_formed: 1,
+             clear: 1, commented: 1, easy_to_learn: 1}
+
+
+def score(made):
+    """A conversation's nine marks, by its last two turns or a teacher, and their weighted mean."""
+    question, answer = (message["content"] for message in made["messages"][-2:])
+    code = code_block(answer) if "```" in answer else ""
+    marks = made.get("taught") or [item(question, answer, code) for item in CHECKLIST]
+    return marks, sum(w * s for w, s in zip(CHECKLIST.values(), marks)) / sum(CHECKLIST.values())
+
+
+# ------------------------------------------------------------------------------------------------
+# Candidates -> out/instructions
+
+KEPT_WITHOUT_CODE, TAIL, KEPT_IN_TAIL = 0.3, 0.02, 0.5      # shares; not published; ours
+TASKS, CODE = 8000, 1500        # conversations of the grammar, of code on disk
+
+
+def text_of(made):
+    return "\n".join(message["content"] for message in made["messages"])
+
+
+def answer_of(made):
+    return made["messages"][-1]["content"]
+
+
+def candidates(args, documents, tokenizer, broken):
+    """Conversations from every source, before anything is asked of them."""
+    found = [task_conversation(task) for task in training_tasks(args.seed, TASKS)]
+    found += itertools.islice(code_conversations(documents, args.seed), CODE)
+    for path in args.data or []:
+        found += read_conversations(path, broken)
+    if args.teacher:
+        found += taught_conversations(args.teacher, documents, tokenizer, args.seed)
+    return found
+
+
+def name_languages(found, documents):
+    """Give each conversation the language of its answer: what the fence says, else what the
+    classifier does, which learns from the training documents; text where there is no code."""
+    texts = [(document["text"][:2000], document["language"]) for document in documents[::3]]
+    names = sorted({name for _, name in texts})
+    classifier = Classifier(names).fit(*zip(*texts), epochs=2)
+    guesses = classifier.predict([answer_of(made) for made in found]).argmax(-1)
+    for made, guess in zip(found, guesses):
+        fence = re.search(r"```(\w*)", answer_of(made))
+        made["language"] = (fence[1].lower() or names[guess]) if fence else "text"
+
+
+def shown_calls(made):
+    """A problem for the sandbox from a function in an answer and calls of it (>>>) in the question
+    or the answer; None without, or where it needs a module."""
+    code = code_block(answer_of(made))
+    calls = re.findall(r">>> ((\w+)\(.*\))\n *([^\s>].*)", text_of(made))
+    for name in re.findall(r"^def (\w+)\(", code, re.MULTILINE):
+        tests = [f"    assert candidate{call[len(name):]} == {value}\n" for call, called, value
+                 in calls if called == name and parses(f"{call} == {value}")]
+        if tests and parses(code) and not re.search(r"^\s*(import|from) ", code, re.MULTILINE):
+            return {"entry_point": name, "test": "def check(candidate):\n" + "".join(tests)}
+
+
+def verify(found, weak):
+    """Run the answers that can be run: against the hidden tests of their task (one in twenty: they
+    come from the same code), or against the calls that they show. Sets `passed`."""
+    tasks = [(made, made["problem"]) for made in found if "problem" in made][::20]
+    others = [(made, shown_calls(made)) for made in found if "problem" not in made]
+    pairs = [(made, problem) for made, problem in tasks + others if problem]
+    programs = [(problem, code_block(answer_of(made))) for made, problem in pairs]
+    for (made, _), grade in zip(pairs, grades(programs, weak=weak)):
+        made["passed"] = grade.passed
+
+
+def build(args, tokenizer):
+    """Make out/instructions: train.jsonl, the best last, rejected.jsonl (what fails, for dpo.py),
+    scores.png and a manifest of what was dropped and why."""
+    documents, broken, counts = load_documents(args.out, "train"), defaultdict(list), {}
+    kept = candidates(args, documents, tokenizer, broken)
+    rng, contamination = random.Random(f"{args.seed} thinned"), Contamination(default_benchmarks())
+    counts["made"], seen, best = len(kept), set(), {}
+
+    def drop(reason, unwanted):
+        nonlocal kept
+        before, kept = kept, [made for made in kept if not unwanted(made)]
+        counts[reason] = len(before) - len(kept)
+
+    drop("the same twice", lambda made: text_of(made) in seen or seen.add(text_of(made)))
+    drop("contaminated", lambda made: "problem" not in made and contamination.hit(text_of(made)))
+    name_languages(kept, documents)
+    often = Counter(made["language"] for made in kept)
+    drop("no code, thinned", lambda made: made["language"] == "text"
+         and rng.random() > KEPT_WITHOUT_CODE)
+    drop("rare language, thinned", lambda made: often[made["language"]] < TAIL * len(kept)
+         and rng.random() > KEPT_IN_TAIL)
+    verify(kept, args.weak_sandbox)
+    rejected = [made for made in kept if made.get("passed") is False]
+    drop("fails its tests", lambda made: made.get("passed") is False)
+    for made in kept:
+        made["marks"], made["score"] = score(made)
+        key, mark = json.dumps(made["messages"][:-1]), (made.get("passed", False), made["score"])
+        best[key] = max(best.get(key, mark), mark)
+        made["key"], made["mark"] = key, mark
+    drop("another answer is better", lambda made: made["mark"] < best[made["key"]])
+    kept.sort(key=lambda made: made["score"])
+    with whole_folder(Path(args.out) / "instructions") as new:
+        for part, rows in (("train", kept), ("rejected", rejected)):
+            fields = ("messages", "source", "language", "passed", "marks", "score")
+            write_text(new / f"{part}.jsonl", "".join(
+                json.dumps({name: row.get(name) for name in fields}) + "\n" for row in rows))
+        draw_scores(kept, new / "scores.png")
+        write_json(new / "manifest.json", {
+            **made_by(args), "counts": counts, "kept": len(kept),
+            "sources": Counter(made["source"] for made in kept),
+            "languages": Counter(made["language"] for made in kept),
+            "broken": {reason: [len(lines), lines[0]] for reason, lines in broken.items()}})
+
+
+def made_by(args):
+    return {"data": [str(path) for path in args.data or []], "teacher": args.teacher,
+            "seed": args.seed}
+
+
+def draw_scores(kept, path):
+    """scores.png: how the checklist marks the conversations of each source."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for source in dict.fromkeys(made["source"] for made in kept):
+        scores = [made["score"] for made in kept if made["source"] == source]
+        axes.hist(scores, bins=np.linspace(0, 1, 51), histtype="step", lw=2,
+                  label=f"{source}: {len(scores):,}")
+    axes.set(title="What the checklist says of the conversations", xlabel="score", yscale="log",
+             ylabel="conversations")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def prepare_instructions(args, tokenizer):
+    """Make out/instructions unless it is there, print what it holds -> its conversations."""
+    folder = Path(args.out) / "instructions"
+    if RANK == 0 and (args.fresh or not folder.exists()):
+        build(args, tokenizer)
+    barrier()
+    manifest = made_from(folder, made_by(args))
+    say("conversations: " + ", ".join(f"{n:,} {reason}" for reason, n in manifest["counts"].items())
+        + f", {manifest['kept']:,} kept")
+    for name in ("sources", "languages"):
+        say(f"{name}: " + ", ".join(f"{k} {n:,}" for k, n in manifest[name].items()))
+    for reason, (count, first) in manifest["broken"].items():
+        say(f"left out: {count} with {reason}, the first in {first}")
+    return [row for _, row in read_rows(folder / "train.jsonl")]
+
+
+# ------------------------------------------------------------------------------------------------
+# Conversations -> ids, targets, rows
+
+
+def chat_ids(tokenizer, messages, last_turn=False, published_mask=False):
+    """A conversation in ChatML -> (ids, whether each is learned), as lists.
+
+    Learned are what an assistant says and the <|im_end|> after it, in all turns or the last alone.
+    published_mask: as the released script has it, the turns' marks of all roles and the line ends
+    too. Contents are text: a control token written in one stays what was written.
+    """
+    begin, end = (tokenizer.special[name] for name in ("<|im_start|>", "<|im_end|>"))
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
+    ids, learned = [], []
+    for number, message in enumerate(messages, 1):
+        own = message["role"] == "assistant" and (not last_turn or number == len(messages))
+        if message["role"] == "assistant":          # as it comes after a generation prompt
+            head, text = (tokenizer.encode(part) for part in ("assistant\n", message["content"]))
+        else:
+            head, text = tokenizer.encode(f"{message['role']}\n{message['content']}"), []
+        ids += [begin, *head, *text, end, *tokenizer.encode("\n")]
+        learned += [published_mask, *[False] * len(head), *[own] * len(text),
+                    own or published_mask, published_mask]
+    return ids, learned
+
+
+def conversation_row(parts, T, end):
+    """Conversations, (ids, learned) each, one after another in a row of T: input_ids, targets and
+    document_starts, which keep them from seeing one another."""
+    inputs, targets, starts = [], [], []
+    for ids, learned in parts:
+        starts += [len(inputs)] * len(ids)
+        inputs += ids
+        targets += [token if keep else -100 for token, keep in zip(ids[1:], learned[1:])] + [-100]
+    missing = T - len(inputs)
+    return (np.array(inputs + [end] * missing), np.array(targets + [-100] * missing),
+            np.array(starts + [len(inputs)] * missing))
+
+
+class Rows:
+    """rows[i]: the conversations in the i-th row of T tokens of an endless run over a list, each
+    epoch in an order of its own; of those that wait, the first that fits comes next."""
+
+    WAITING = 64
+
+    def __init__(self, lengths, T, seed, name):
+        self.lengths, self.T, self.seed, self.name = lengths, T, seed, name
+        self.rows, self.epoch = [], 0
+
+    def __getitem__(self, index):
+        while len(self.rows) <= index:
+            order = generator(self.seed, f"order {self.name}", self.epoch).permutation(
+                len(self.lengths)).tolist()
+            self.epoch += 1
+            while order:
+                row, room = [], self.T
+                for i in order[:self.WAITING]:
+                    if self.lengths[i] <= room:
+                        row.append(i)
+                        room -= self.lengths[i]
+                chosen = set(row)
+                order = [i for i in order[:self.WAITING] if i not in chosen] + order[self.WAITING:]
+                self.rows.append(row)
+        return self.rows[index]
+
+
+class ConversationBatches(Batches):
+    """batches(step) as in data.py, of rows of conversations: two thirds of the steps of all of
+    them, then of the best alone. A share of the rows is fill-in-the-middle of code."""
+
+    def __init__(self, documents, tokenizer, args, encoded, fine):
+        """encoded: (ids, learned) of each conversation; fine: the numbers of the best."""
+        super().__init__(documents, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
+                         args.device_batch, args.seed, 1.0, RANK, WORLD, (1, 0, 0))
+        self.encoded, self.fine, self.fim_share = encoded, fine, args.fim_share
+        self.first_fine = round(COARSE * args.steps) * self.batch_rows
+        lengths = [len(ids) for ids, _ in encoded]
+        self.coarse_rows = Rows(lengths, self.T, self.seed, "coarse")
+        self.fine_rows = Rows([lengths[i] for i in fine], self.T, self.seed, "fine")
+
+    def row(self, index):
+        if generator(self.seed, "fim row", index).random() < self.fim_share:
+            return super().row(index)
+        if index < self.first_fine:
+            numbers = self.coarse_rows[index]
+        else:
+            numbers = [self.fine[i] for i in self.fine_rows[index - self.first_fine]]
+        return conversation_row([self.encoded[i] for i in numbers], self.T, self.end)
+
+
+# ------------------------------------------------------------------------------------------------
+# Measuring
+
+ASKED_TOKENS = 160              # of an answer, when measuring
+GAPS = 50                       # of each kind
+
+
+def pass_rate(model, tokenizer, problems, weak):
+    """Greedy answers to problems -> share that passes, its interval, share that stops by itself."""
+    way = benchmarks()["prompts"]["code chat"]
+    prompts = [prompt_ids(model, tokenizer, way, problem) for problem in problems]
+    texts = complete(model, tokenizer, prompts, ASKED_TOKENS, way["stops"],
+                     control_stops(tokenizer))
+    pairs = [(problem, code_block(text)) for problem, (text, _) in zip(problems, texts)]
+    passed = [grade.passed for grade in grades(pairs, weak=weak)]
+    return share(passed), bootstrap(passed), share(stopped for _, stopped in texts)
+
+
+def measure(model, tokenizer, args, heldout):
+    """What a model can do -> {name: value}, as the table has it."""
+    model.eval()
+    values, rates = {}, {}
+    for name in ("parameters", "compositions", "ladder"):
+        problems = list(find_problems("ladder").values()) if name == "ladder" else [
+            row for _, row in read_rows(ASSETS / f"tasks_{name}.jsonl")]
+        rates[name] = pass_rate(model, tokenizer, problems, args.weak_sandbox)
+    for name, (passed, _, _) in rates.items():
+        values[f"{'unseen ' * (name != 'ladder')}{name}: pass@1, %"] = 100 * passed
+    values["answers that stop, %"] = 100 * rates["parameters"][2]
+    scores = measure_infilling(model, tokenizer, held_out_gaps(heldout, GAPS)).values()
+    for name in ("bits per byte", "exact, %", "stops, %"):
+        values[f"infilling: {name}"] = sum(score[name] for score in scores) / len(scores)
+    values["code: bits per byte"] = bits_per_byte(model, tokenizer, heldout)
+    return values
+
+
+def show(model, tokenizer):
+    """Print what the model answers to held-out tasks, one of each depth."""
+    problems = [row for _, row in read_rows(ASSETS / "tasks_parameters.jsonl")][:3]
+    way = benchmarks()["prompts"]["code chat"]
+    prompts = [prompt_ids(model, tokenizer, way, problem) for problem in problems]
+    for problem, (text, _) in zip(problems, complete(
+            model, tokenizer, prompts, ASKED_TOKENS, way["stops"], control_stops(tokenizer))):
+        print(f"\n--- asked\n{problem['prompt']}--- answered\n{code_block(text).rstrip()}")
+
+
+# ------------------------------------------------------------------------------------------------
+# Talking
+
+CHAT_TOKENS = 256               # of an answer
+
+
+def chat(args):
+    """Talk with the newest model in the terminal, until an empty line."""
+    folder = args.init or newest_model(args.out)
+    model, tokenizer = load(folder, args.device)
+    messages, T = [], model.config.max_position_embeddings
+    new_tokens = min(CHAT_TOKENS, T // 2)
+    print(f"{folder}; an empty line ends the chat")
+    while question := input("> ").strip():
+        messages += user(question)
+        while len(ids := prompt_of(tokenizer, messages)) > T - new_tokens and len(messages) > 1:
+            messages = messages[2:]                     # the oldest turn is forgotten
+        stream = TextStream(tokenizer)
+        [new] = generate(model, [ids[-(T - new_tokens):]], new_tokens, args.temperature,
+                         stop_ids=control_stops(tokenizer), vocab_size=tokenizer.vocab_size,
+                         on_token=lambda _, token: print(stream.add(token), end="", flush=True))
+        print(stream.finish())
+        messages.append({"role": "assistant", "content": tokenizer.decode(new)})
+
+
+def prompt_of(tokenizer, messages):
+    """A conversation as ids, up to where the assistant's next answer begins."""
+    begin = tokenizer.special["<|im_start|>"]
+    return [*chat_ids(tokenizer, messages)[0], begin, *tokenizer.encode("assistant\n")]
+
+
+# ------------------------------------------------------------------------------------------------
+# The stage
+
+
+def base_model(out):
+    """The folder of the last finished phase of pretraining."""
+    for stage in ("repository", "pretrain"):
+        if (Path(out) / stage / "config.json").exists():
+            return str(Path(out) / stage)
+    raise InputError(f"{out}: no pretrained model; run `python pretrain.py` first, or give --init")
+
+
+def warn_if_untrained(model, tokenizer):
+    """Say so if the base has never seen <|im_start|>: its row is as short as those of no use."""
+    norms = model.head.detach().float().norm(dim=1)                                 # (V,)
+    own, usual = norms[tokenizer.special["<|im_start|>"]], norms.median()
+    if own < usual / 2:
+        say("the base has hardly seen <|im_start|>: all it knows of conversations is learned here")
+
+
+def train_stage(args):
+    """From a base model and conversations to out/sft."""
+    device, folder = start_processes(args.device), Path(args.out) / "sft"
+    if folder.exists() and not args.fresh and not folder.with_name("sft.unfinished").exists():
+        return say(f"{folder} is finished; --fresh trains it again")
+    base = args.init = args.init or base_model(args.out)
+    model, tokenizer = load_model(base, device, torch.float32), Tokenizer.load(base)
+    check_vocabulary(model, tokenizer)
+    model.model.checkpointing = args.checkpoint_activations
+    say(f"starting from {base}")
+    warn_if_untrained(model, tokenizer)
+    conversations = prepare_instructions(args, tokenizer)
+    encoded = [chat_ids(tokenizer, made["messages"], args.last_turn, args.published_mask)
+               for made in conversations]
+    fits = [len(ids) <= args.seq_len for ids, _ in encoded]
+    say(f"{fits.count(False):,} longer than {args.seq_len} tokens are left out")
+    encoded = [one for one, fit in zip(encoded, fits) if fit]
+    best = range(round(len(encoded) * (1 - FINE)), len(encoded))        # they are sorted by score
+    batches = ConversationBatches(load_documents(args.out, "train"), tokenizer, args, encoded, best)
+    heldout = load_documents(args.out, "validation")
+    before = measure(model, tokenizer, args, heldout)
+
+    def evaluate(model, step):
+        return {"bpb": bits_per_byte(model, tokenizer, heldout)}
+
+    train(model.train(), tokenizer, batches, next_token_loss, args, evaluate)
+    if RANK == 0:
+        model, tokenizer = load(folder, device)
+        after = measure(model, tokenizer, args, heldout)
+        print_table([["", "before", "after"]] + [
+            [name, f"{before[name]:.2f}", f"{after[name]:.2f}"] for name in before])
+        show(model, tokenizer)
+        print("\nTo talk with it: python sft.py --chat"
+              + (f" --out {args.out}" if args.out != "out" else ""))
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Fine-tune a Qwen2.5-Coder on conversations.")
+    training_flags(parser)
+    parser.add_argument("--data", action="append", type=Path, metavar="FILE", help="conversations "
+                        "of your own, messages or Alpaca's shape, beside ours (repeatable)")
+    parser.add_argument("--teacher", metavar="URL", help="an OpenAI-compatible server that writes "
+                        "more of them")
+    parser.add_argument("--build", action="store_true", help="make out/instructions alone")
+    parser.add_argument("--chat", action="store_true", help="talk with the newest model")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of --chat (default: 0)")
+    parser.add_argument("--last-turn", action="store_true", help="learn the last answer alone")
+    parser.add_argument("--published-mask", action="store_true", help="learn the turns' marks "
+                        "too, as the released script does")
+    parser.add_argument("--fim-share", type=float, default=FIM_SHARE, help="rows of "
+                        "fill-in-the-middle among the conversations' (default: %(default)s)")
+    parser.add_argument("--weak-sandbox", action="store_true", help="run programs where the system "
+                        "cannot lock them in, under resource limits alone")
+    args = parser.parse_args()
+    build_only, chat_only = vars(args).pop("build"), vars(args).pop("chat")
+    if chat_only:
+        return chat(args)
+    if not 0 <= args.fim_share <= 1:
+        raise InputError(f"--fim-share {args.fim_share}: must be between 0 and 1")
+    vars(args).pop("temperature")
+    args.stage, args.before, args.after = "sft", 0, 0
+    args.size = args.size or ("small" if args.device == "cuda" else "tiny")
+    fill_in(args, PRESETS.get(args.size, PUBLISHED))
+    if build_only:
+        return prepare_instructions(args, Tokenizer.load(args.init or base_model(args.out)))
+    train_stage(args)
+
+
+if __name__ == "__main__":
+    run(main)
