@@ -504,7 +504,8 @@ def shown_calls(made):
         tests = [f"    assert candidate{call[len(name):]} == {value}\n" for call, called, value
                  in calls if called == name and parses(f"{call} == {value}")]
         if tests and parses(code) and not re.search(r"^\s*(import|from) ", code, re.MULTILINE):
-            return {"entry_point": name, "test": "def check(candidate):\n" + "".join(tests)}
+            return {"prompt": f"def {name}():\n", "entry_point": name,
+                    "test": "def check(candidate):\n" + "".join(tests)}
 
 
 def verify(found, weak):
@@ -707,10 +708,11 @@ def pass_rate(model, tokenizer, problems, weak):
     return share(passed), bootstrap(passed), share(stopped for _, stopped in texts)
 
 
-def measure(model, tokenizer, args, heldout):
-    """What a model can do -> {name: value}, as the table has it."""
-    model.eval()
-    values, rates = {}, {}
+def measure(folder, args, device):
+    """What a checkpoint can do -> {name: value}, as the table has it."""
+    print(f"\nmeasuring {folder}")
+    model, tokenizer = load(folder, device)
+    heldout, values, rates = load_documents(args.out, "validation"), {}, {}
     for name in ("parameters", "compositions", "ladder"):
         problems = list(find_problems("ladder").values()) if name == "ladder" else [
             row for _, row in read_rows(ASSETS / f"tasks_{name}.jsonl")]
@@ -723,6 +725,14 @@ def measure(model, tokenizer, args, heldout):
         values[f"infilling: {name}"] = sum(score[name] for score in scores) / len(scores)
     values["code: bits per byte"] = bits_per_byte(model, tokenizer, heldout)
     return values
+
+
+def compare(folders, args, device):
+    """Print what checkpoints can do, side by side, and three answers of the last."""
+    values = [measure(folder, args, device) for folder in folders]
+    print_table([["", *(Path(folder).name for folder in folders)]] + [
+        [name, *(f"{value[name]:.2f}" for value in values)] for name in values[0]])
+    show(*load(folders[-1], device))
 
 
 def show(model, tokenizer):
@@ -806,18 +816,13 @@ def train_stage(args):
     best = range(round(len(encoded) * (1 - FINE)), len(encoded))        # they are sorted by score
     batches = ConversationBatches(load_documents(args.out, "train"), tokenizer, args, encoded, best)
     heldout = load_documents(args.out, "validation")
-    before = measure(model, tokenizer, args, heldout)
 
     def evaluate(model, step):
         return {"bpb": bits_per_byte(model, tokenizer, heldout)}
 
-    train(model.train(), tokenizer, batches, next_token_loss, args, evaluate)
+    train(model, tokenizer, batches, next_token_loss, args, evaluate)
     if RANK == 0:
-        model, tokenizer = load(folder, device)
-        after = measure(model, tokenizer, args, heldout)
-        print_table([["", "before", "after"]] + [
-            [name, f"{before[name]:.2f}", f"{after[name]:.2f}"] for name in before])
-        show(model, tokenizer)
+        compare([base, folder], args, device)
         print("\nTo talk with it: python sft.py --chat"
               + (f" --out {args.out}" if args.out != "out" else ""))
 
