@@ -1,9 +1,12 @@
 """What tests share: where reference data lies, a small tokenizer, a small model, fixed weights."""
 
 import gzip
+import json
 import math
 import os
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -97,3 +100,44 @@ def code_folder(tmp_path):
                      for i in range(25)]
             (tmp_path / "code" / module / f"part{n}.py").write_text("\n".join(lines))
     return tmp_path / "code"
+
+
+class Teacher(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server; `answers` of the class says what comes."""
+
+    def do_GET(self):
+        known = self.headers.get("Authorization") in self.server.keys
+        self.reply(200 if known else 401, {"data": [{"id": "teacher-7b"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, self.headers.get("Authorization"), body))
+        self.reply(*self.server.answer(body))
+
+    def reply(self, status, body):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+    def log_message(self, *args):
+        pass
+
+
+def answered(text):
+    return 200, {"choices": [{"message": {"content": text}}]}
+
+
+@pytest.fixture
+def teacher(tmp_path, monkeypatch):
+    """A local teacher: set .answer, look at .asked."""
+    import data
+    monkeypatch.setenv("MINICODER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "RETRY_SECONDS", 0)
+    data.first_model.cache_clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
+    server.asked, server.url = [], f"http://127.0.0.1:{server.server_port}/v1"
+    server.keys = [None, "Bearer secret"]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()

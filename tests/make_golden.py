@@ -4,16 +4,22 @@
     python tests/make_golden.py
 """
 
+import gzip
 import json
+import tempfile
 from pathlib import Path
 
 import torch
-from conftest import CASES, CODE, SMALL, fill_weights
+from conftest import CASES, CODE, DATA, SMALL, fill_weights
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
-from tokenizer import PATTERN
+from tokenizer import PATTERN, SPECIAL_TOKENS
 
+CHAT = [{"role": "user", "content": "Add 1 to n."},
+        {"role": "assistant", "content": "```python\nn + 1\n```"},
+        {"role": "user", "content": "And 2?"},
+        {"role": "assistant", "content": "n + 2\n"}]
 PROMPT = [5, 17, 3, 88, 42, 9, 61, 30, 2, 77, 54, 11]
 
 
@@ -45,8 +51,27 @@ def merges():
             for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
+def chat():
+    """Ids of a chat by the published template and vocabulary, and the places of what its assistant
+    says with the <|im_end|> after it, found in the text."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("vocab.json", "merges.txt"):
+            packed = (DATA / "tokenizer" / f"{name}.gz").read_bytes()
+            (Path(folder) / name).write_bytes(gzip.decompress(packed))
+        published = Qwen2TokenizerFast.from_pretrained(folder)
+    published.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS[1:]})
+    template = (DATA / "tokenizer" / "Qwen2.5-Instruct.chat_template.jinja").read_text()
+    text = published.apply_chat_template(CHAT, chat_template=template, tokenize=False)
+    encoded = published(text, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    answers = [(text.index(turn["content"]), turn["content"] + "<|im_end|>") for turn in CHAT[1::2]]
+    learned = [i for i, (start, _) in enumerate(offsets)
+               if any(first <= start < first + len(answer) for first, answer in answers)]
+    return {"messages": CHAT, "ids": ids, "learned": learned}
+
+
 if __name__ == "__main__":
-    golden = {"prompt": PROMPT, "merges": merges(),
+    golden = {"prompt": PROMPT, "merges": merges(), "chat": chat(),
               **{name: logits(different) for name, different in CASES.items()}}
     path = Path(__file__).with_name("golden.json")
     path.write_text(json.dumps(golden) + "\n")

@@ -12,12 +12,12 @@ import tarfile
 import threading
 import zipfile
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
 import torch
-from conftest import CODE, reference_data
+from conftest import CODE, answered, reference_data
 
 import data
 import evaluate
@@ -286,46 +286,6 @@ def test_generated_programs_run_to_what_they_say():
             exec(text, {})
             assert output.getvalue() == expected
     assert data.generated_program(5) == data.generated_program(5) != data.generated_program(6)
-
-
-class Teacher(BaseHTTPRequestHandler):
-    """An OpenAI-compatible server; `answers` of the class says what comes."""
-
-    def do_GET(self):
-        known = self.headers.get("Authorization") in self.server.keys
-        self.reply(200 if known else 401, {"data": [{"id": "teacher-7b"}]})
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, self.headers.get("Authorization"), body))
-        self.reply(*self.server.answer(body))
-
-    def reply(self, status, body):
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
-
-    def log_message(self, *args):
-        pass
-
-
-def answered(text):
-    return 200, {"choices": [{"message": {"content": text}}]}
-
-
-@pytest.fixture
-def teacher(tmp_path, monkeypatch):
-    """A local teacher: set .answer, look at .asked."""
-    monkeypatch.setenv("MINICODER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "RETRY_SECONDS", 0)
-    data.first_model.cache_clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
-    server.asked, server.url = [], f"http://127.0.0.1:{server.server_port}/v1"
-    server.keys = [None, "Bearer secret"]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def test_a_question_is_asked_again_but_paid_once(teacher, tmp_path, monkeypatch):

@@ -1,22 +1,24 @@
 """pytest tests/test_sft.py: conversations, what is learned of them, and the real script."""
 
 import ast
+import contextlib
 import itertools
 import json
 import random
+import re
 from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 import torch
-from conftest import CODE
+from conftest import CODE, ROOT, answered
 
 import sft
 from evaluate import grade_all, read_rows
-from model import CausalLM, Config
+from model import CausalLM, Config, load_model, save_model
 from sft import (chat_ids, code_conversations, conversation, conversation_row,
                  held_out_tasks, mutated, read_conversations, score, shown_calls, training_tasks)
-from tokenizer import InputError
+from tokenizer import InputError, Tokenizer
 
 CHAT = [{"role": "user", "content": "Add 1 to n."},
         {"role": "assistant", "content": "```python\nn + 1\n```"},
@@ -160,12 +162,19 @@ def test_calls_that_are_shown_become_tests():
     made = conversation("Write f.\n>>> f(2)\n4\n>>> g(1)\n1", "```python\ndef f(n):\n"
                         "    return 2 * n\n```", "file")
     problem = shown_calls(made)
-    assert problem == {"entry_point": "f", "test": "def check(candidate):\n"
-                       "    assert candidate(2) == 4\n"}
+    assert problem == {"prompt": "def f():\n", "entry_point": "f",
+                       "test": "def check(candidate):\n    assert candidate(2) == 4\n"}
     assert shown_calls(conversation("Write f.", "def f(): pass", "file")) is None
 
 
 # ---- ids and rows
+
+
+def test_ids_and_targets_of_a_chat_are_the_published_ones(published_folder):
+    golden = json.loads((ROOT / "tests" / "golden.json").read_text())["chat"]
+    ids, learned = chat_ids(Tokenizer.load(published_folder), golden["messages"])
+    assert ids == golden["ids"]
+    assert [i for i, keep in enumerate(learned) if keep] == golden["learned"]
 
 
 def test_only_answers_are_learned(small_tokenizer):
@@ -224,3 +233,151 @@ def test_rows_hold_each_conversation_once_an_epoch():
         len(q) for q in rows.rows[:rows.rows.index(r) + 1]))) > 0.85    # little room is lost
     again = sft.Rows(lengths, 100, 0, "x")
     assert [again[i] for i in (7, 3)] == [rows[7], rows[3]] and again[400] == last
+
+
+# ---- the build and the real script
+
+DOCUMENTS = [{"text": f"def add_{i}(value):\n    \"\"\"Add {i} to a value and give it back.\"\"\"\n"
+              f"    total = value + {i}\n    return total\n", "path": f"a/{i}.py", "repo": "a",
+              "language": "python", "source": "x", "kind": "code"} for i in range(30)]
+FAST = ["--device", "cpu", "--steps", "6", "--seq-len", "256", "--batch-tokens", "512",
+        "--eval-every", "3", "--save-every", "2"]
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    """A root folder with data and a random model with context for 512 tokens."""
+    (tmp_path / "data").mkdir()
+    for part in ("train", "validation"):
+        (tmp_path / "data" / f"{part}.jsonl").write_text(
+            "".join(json.dumps(document) + "\n" for document in DOCUMENTS))
+    tokenizer = Tokenizer.train([CODE, sft.text_of(sft.task_conversation(
+        training_tasks(0, 1)[0]))] * 3, 500)
+    torch.manual_seed(0)
+    save_model(CausalLM(Config(32, 2, 4, 2, 48, vocab_size=tokenizer.vocab_size,
+                               max_position_embeddings=512)), tmp_path / "pretrain")
+    tokenizer.save(tmp_path / "pretrain")
+    less = dict(TASKS=100, CODE=20, GAPS=1, ASKED_TOKENS=4, ANSWERS=2, TAUGHT=4)
+    for name, value in less.items():
+        monkeypatch.setattr(sft, name, value)
+    return tmp_path
+
+
+def script(monkeypatch, out, *flags):
+    monkeypatch.setattr("sys.argv", ["sft.py", "--out", str(out), *FAST, *flags])
+    sft.main()
+
+
+def rows_of(path):
+    return [row for _, row in read_rows(path)]
+
+
+def test_build_from_every_source(out, monkeypatch, teacher, capsys):
+    """What is kept is sorted by score, the better of two answers stays, what fails its tests or is
+    a benchmark's is not learned; a teacher that dies is asked only what is missing."""
+    def answer(body):
+        text = body["messages"][0]["content"]
+        if text.startswith("Here is a piece"):
+            return answered("Write `half(n)`.\n>>> half(4)\n2")
+        if text.startswith("Question:"):
+            return answered("9 9 9 9 9 9 9 9 9" if "n // 2" in text else "1 2")
+        right = "n // 2" if body["seed"] else "n"
+        return answered(f"```python\ndef half(n):\n    return {right}\n```")
+
+    ladder = next(row for row in rows_of(sft.ASSETS / "ladder.jsonl") if len(row["prompt"]) > 200)
+    own = out / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in [
+        {"messages": CHAT}, {"messages": CHAT}, {"messages": CHAT[:1]},
+        {"instruction": ladder["prompt"], "output": ladder["canonical_solution"]},
+        {"instruction": "Double.\n>>> f(2)\n4",
+         "output": "```python\ndef f(n):\n    return n\n```"},
+        {"instruction": "Who are you?", "output": "A program."}]))
+    flags = ("--build", "--data", str(own), "--teacher", teacher.url)
+    teacher.answer = lambda body: (401, b"")
+    with pytest.raises(InputError, match="HTTP 401"):
+        script(monkeypatch, out, *flags)
+    assert not (out / "instructions").exists()
+    teacher.answer = answer
+    script(monkeypatch, out, *flags)
+    asked, kept = len(teacher.asked), rows_of(out / "instructions" / "train.jsonl")
+    manifest = json.loads((out / "instructions" / "manifest.json").read_text())
+    counts = manifest["counts"]
+    assert counts["contaminated"] == 1 and counts["fails its tests"] == 2
+    assert counts["the same twice"] >= 1 and counts["made"] - manifest["kept"] == sum(
+        count for reason, count in counts.items() if reason != "made")
+    assert manifest["broken"] == {"no assistant turn": [1, f"{own}, line 3"]}
+    assert [row["score"] for row in kept] == sorted(row["score"] for row in kept)
+    [taught] = [row for row in kept if row["source"] == "teacher"]
+    assert "n // 2" in taught["messages"][1]["content"] and taught["passed"]
+    assert taught["score"] == pytest.approx(0.9)
+    failed = [row["messages"][-1]["content"] for row in rows_of(
+        out / "instructions" / "rejected.jsonl")]
+    assert len(failed) == 2 and all("return n\n" in text for text in failed)
+    assert manifest["languages"]["python"] > 100
+    script(monkeypatch, out, *flags, "--fresh")
+    assert len(teacher.asked) == asked                      # nothing is paid twice
+    with pytest.raises(InputError, match="was made from teacher http"):
+        script(monkeypatch, out, "--build", "--data", str(own))
+    assert "left out: 1 with no assistant turn, the first in" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_the_script_trains_stops_goes_on_and_answers(out, monkeypatch, capsys):
+    """Interrupted and resumed it ends with the weights of a run that was not."""
+    script(monkeypatch, out)
+    printed = capsys.readouterr().out
+    assert "longer than 256 tokens are left out" in printed
+    assert re.search(r"unseen parameters: pass@1, % +0\.00 +0\.00", printed)
+    assert printed.count("--- asked") == 3
+    whole = load_model(out / "sft", "cpu").state_dict()
+    base = load_model(out / "pretrain", "cpu").state_dict()
+    assert any(not torch.equal(whole[name], base[name]) for name in whole)
+    script(monkeypatch, out)
+    assert "sft is finished" in capsys.readouterr().out
+
+    def stop(model, step):
+        raise KeyboardInterrupt
+
+    real = sft.train
+    monkeypatch.setattr(sft, "train", lambda *args: real(*args[:5], stop))
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        script(monkeypatch, out, "--fresh")
+    assert (out / "sft.unfinished").exists()
+    monkeypatch.setattr(sft, "train", real)
+    monkeypatch.setattr(sft, "compare", lambda *args: None)
+    script(monkeypatch, out)
+    assert "going on after step 2 of" in capsys.readouterr().out
+    again = load_model(out / "sft", "cpu").state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_chat_streams_and_forgets_the_oldest_turns(out, monkeypatch, capsys):
+    questions = iter(["Say hi. " * 9] * 9 + [""])
+    monkeypatch.setattr("builtins.input", lambda _: next(questions))
+    script(monkeypatch, out, "--chat")
+    assert "an empty line ends the chat" in capsys.readouterr().out and not list(questions)
+
+
+@pytest.mark.parametrize("flags, problem", [
+    (["--fim-share", "1.5"], "--fim-share 1.5: must be between 0 and 1"),
+    (["--data", "none.jsonl"], "none.jsonl"), (["--init", "none"], "none"),
+    (["--steps", "0"], "--steps: must be at least 1")])
+def test_bad_flags(out, monkeypatch, flags, problem):
+    with pytest.raises(InputError, match=problem):
+        script(monkeypatch, out, *flags)
+    assert not (out / "sft").exists() and not (out / "instructions").exists()
+
+
+def test_without_a_base_there_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="no pretrained model; run `python pretrain.py` first"):
+        script(monkeypatch, tmp_path)
+
+
+def test_a_base_that_never_saw_a_chat_is_warned_of(small_tokenizer, capsys):
+    model = CausalLM(Config(32, 1, 4, 2, 48, vocab_size=small_tokenizer.vocab_size))
+    sft.warn_if_untrained(model, small_tokenizer)
+    assert not capsys.readouterr().out
+    with torch.no_grad():
+        model.head[small_tokenizer.special["<|im_start|>"]] /= 10
+    sft.warn_if_untrained(model, small_tokenizer)
+    assert "hardly seen <|im_start|>" in capsys.readouterr().out
