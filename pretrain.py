@@ -366,26 +366,28 @@ def pinned(batches, device, step):
 
 
 def one_step(model, optimizers, batch_list, loss_fn, count, lr):
-    """Forward, backward and update over the batches of a step -> (loss sum, gradient norm).
+    """Forward, backward and update over the batches of a step -> (sums, gradient norm).
 
     The loss is averaged over the targets of the whole step, wherever they are; FSDP averages
-    gradients over processes, hence the factor. Both results are tensors on the device: reading
-    them would make the CPU wait, so that happens a step later.
+    gradients over processes, hence the factor. sums: of the loss and of each of its metrics. All
+    results are tensors on the device: reading them would make the CPU wait, so that happens a
+    step later.
     """
-    total, device = 0.0, model.head.device
+    sums, device = {}, model.head.device
     for batch in batch_list:
         batch = {name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
                  for name, value in batch.items()}
-        loss, _ = loss_fn(model, batch)
+        loss, metrics = loss_fn(model, batch)
         (loss * (WORLD / count)).backward()
-        total = total + loss.detach()
+        for name, value in {"loss": loss, **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + value.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("scale", 1)
         optimizer.step()
         optimizer.zero_grad()
-    return total, norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return sums, norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def out_of_memory(args):
@@ -433,30 +435,33 @@ class Log:
     def __init__(self, work, args, first, flops, peak):
         self.work, self.args, self.flops, self.peak = work, args, flops, peak
         self.every, self.waiting = max(1, args.steps // 50), None
-        self.norms, self.seconds, self.waited, self.steps = deque(maxlen=100), 0.0, 0.0, 0
+        self.norms, self.seconds, self.waited = deque(maxlen=100), 0.0, 0.0
+        self.steps = self.tokens = 0
         if RANK == 0:
             rows = read_metrics(work, before=first)
             write_text(work / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         self.bar = tqdm(total=args.steps, initial=first, unit="step",
                         disable=RANK > 0 or not sys.stderr.isatty())
 
-    def note(self, step, lr, count, loss, norm, seconds, waited):
-        """Keep what a step gave, loss and norm still on the device, until it is read. seconds: of
-        the step, of which it waited so many for its batch."""
-        self.waiting = step, lr, count, loss, norm
-        self.seconds, self.waited, self.steps = (
-            self.seconds + seconds, self.waited + waited, self.steps + 1)
+    def note(self, step, lr, count, sums, norm, tokens, seconds, waited):
+        """Keep what a step gave, sums and norm still on the device, until it is read. tokens: of
+        the step on this process; seconds: of the step, of which it waited some for its batch."""
+        self.waiting = step, lr, count, sums, norm
+        self.seconds, self.waited = self.seconds + seconds, self.waited + waited
+        self.steps, self.tokens = self.steps + 1, self.tokens + tokens
 
     def read(self, measured=None):
         """Read what was noted; write its row every so often, and whenever there are measures."""
         if not self.waiting:
             return
-        (step, lr, count, loss, norm), self.waiting = self.waiting, None
-        [loss], norm = sum_over_ranks(float(loss)), float(norm)
+        (step, lr, count, sums, norm), self.waiting = self.waiting, None
+        totals = sum_over_ranks(*map(float, sums.values()))
+        means, norm = {name: x / count for name, x in zip(sums, totals)}, float(norm)
+        loss = means.pop("loss")
         usual = statistics.median(self.norms) if len(self.norms) > 20 else math.inf
         if not math.isfinite(loss + norm) or norm > DIVERGED * usual:
             raise InputError(
-                f"step {step}: the loss is {loss / count:.3g}, the gradient's norm {norm:.3g}"
+                f"step {step}: the loss is {loss:.3g}, the gradient's norm {norm:.3g}"
                 + (f" where {usual:.2g} was usual" if math.isfinite(usual) else "")
                 + f"; step {newest_resume(self.work)} is kept in {self.work}. Lower --lr, use "
                 "--fresh")
@@ -464,8 +469,8 @@ class Log:
         self.bar.update()
         if not measured and step % self.every and step < self.args.steps:
             return
-        speed = self.args.batch_tokens * self.steps / self.seconds
-        row = {"step": step, "loss": loss / count, "lr": lr, "grad_norm": norm,
+        speed = WORLD * self.tokens / self.seconds
+        row = {"step": step, "loss": loss, **means, "lr": lr, "grad_norm": norm,
                "tokens_per_second": speed, "mfu": speed * self.flops / self.peak,
                "data_share": self.waited / self.seconds, "memory_gb": memory(), **(measured or {})}
         if RANK == 0:
@@ -474,7 +479,7 @@ class Log:
             left = (self.args.steps - step) * self.seconds / self.steps
             tqdm.write(log_line(row, self.args.steps, left))
             sys.stdout.flush()
-        self.seconds, self.waited, self.steps = 0.0, 0.0, 0
+        self.seconds, self.waited, self.steps, self.tokens = 0.0, 0.0, 0, 0
 
 
 def start(model, args, work):
@@ -549,9 +554,10 @@ def train(model, tokenizer, batches, loss_fn, args, evaluate=None):
                 log.read()
                 stop_here(work, step, saved, model, optimizers, stops)
             lr = learning_rate(args.before + step, args.before + args.steps + args.after, args.lr)
-            loss, norm = one_step(model, optimizers, batch_list, loss_fn, count, lr)
+            sums, norm = one_step(model, optimizers, batch_list, loss_fn, count, lr)
             log.read()                              # of the step before, while this one computes
-            log.note(done, lr, count, loss, norm, time.perf_counter() - begin, waited)
+            log.note(done, lr, count, sums, norm, sum(b["input_ids"].numel() for b in batch_list),
+                     time.perf_counter() - begin, waited)
             if evaluate and (done % args.eval_every == 0 or done == args.steps):
                 with torch.compiler.set_stance("force_eager"):      # of shapes that do not return
                     log.read(evaluate(model, done))

@@ -34,8 +34,8 @@ from matplotlib.figure import Figure
 from data import (Batches, Classifier, Contamination, ask_all, default_benchmarks, generator,
                   load_documents, made_from)
 from evaluate import (benchmarks, bits_per_byte, bootstrap, code_block, complete, control_stops,
-                      find_problems, grades, held_out_gaps, measure_infilling, parses, prompt_ids,
-                      read_rows)
+                      find_problems, grades, held_out_gaps, measure_infilling, parses, pass_at_k,
+                      prompt_ids, read_rows)
 from fim import load, newest_model
 from model import check_vocabulary, generate, load_model
 from pretrain import (RANK, WORLD, barrier, fill_in, next_token_loss, print_table, say,
@@ -564,8 +564,7 @@ def build(args, tokenizer):
 
 
 def made_by(args):
-    return {"data": [str(path) for path in args.data or []], "teacher": args.teacher,
-            "seed": args.seed}
+    return {"data": args.data or [], "teacher": args.teacher, "seed": args.seed}
 
 
 def draw_scores(kept, path):
@@ -694,55 +693,73 @@ class ConversationBatches(Batches):
 # Measuring
 
 ASKED_TOKENS = 160              # of an answer, when measuring
+SAMPLED = 100                   # problems that are answered several times
 GAPS = 50                       # of each kind
 
 
-def pass_rate(model, tokenizer, problems, weak):
-    """Greedy answers to problems -> share that passes, its interval, share that stops by itself."""
+def solve(model, tokenizer, problems, weak, n=1, **sampling):
+    """n answers to each problem, graded -> for each a list of (text, stopped by itself, passed)."""
     way = benchmarks()["prompts"]["code chat"]
     prompts = [prompt_ids(model, tokenizer, way, problem) for problem in problems]
-    texts = complete(model, tokenizer, prompts, ASKED_TOKENS, way["stops"],
-                     control_stops(tokenizer))
-    pairs = [(problem, code_block(text)) for problem, (text, _) in zip(problems, texts)]
-    passed = [grade.passed for grade in grades(pairs, weak=weak)]
-    return share(passed), bootstrap(passed), share(stopped for _, stopped in texts)
+    texts = complete(model, tokenizer, [prompt for prompt in prompts for _ in range(n)],
+                     ASKED_TOKENS, way["stops"], control_stops(tokenizer), **sampling)
+    pairs = [(problems[i // n], code_block(text)) for i, (text, _) in enumerate(texts)]
+    found = [(*text, grade.passed) for text, grade in zip(texts, grades(pairs, weak=weak))]
+    return [found[i:i + n] for i in range(0, len(found), n)]
 
 
-def measure(folder, args, device):
-    """What a checkpoint can do -> {name: value}, as the table has it."""
+def held_out_problems(kind):
+    return [row for _, row in read_rows(ASSETS / f"tasks_{kind}.jsonl")]
+
+
+def measure(folder, args, device, samples=0):
+    """What a checkpoint can do -> {name: value, or a list of values over problems}. samples: of
+    each of some problems at temperature 0.8, for pass@k."""
     print(f"\nmeasuring {folder}")
     model, tokenizer = load(folder, device)
-    heldout, values, rates = load_documents(args.out, "validation"), {}, {}
+    heldout, values = load_documents(args.out, "validation"), {}
     for name in ("parameters", "compositions", "ladder"):
-        problems = list(find_problems("ladder").values()) if name == "ladder" else [
-            row for _, row in read_rows(ASSETS / f"tasks_{name}.jsonl")]
-        rates[name] = pass_rate(model, tokenizer, problems, args.weak_sandbox)
-    for name, (passed, _, _) in rates.items():
-        values[f"{'unseen ' * (name != 'ladder')}{name}: pass@1, %"] = 100 * passed
-    values["answers that stop, %"] = 100 * rates["parameters"][2]
+        problems = list(find_problems("ladder").values()) if name == "ladder" else (
+            held_out_problems(name))
+        answers = [answer for [answer] in solve(model, tokenizer, problems, args.weak_sandbox)]
+        values[f"{'unseen ' * (name != 'ladder')}{name}: pass@1, %"] = [
+            100 * passed for _, _, passed in answers]
+        if name == "parameters":
+            stops = share(stopped for _, stopped, _ in answers)
+            length = sum(len(tokenizer.encode(text)) for text, _, _ in answers) / len(answers)
+        if name == "parameters" and samples:
+            answers = solve(model, tokenizer, problems[:SAMPLED], args.weak_sandbox, samples,
+                            temperature=0.8, seed=args.seed)
+            for k in (1, samples):
+                values[f"{SAMPLED} sampled {samples} times: pass@{k}, %"] = [
+                    100 * pass_at_k(samples, sum(passed for _, _, passed in found), k)
+                    for found in answers]
     scores = measure_infilling(model, tokenizer, held_out_gaps(heldout, GAPS)).values()
-    for name in ("bits per byte", "exact, %", "stops, %"):
-        values[f"infilling: {name}"] = sum(score[name] for score in scores) / len(scores)
-    values["code: bits per byte"] = bits_per_byte(model, tokenizer, heldout)
-    return values
+    return {**values, "answers that stop, %": 100 * stops, "length of an answer, tokens": length,
+            **{f"infilling: {name}": sum(score[name] for score in scores) / len(scores)
+               for name in ("bits per byte", "exact, %", "stops, %")},
+            "code: bits per byte": bits_per_byte(model, tokenizer, heldout)}
 
 
-def compare(folders, args, device):
-    """Print what checkpoints can do, side by side, and three answers of the last."""
-    values = [measure(folder, args, device) for folder in folders]
+def cell(value):
+    """A measure as the table has it: of a list the mean and its 95 % interval."""
+    if not isinstance(value, list):
+        return f"{value:.2f}"
+    low, high = bootstrap(value)
+    return f"{sum(value) / len(value):.1f} ({low:.1f} to {high:.1f})"
+
+
+def compare(folders, args, device, samples=0):
+    """Print what checkpoints can do, side by side, and three answers of the last -> measures."""
+    values = [measure(folder, args, device, samples) for folder in folders]
+    print()
     print_table([["", *(Path(folder).name for folder in folders)]] + [
-        [name, *(f"{value[name]:.2f}" for value in values)] for name in values[0]])
-    show(*load(folders[-1], device))
-
-
-def show(model, tokenizer):
-    """Print what the model answers to held-out tasks, one of each depth."""
-    problems = [row for _, row in read_rows(ASSETS / "tasks_parameters.jsonl")][:3]
-    way = benchmarks()["prompts"]["code chat"]
-    prompts = [prompt_ids(model, tokenizer, way, problem) for problem in problems]
-    for problem, (text, _) in zip(problems, complete(
-            model, tokenizer, prompts, ASKED_TOKENS, way["stops"], control_stops(tokenizer))):
+        [name, *(cell(value[name]) for value in values)] for name in values[0]])
+    problems = held_out_problems("parameters")[:3]
+    for problem, [(text, _, _)] in zip(problems, solve(*load(folders[-1], device), problems,
+                                                       args.weak_sandbox)):
         print(f"\n--- asked\n{problem['prompt']}--- answered\n{code_block(text).rstrip()}")
+    return values
 
 
 # ------------------------------------------------------------------------------------------------
@@ -780,12 +797,13 @@ def prompt_of(tokenizer, messages):
 # The stage
 
 
-def base_model(out):
-    """The folder of the last finished phase of pretraining."""
-    for stage in ("repository", "pretrain"):
+def base_model(out, stages=("repository", "pretrain"), command="python pretrain.py"):
+    """The folder of the first of some stages that is finished."""
+    for stage in stages:
         if (Path(out) / stage / "config.json").exists():
             return str(Path(out) / stage)
-    raise InputError(f"{out}: no pretrained model; run `python pretrain.py` first, or give --init")
+    raise InputError(f"{out}: no {' or '.join(stages)} model; run `{command}` first, or give "
+                     "--init")
 
 
 def warn_if_untrained(model, tokenizer):
@@ -830,7 +848,7 @@ def train_stage(args):
 def main():
     parser = argparse.ArgumentParser(description="Fine-tune a Qwen2.5-Coder on conversations.")
     training_flags(parser)
-    parser.add_argument("--data", action="append", type=Path, metavar="FILE", help="conversations "
+    parser.add_argument("--data", action="append", metavar="FILE", help="conversations "
                         "of your own, messages or Alpaca's shape, beside ours (repeatable)")
     parser.add_argument("--teacher", metavar="URL", help="an OpenAI-compatible server that writes "
                         "more of them")

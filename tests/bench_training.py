@@ -57,8 +57,8 @@ def measure(args, device, setting):
         torch.cuda.reset_peak_memory_stats()
     for _ in range(args.steps + 1):
         start = time.perf_counter()
-        loss, _ = one_step(model, optimizers, [batch], next_token_loss, ids[:, 1:].numel(), 1e-4)
-        float(loss)                                             # waits for the device
+        sums, _ = one_step(model, optimizers, [batch], next_token_loss, ids[:, 1:].numel(), 1e-4)
+        float(sums["loss"])                                             # waits for the device
         seconds.append(time.perf_counter() - start)
     speed = args.rows * args.seq_len / statistics.median(seconds[1:])
     share = speed * flops_per_token(config, parameter_count(model), args.seq_len) / matmul_rate(

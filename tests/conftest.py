@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("MINICODER_DATA", ROOT.parent / "shared" / "data"))
 sys.path.insert(0, str(ROOT))
 
-from model import CausalLM, Config  # noqa: E402
+from model import CausalLM, Config, save_model  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -100,6 +100,30 @@ def code_folder(tmp_path):
                      for i in range(25)]
             (tmp_path / "code" / module / f"part{n}.py").write_text("\n".join(lines))
     return tmp_path / "code"
+
+
+def script_folder(out, stage, monkeypatch):
+    """A root folder with data and a random model with context for 512 tokens as out/<stage>; what
+    sft.py builds and measures is made small."""
+    import sft
+    documents = [{
+        "text": f"def add_{i}(value):\n    \"\"\"Add {i} to a value and give it back.\"\"\"\n"
+                f"    total = value + {i}\n    return total\n", "path": f"a/{i}.py", "repo": "a",
+        "language": "python", "source": "x", "kind": "code"} for i in range(30)]
+    (out / "data").mkdir()
+    for part in ("train", "validation"):
+        (out / "data" / f"{part}.jsonl").write_text(
+            "".join(json.dumps(document) + "\n" for document in documents))
+    [task] = sft.training_tasks(0, 1)
+    tokenizer = Tokenizer.train([CODE, sft.text_of(sft.task_conversation(task))] * 3, 500)
+    torch.manual_seed(0)
+    save_model(CausalLM(Config(32, 2, 4, 2, 48, vocab_size=tokenizer.vocab_size,
+                               max_position_embeddings=512)), out / stage)
+    tokenizer.save(out / stage)
+    less = dict(TASKS=100, CODE=20, GAPS=1, ASKED_TOKENS=4, ANSWERS=2, TAUGHT=4)
+    for name, value in less.items():
+        monkeypatch.setattr(sft, name, value)
+    return out
 
 
 class Teacher(BaseHTTPRequestHandler):

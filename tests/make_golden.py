@@ -1,18 +1,24 @@
-"""Write golden.json: what transformers and tokenizers compute, for tests that run without them.
+"""Write golden.json: what other libraries compute, for tests that run without them.
 
     pip install transformers tokenizers     # in an environment of its own
     python tests/make_golden.py
+
+    pip install trl==0.16.0 transformers==4.50.3 datasets==3.5.0    # in another one
+    python tests/make_golden.py preferences
 """
 
 import gzip
 import json
+import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from conftest import CASES, CODE, DATA, SMALL, fill_weights
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
+if sys.argv[1:] != ["preferences"]:
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
 from tokenizer import PATTERN, SPECIAL_TOKENS
 
@@ -70,9 +76,36 @@ def chat():
     return {"messages": CHAT, "ids": ids, "learned": learned}
 
 
+def preferences():
+    """TRL's losses, rewards and gradients for log-probabilities, sums of answers or their means."""
+    from trl import DPOTrainer
+    rows = [(torch.rand(5, generator=torch.Generator().manual_seed(i)) - 1.2) * 40
+            for i in range(4)]
+    lengths = torch.tensor([[12.0, 7, 30, 21, 9], [10.0, 9, 28, 33, 9]])
+    golden = []
+    for kind, theirs in (("sigmoid", "sigmoid"), ("length", "sigmoid"), ("ipo", "ipo")):
+        trainer = SimpleNamespace(
+            accelerator=SimpleNamespace(device="cpu"), reference_free=False, beta=0.3,
+            f_divergence_type="reverse_kl", f_divergence_params=None, label_smoothing=0,
+            loss_type=theirs)
+        inputs = [row / (1 if kind == "sigmoid" else lengths[i % 2]) for i, row in enumerate(rows)]
+        inputs = [row.clone().requires_grad_() for row in inputs]
+        losses, chosen, rejected = DPOTrainer.dpo_loss(trainer, *inputs)
+        losses.sum().backward()
+        golden.append({"kind": kind, "beta": 0.3, "inputs": [row.tolist() for row in inputs],
+                       "losses": losses.tolist(), "chosen": chosen.tolist(),
+                       "rejected": rejected.tolist(),
+                       "gradients": [row.grad.tolist() for row in inputs[:2]]})
+    return golden
+
+
 if __name__ == "__main__":
-    golden = {"prompt": PROMPT, "merges": merges(), "chat": chat(),
-              **{name: logits(different) for name, different in CASES.items()}}
     path = Path(__file__).with_name("golden.json")
+    golden = json.loads(path.read_text()) if path.exists() else {}
+    if sys.argv[1:] == ["preferences"]:
+        golden["preferences"] = preferences()
+    else:
+        golden.update({"prompt": PROMPT, "merges": merges(), "chat": chat(),
+                       **{name: logits(different) for name, different in CASES.items()}})
     path.write_text(json.dumps(golden) + "\n")
     print(path, path.stat().st_size, "bytes")

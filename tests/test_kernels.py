@@ -185,8 +185,8 @@ starts = torch.tensor([[0] * 5 + [5] * 11] * 4)
 part = slice(pretrain.RANK * 4 // pretrain.WORLD, (pretrain.RANK + 1) * 4 // pretrain.WORLD)
 batch = {"input_ids": ids[part, :-1], "targets": ids[part, 1:], "document_starts": starts[part]}
 for step in range(4):
-    loss, norm = pretrain.one_step(model, optimizers, [batch], pretrain.next_token_loss, 64, 1e-3)
-    [loss] = pretrain.sum_over_ranks(loss)
+    sums, norm = pretrain.one_step(model, optimizers, [batch], pretrain.next_token_loss, 64, 1e-3)
+    [loss] = pretrain.sum_over_ranks(float(sums["loss"]))
     pretrain.say(f"{loss:.5f} {norm:.5f}")
 pretrain.barrier()
 sys.stdout.flush()

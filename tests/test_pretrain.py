@@ -289,15 +289,17 @@ def test_a_lost_run_is_stopped(tmp_path):
     """A step is judged when it is read: not finite, or a hundred times the usual gradient."""
     log = Log(tmp_path, argparse.Namespace(steps=100, batch_tokens=10), 0, 1, 1)
     for step in range(1, 31):
-        log.note(step, 0.1, 10, torch.tensor(20.0), torch.tensor(0.5), 1.0, 0.25)
+        log.note(step, 0.1, 10, {"loss": torch.tensor(20.0), "other": torch.tensor(5.0)},
+                 torch.tensor(0.5), 64, 1.0, 0.25)
         log.read()
     row = read_metrics(tmp_path)[-1]
-    assert [row[name] for name in ("step", "loss", "grad_norm", "tokens_per_second", "data_share")
-            ] == [30, 2.0, 0.5, 10.0, 0.25]
-    log.note(31, 0.1, 10, torch.tensor(20.0), torch.tensor(51.0), 1.0, 0.0)
+    assert [row[name] for name in ("step", "loss", "other", "grad_norm", "tokens_per_second",
+                                      "data_share")
+            ] == [30, 2.0, 0.5, 0.5, 64.0, 0.25]
+    log.note(31, 0.1, 10, {"loss": torch.tensor(20.0)}, torch.tensor(51.0), 64, 1.0, 0.0)
     with pytest.raises(InputError, match="step 31: .*, the gradient's norm 51 where 0.5"):
         log.read()
-    log.note(32, 0.1, 10, torch.tensor(math.nan), torch.tensor(0.5), 1.0, 0.0)
+    log.note(32, 0.1, 10, {"loss": torch.tensor(math.nan)}, torch.tensor(0.5), 64, 1.0, 0.0)
     with pytest.raises(InputError, match="step 32: the loss is nan"):
         log.read()
 
@@ -353,8 +355,8 @@ def test_a_batch_can_be_learned_by_heart():
 
     optimizers = make_optimizers(model, "muon")
     for _ in range(120):
-        loss, norm = one_step(model, optimizers, [batch], loss_fn, 7, lr=3e-3)
-    assert loss / 7 < 0.05 and math.isfinite(norm)
+        sums, norm = one_step(model, optimizers, [batch], loss_fn, 7, lr=3e-3)
+    assert sums["loss"] / 7 < 0.05 and math.isfinite(norm)
 
 
 def test_flops_per_token():

@@ -1,0 +1,450 @@
+"""Direct preference optimization: of two answers to a question, the one that passes its tests.
+
+The last step of section 4.2 of the report, in one file. The model answers small tasks several
+times, the sandbox grades the answers, and an answer that passes is preferred to the failing one
+that is most like it. Pairs also come from a file or from a judge. The loss needs what the model
+thought of both before (the reference), which is computed once and stored.
+
+The loop is pretrain.py's train(), the tasks are sft.py's, the sandbox is evaluate.py's.
+
+    python dpo.py                       # sample, grade, pair, train, measure: 10 minutes on 2 cores
+    python dpo.py --rounds 3            # ... and again with the better model
+    python dpo.py --build               # out/preferences_1 alone: the pairs and why others fell out
+    python dpo.py --data FILE           # pairs of your own: prompt, chosen, rejected (JSON lines)
+    python dpo.py --judge http://localhost:8000/v1      # pairs by what a larger model prefers
+"""
+
+import argparse
+import ast
+import functools
+import hashlib
+import json
+import math
+import random
+import re
+import textwrap
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+
+from data import ask_all, generator, load_documents, made_from
+from evaluate import (bits_per_byte, bootstrap, complete, control_stops, edit_similarity,
+                      read_rows)
+from model import check_vocabulary, load_model
+from pretrain import (RANK, WORLD, barrier, choose_dtype, fill_in, read_metrics, say,
+                      start_processes, train, training_flags)
+from sft import (ASKED_TOKENS, base_model, check_messages, compare, prompt_of, solve,
+                 task_conversation, training_tasks, user)
+from tokenizer import (InputError, Tokenizer, read_json, run, whole_folder, write_json,
+                       write_text)
+
+PRESETS = {"tiny": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=60, lr=2e-4),
+           "mini": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=60, lr=1e-4),
+           "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=100, lr=5e-5)}
+# Of the report's parent and of the released script (arXiv 2412.15115, section 4.2; finetuning/dpo)
+PUBLISHED = dict(seq_len=3072, batch_tokens=3072 * 1024, device_batch=4, steps=1000, lr=7e-7)
+BETA, NLL = 0.1, 0.2            # released script; of the chosen answers' own loss: ours
+TASKS, SAMPLES, TEMPERATURE = 800, 6, 1.0       # not published; ours
+PAIRS_A_TASK = 4
+HELD_OUT_PAIRS = 0.1
+COLLAPSED = 1.0                 # nats per token that the chosen answers may lose
+
+# ------------------------------------------------------------------------------------------------
+# The loss
+
+
+def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta=BETA,
+             kind="sigmoid"):
+    """Log-probabilities of chosen and rejected answers, (P,) each -> the loss of each pair (P,).
+
+    sigmoid: of the answers' sums (arXiv 2305.18290, equation 7). length: the same of their means
+    per token (arXiv 2411.15124, section 5). ipo: a margin of 1 / (2 beta) between the means
+    (arXiv 2310.12036, equation 17).
+    """
+    margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)    # (P,)
+    if kind == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2
+    return -F.logsigmoid(beta * margin)
+
+
+def log_probabilities(model, batch):
+    """A batch of 2 P rows -> what each answer's tokens sum to, in fp32, and how many they are."""
+    kept = batch["targets"] != -100                                                 # (2 P, T)
+    known = model(batch["input_ids"], targets=batch["targets"], reduce="none")      # (2 P, T)
+    return known.float().masked_fill(~kept, 0).sum(1), kept.sum(1)                  # (2 P,) each
+
+
+def preference_loss(model, batch, beta, kind, nll):
+    """The loss of a batch of P pairs, summed, and its metrics under their usual names."""
+    sums, counts = log_probabilities(model, batch)                                  # (2 P,)
+    policy, reference = sums, batch["reference"]
+    if kind in ("length", "ipo"):
+        policy, reference = sums / counts, reference / counts
+    own = -(sums / counts).chunk(2)[0]              # of the chosen answers, in nats per token
+    policy, reference = policy.chunk(2), reference.chunk(2)                         # (P,) each
+    losses = own if kind == "chosen" else dpo_loss(*policy, *reference, beta, kind) + nll * own
+    with torch.no_grad():
+        chosen, rejected = (beta * (a - b) for a, b in zip(policy, reference))
+        metrics = {"rewards/chosen": chosen, "rewards/rejected": rejected,
+                   "rewards/margins": chosen - rejected,
+                   "rewards/accuracies": (chosen > rejected).float(),
+                   "logps/chosen": sums.chunk(2)[0], "logps/rejected": sums.chunk(2)[1]}
+    return losses.sum(), {name: values.sum() for name, values in metrics.items()}
+
+
+# ------------------------------------------------------------------------------------------------
+# Pairs: {"prompt": messages, "chosen": text, "rejected": text, "source": where from}
+
+
+def same_code(a, b):
+    """Whether two answers differ in comments and blanks alone."""
+    try:
+        a, b = (ast.dump(ast.parse(textwrap.dedent(code_of(text)))) for text in (a, b))
+    except (SyntaxError, ValueError, RecursionError):
+        a, b = a.strip(), b.strip()
+    return a == b
+
+
+def code_of(answer):
+    return answer.removeprefix("```python\n").removesuffix("```")
+
+
+def pieces(text):
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+def closest(passed, failed, most=PAIRS_A_TASK):
+    """Pairs of one that passes and one that fails, the most alike first, none used twice."""
+    ranked = sorted(((-edit_similarity(pieces(a), pieces(b)), a, b)
+                     for a in passed for b in failed), key=lambda row: row[0])
+    used, pairs = set(), []
+    for _, a, b in ranked:
+        if len(pairs) < most and not {a, b} & used:
+            used |= {a, b}
+            pairs.append((a, b))
+    return pairs
+
+
+def sampled_pairs(model, tokenizer, args, number, counts):
+    """Pairs of answers to new tasks of the grammar, none held out, by what the sandbox says."""
+    tasks = training_tasks(f"{args.seed} preferences {number}", TASKS)
+    answers = solve(model, tokenizer, tasks, args.weak_sandbox, SAMPLES,
+                    temperature=TEMPERATURE, seed=args.seed)
+    pairs = []
+    for task, found in zip(tasks, answers):
+        counts["answers"] += len(found)
+        counts["that pass"] += sum(passed for _, _, passed in found)
+        texts = {f"```python\n{text.rstrip()}\n```": passed for text, ends, passed in found if ends}
+        passing, failing = ([text for text, passed in texts.items() if passed == wanted]
+                            for wanted in (True, False))
+        counts["tasks that are always solved"] += not failing
+        counts["tasks that are never solved"] += not passing
+        prompt = task_conversation(task)["messages"][:-1]
+        pairs += [{"prompt": prompt, "chosen": a, "rejected": b, "source": "sandbox"}
+                  for a, b in closest(passing, failing)]
+    if not pairs:
+        what, do = ("nothing", "train it longer first: python sft.py --fresh --steps N") if not (
+            counts["that pass"]) else ("everything", "there is nothing to prefer here")
+        raise InputError(f"no pairs: the model solves {what} of {len(tasks)} tasks; {do}, or give "
+                         "pairs with --data")
+    return pairs
+
+
+JUDGE = ("Which answer to the question is better?\n\nQuestion:\n{}\n\nAnswer A:\n{}\n\nAnswer B:\n"
+         "{}\n\nAnswer with the one letter A or B, or with the word tie.")
+
+
+def judged_pairs(model, tokenizer, args, counts):
+    """Pairs of two answers to questions of out/instructions that no test decides: the one that a
+    judge prefers in both orders."""
+    questions = [row["messages"][:-1] for _, row in read_rows(
+        Path(args.out) / "instructions" / "train.jsonl") if row["source"] != "tasks"]
+    questions = random.Random(args.seed).sample(questions, min(TASKS, len(questions)))
+    prompts = [prompt_of(tokenizer, question) for question in questions for _ in range(2)]
+    texts = [text for text, _ in complete(
+        model, tokenizer, prompts, ASKED_TOKENS, (), control_stops(tokenizer),
+        temperature=TEMPERATURE, seed=args.seed)]
+    rows = [(question, a, b) for question, a, b in zip(questions, texts[::2], texts[1::2])
+            if a.strip() and b.strip() and a != b]
+    asked = [user(JUDGE.format(question[-1]["content"], *two)) for question, a, b in rows
+             for two in ((a, b), (b, a))]
+    said = [(re.search(r"\b(A|B|tie)\b", answer) or [""])[0]
+            for answer in ask_all(args.judge, asked, temperature=0.0)]
+    pairs = []
+    for (question, a, b), first, second in zip(rows, said[::2], said[1::2]):
+        if {first, second} == {"A", "B"}:
+            chosen, rejected = (a, b) if first == "A" else (b, a)
+            pairs.append({"prompt": question, "chosen": chosen, "rejected": rejected,
+                          "source": "judge"})
+        else:
+            counts["no answer of the judge" if "" in (first, second) else "tie"] += 1
+    if not pairs:
+        raise InputError(f"{args.judge}: prefers none of {len(rows)} pairs in both orders; give "
+                         "another judge")
+    return pairs
+
+
+def read_pairs(path, broken):
+    """The pairs of a file: prompt, chosen and rejected, strings or lists of messages."""
+    pairs = []
+    for number, row in read_rows(path):
+        prompt, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
+        if isinstance(prompt, str):
+            prompt = user(prompt)
+        chosen, rejected = (answer[-1].get("content") if isinstance(answer, list) and answer
+                            and isinstance(answer[-1], dict) else answer
+                            for answer in (chosen, rejected))
+        answer = [{"role": "assistant", "content": chosen}]
+        problem = "a prompt that is no list" if not isinstance(prompt, list) else check_messages(
+            prompt + answer) or check_messages(prompt + [{**answer[0], "content": rejected}])
+        if problem:
+            broken[problem].append(f"{path}, line {number}")
+        else:
+            pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected,
+                          "source": "file"})
+    if not pairs:
+        reason, lines = next(iter(broken.items()), ("nothing in it", [path]))
+        raise InputError(f"{lines[0]}: no pair ({reason}); expected prompt, chosen and rejected")
+    return pairs
+
+
+def balanced(pairs):
+    """Drop pairs, the most uneven first, until chosen and rejected answers are equally long on the
+    whole: else length is what is learned."""
+    def longer(pair):
+        return len(pair["chosen"]) - len(pair["rejected"])
+
+    kept = sorted(pairs, key=longer)
+    total = sum(map(longer, kept))
+    while kept and abs(total) > len(kept):
+        total -= longer(kept.pop(-1 if total > 0 else 0))
+    return kept
+
+
+def prepare_pairs(model, tokenizer, args, number):
+    """Make out/preferences_N unless it is there, print what it holds -> its pairs."""
+    folder = Path(args.out) / f"preferences_{number}"
+    made_by = {"init": args.init, "seed": args.seed, "judge": args.judge,
+               "data": args.data or []}
+    if RANK == 0 and (args.fresh or not folder.exists()):
+        counts, broken = Counter(), defaultdict(list)
+        pairs = [pair for path in args.data or [] for pair in read_pairs(path, broken)]
+        if args.judge:
+            pairs += judged_pairs(model, tokenizer, args, counts)
+        if not pairs:
+            pairs = sampled_pairs(model, tokenizer, args, number, counts)
+        counts["pairs"] = len(pairs)
+        distinct = list({json.dumps(pair): pair for pair in pairs}.values())
+        different = [pair for pair in distinct if not same_code(pair["chosen"], pair["rejected"])]
+        kept = balanced(different)
+        counts.update({"the same twice": len(pairs) - len(distinct), "differ in nothing that runs":
+                       len(distinct) - len(different), "dropped for equal lengths":
+                       len(different) - len(kept)})
+        with whole_folder(folder) as new:
+            write_text(new / "pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in kept))
+            write_json(new / "manifest.json", {**made_by, "counts": counts, "kept": len(kept),
+                       "broken": {why: [len(lines), lines[0]] for why, lines in broken.items()}})
+    barrier()
+    manifest = made_from(folder, made_by)
+    say(", ".join(f"{n:,} {what}" for what, n in manifest["counts"].items())
+        + f": {manifest['kept']:,} kept in {folder}")
+    for reason, (count, first) in manifest["broken"].items():
+        say(f"left out: {count} with {reason}, the first in {first}")
+    return [row for _, row in read_rows(folder / "pairs.jsonl")]
+
+
+# ------------------------------------------------------------------------------------------------
+# Pairs -> batches
+
+
+def pair_ids(tokenizer, pair):
+    """A pair as (ids of the prompt, of the chosen answer, of the rejected one), each answer with
+    the <|im_end|> that closes it."""
+    end = tokenizer.special["<|im_end|>"]
+    return (prompt_of(tokenizer, pair["prompt"]), [*tokenizer.encode(pair["chosen"]), end],
+            [*tokenizer.encode(pair["rejected"]), end])
+
+
+def pair_batch(pairs, end):
+    """P pairs of ids -> input_ids and targets (2 P, T): the chosen rows, then the rejected ones."""
+    rows = [(prompt, chosen) for prompt, chosen, _ in pairs]
+    rows += [(prompt, rejected) for prompt, _, rejected in pairs]
+    T = max(len(prompt) + len(answer) for prompt, answer in rows) - 1
+    inputs, targets = torch.full((len(rows), T), end), torch.full((len(rows), T), -100)
+    for row, (prompt, answer) in enumerate(rows):
+        ids = torch.tensor(prompt + answer)
+        inputs[row, :len(ids) - 1] = ids[:-1]
+        targets[row, len(prompt) - 1:len(ids) - 1] = ids[len(prompt):]
+    return {"input_ids": inputs, "targets": targets, "count": len(pairs)}
+
+
+class PairBatches:
+    """batches(step) -> the step's pairs for one rank, each epoch in an order of its own, those of
+    like length together."""
+
+    def __init__(self, encoded, reference, end, args):
+        """encoded: pair_ids of N pairs; reference: the log-probabilities of both answers (2, N)."""
+        self.encoded, self.reference, self.end = encoded, torch.from_numpy(reference), end
+        self.seed, self.device_pairs = args.seed, max(1, args.device_batch // 2)
+        self.pairs = args.batch_tokens // (2 * args.seq_len)
+        if self.pairs % WORLD or not self.pairs:
+            raise InputError(f"--batch-tokens: {self.pairs} pairs of two rows of {args.seq_len} "
+                             f"tokens cannot be shared evenly by {WORLD} processes")
+
+    def number(self, index):
+        epoch, place = divmod(index, len(self.encoded))
+        return int(generator(self.seed, "pairs", epoch).permutation(len(self.encoded))[place])
+
+    def __call__(self, step):
+        share = self.pairs // WORLD
+        first = step * self.pairs + RANK * share
+        numbers = sorted((self.number(first + j) for j in range(share)),
+                         key=lambda i: sum(map(len, self.encoded[i])))
+        return [self.batch(numbers[j:j + self.device_pairs])
+                for j in range(0, share, self.device_pairs)]
+
+    def batch(self, numbers):
+        return {**pair_batch([self.encoded[i] for i in numbers], self.end),
+                "reference": self.reference[:, numbers].flatten()}                  # (2 P,)
+
+
+@torch.no_grad()
+def reference_log_probabilities(model, encoded, end, folder):
+    """What the reference gives both answers of N pairs, (2, N): computed once, kept in a file that
+    is named by the hash of its weights and of the pairs."""
+    key = hashlib.sha256(json.dumps([str(model.compute_dtype), encoded]).encode())
+    for _, weight in sorted(model.state_dict().items()):
+        key.update(weight.cpu().float().numpy().tobytes())
+    path = folder / f"reference-{key.hexdigest()[:16]}.json"
+    if RANK == 0 and not path.exists():
+        order, device = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0])), (
+            model.head.device)
+        known = np.zeros((2, len(encoded)), np.float32)
+        for part in (order[start:start + 8] for start in range(0, len(order), 8)):
+            batch = pair_batch([encoded[i] for i in part], end)
+            sums, _ = log_probabilities(model, {name: batch[name].to(device)
+                                                for name in ("input_ids", "targets")})
+            known[:, part] = sums.view(2, -1).cpu().numpy()
+        write_json(path, known.tolist())
+    barrier()
+    return np.array(read_json(path), np.float32)
+
+
+# ------------------------------------------------------------------------------------------------
+# The stage
+
+
+def draw_preferences(folder):
+    """preferences.png: the loss with the ln 2 from which it starts, the rewards, the accuracy."""
+    rows = read_metrics(folder)
+    steps = [row["step"] for row in rows]
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for axis, title, names in zip(axes, ("Loss", "Rewards (nats)", "Pairs told apart"), (
+            ["loss"], ["rewards/chosen", "rewards/rejected"], ["rewards/accuracies"])):
+        for name in names:
+            axis.plot(steps, [row[name] for row in rows], label=name.split("/")[-1])
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+    axes[0].axhline(math.log(2), ls="--", color="C3", label="ln 2: nothing learned")
+    axes[2].set_ylim(0, 1)
+    for axis in axes:
+        axis.legend()
+    figure.savefig(folder / "preferences.png", dpi=110)
+
+
+def train_round(args, number, build_only=False):
+    """From a model and its own answers to out/dpo, or out/dpo_N before the last round."""
+    device, folder = start_processes(args.device), Path(args.out) / args.stage
+    work = folder.with_name(f"{args.stage}.unfinished")
+    if folder.exists() and not args.fresh and not work.exists():
+        return say(f"{folder} is finished; --fresh trains it again")
+    model, tokenizer = load_model(args.init, device, torch.float32), Tokenizer.load(args.init)
+    check_vocabulary(model, tokenizer)
+    model.compute_dtype, _ = choose_dtype(device, args.dtype)
+    model.model.checkpointing = args.checkpoint_activations
+    say(f"round {number}, starting from {args.init}")
+    pairs = prepare_pairs(model.eval(), tokenizer, args, number)
+    if build_only:
+        return
+    end = tokenizer.special["<|endoftext|>"]
+    encoded = [pair_ids(tokenizer, pair) for pair in pairs]
+    fits = [pair for pair in encoded
+            if len(pair[0]) + max(map(len, pair[1:])) <= args.seq_len + 1]
+    say(f"{len(encoded) - len(fits):,} longer than {args.seq_len} tokens are left out")
+    if len(fits) < 2:
+        raise InputError(f"{len(fits)} pairs are left; give more, or a larger --seq-len")
+    reference = reference_log_probabilities(model, fits, end, Path(args.out)
+                                            / f"preferences_{number}")
+    held = max(1, round(HELD_OUT_PAIRS * len(fits)))
+    batches = PairBatches(fits[held:], reference[:, held:].copy(), end, args)
+    unseen = PairBatches(fits[:held], reference[:, :held].copy(), end, args)
+    heldout = load_documents(args.out, "validation")
+    loss_fn = functools.partial(preference_loss, beta=args.beta, kind=args.loss, nll=args.nll)
+
+    @torch.no_grad()
+    def evaluate(model, step):
+        batch = unseen.batch(range(held))
+        sums, counts = log_probabilities(model, {
+            name: batch[name].to(device) for name in ("input_ids", "targets")})
+        change = (sums.cpu() - batch["reference"]) / counts.cpu()
+        chosen, rejected = change.chunk(2)                                          # (P,) each
+        if chosen.mean() < -COLLAPSED:
+            raise InputError(f"step {step}: the chosen answers have lost {-chosen.mean():.2f} nats "
+                             "per token; lower --lr, or raise --beta or --nll")
+        return {"bpb": bits_per_byte(model, tokenizer, heldout),
+                "unseen pairs told apart": (chosen > rejected).float().mean().item()}
+
+    train(model.train(), tokenizer, batches, loss_fn, args, evaluate)
+    if RANK == 0:
+        draw_preferences(folder)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Teach a Qwen2.5-Coder what to prefer.")
+    training_flags(parser)
+    parser.add_argument("--data", action="append", metavar="FILE", help="pairs of your "
+                        "own: prompt, chosen, rejected (repeatable)")
+    parser.add_argument("--judge", metavar="URL", help="an OpenAI-compatible server that says "
+                        "which of two answers is better")
+    parser.add_argument("--build", action="store_true", help="make the pairs alone")
+    parser.add_argument("--rounds", type=int, default=1, help="how often to sample, grade and "
+                        "train (default: %(default)s)")
+    parser.add_argument("--loss", choices=["sigmoid", "length", "ipo", "chosen"],
+                        default="sigmoid", help="length: sigmoid of means per token; chosen: "
+                        "learn the chosen answers alone (default: %(default)s)")
+    parser.add_argument("--beta", type=float, default=BETA, help="how much a difference from the "
+                        "reference counts (default: %(default)s)")
+    parser.add_argument("--nll", type=float, default=NLL, help="weight of the chosen answers' own "
+                        "loss, in nats per token (default: %(default)s)")
+    parser.add_argument("--weak-sandbox", action="store_true", help="run programs where the system "
+                        "cannot lock them in, under resource limits alone")
+    args = parser.parse_args()
+    rounds, build_only = vars(args).pop("rounds"), vars(args).pop("build")
+    if rounds < 1 or args.beta <= 0 or args.nll < 0:
+        raise InputError("--rounds and --beta must be above 0, --nll not below it")
+    args.size = args.size or ("small" if args.device == "cuda" else "tiny")
+    args.before = args.after = 0
+    fill_in(args, PRESETS.get(args.size, PUBLISHED))
+    first = args.init or base_model(args.out, ("sft",), "python sft.py")
+    args.init = first
+    for number in range(1, rounds + 1):
+        args.stage = "dpo" if number == rounds else f"dpo_{number}"
+        train_round(argparse.Namespace(**vars(args)), number, build_only)
+        args.init = str(Path(args.out) / args.stage)
+    if RANK == 0 and not build_only:
+        before, after = compare([first, args.init], args, args.device, samples=10)
+        for name in before:
+            if isinstance(before[name], list):
+                gains = [b - a for a, b in zip(before[name], after[name])]
+                low, high = bootstrap(gains)
+                print(f"{name}: {sum(gains) / len(gains):+.1f} (95 % between {low:+.1f} and "
+                      f"{high:+.1f})")
+
+
+if __name__ == "__main__":
+    run(main)

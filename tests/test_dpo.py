@@ -1,0 +1,319 @@
+"""pytest tests/test_dpo.py: the losses, the pairs, and the real script."""
+
+import contextlib
+import json
+import math
+from collections import Counter, defaultdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, answered, reference_data, script_folder
+
+import dpo
+from dpo import (balanced, closest, dpo_loss, judged_pairs, log_probabilities, pair_batch,
+                 pair_ids, preference_loss, read_pairs, reference_log_probabilities, same_code,
+                 sampled_pairs)
+from model import load_model
+from pretrain import read_metrics
+from tokenizer import InputError
+
+GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text())["preferences"]
+PAIRS = [([5, 17, 3], [88, 42, 9, 61], [88, 30]), ([7, 7], [1, 2], [3, 4, 5, 6]),
+         ([9, 8, 7, 6, 5], [11], [12])]
+
+# ---- the losses
+
+
+def test_losses_equal_their_closed_form():
+    rows = [torch.tensor([x], dtype=torch.float64) for x in (-10.0, -12.0, -11.0, -11.5)]
+    margin = (-10 + 11) - (-12 + 11.5)
+    for kind, wanted in (("sigmoid", math.log(1 + math.exp(-0.3 * margin))),
+                         ("length", math.log(1 + math.exp(-0.3 * margin))),
+                         ("ipo", (margin - 1 / 0.6) ** 2)):
+        assert dpo_loss(*rows, beta=0.3, kind=kind).item() == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=[case["kind"] for case in GOLDEN])
+def test_losses_rewards_and_gradients_equal_trl(case):
+    rows = [torch.tensor(row, requires_grad=True) for row in case["inputs"]]
+    losses = dpo_loss(*rows, beta=case["beta"], kind=case["kind"])
+    losses.sum().backward()
+    assert losses.tolist() == pytest.approx(case["losses"], abs=1e-6, rel=1e-6)
+    assert [row.grad.tolist() for row in rows[:2]] == [
+        pytest.approx(row, abs=1e-6) for row in case["gradients"]]
+    rewards = [case["beta"] * (a - b) for a, b in zip(rows[:2], rows[2:])]
+    assert rewards[0].tolist() == pytest.approx(case["chosen"], rel=1e-6)
+    assert rewards[1].tolist() == pytest.approx(case["rejected"], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "length", "ipo"])
+def test_gradients_by_finite_difference(kind):
+    """The chosen answer is pulled up, the rejected one pushed down, by as much as it is worth."""
+    rows = [torch.tensor([x], dtype=torch.float64, requires_grad=True)
+            for x in (-3.0, -2.5, -3.2, -2.6)]
+    dpo_loss(*rows, kind=kind).backward()
+    for i, sign in ((0, -1), (1, 1)):
+        with torch.no_grad():
+            near = [[x + d * (j == i) for j, x in enumerate(rows)] for d in (1e-5, -1e-5)]
+            slope = (dpo_loss(*near[0], kind=kind) - dpo_loss(*near[1], kind=kind)) / 2e-5
+        assert rows[i].grad.item() == pytest.approx(slope.item(), rel=1e-6)
+        assert rows[i].grad.item() * sign > 0
+
+
+def batch_of(model, pairs):
+    batch = pair_batch(pairs, 0)
+    with torch.no_grad():
+        return {**batch, "reference": log_probabilities(model, batch)[0]}
+
+
+@pytest.mark.parametrize("kind, wanted", [("sigmoid", math.log(2)), ("length", math.log(2)),
+                                          ("ipo", 1 / (4 * 0.1 ** 2))])
+def test_the_loss_at_the_first_step(small_model, kind, wanted):
+    loss, metrics = preference_loss(small_model, batch_of(small_model, PAIRS), 0.1, kind, 0.0)
+    assert loss.item() / 3 == pytest.approx(wanted, abs=1e-6)
+    assert all(metrics[f"rewards/{name}"].item() == 0
+               for name in ("chosen", "rejected", "margins", "accuracies"))
+    with_nll, _ = preference_loss(small_model, batch_of(small_model, PAIRS), 0.1, kind, 0.5)
+    alone, _ = preference_loss(small_model, batch_of(small_model, PAIRS), 0.1, "chosen", 0.5)
+    assert with_nll.item() == pytest.approx(3 * wanted + 0.5 * alone.item(), abs=1e-5)
+
+
+def test_log_probabilities_are_those_of_the_answers(small_model):
+    """Summed by hand; neither the order in a batch nor the side of the padding changes them."""
+    batch = pair_batch(PAIRS, 0)
+    with torch.no_grad():
+        sums, counts = log_probabilities(small_model, batch)
+        wanted = []
+        for prompt, answer in [(p, c) for p, c, _ in PAIRS] + [(p, r) for p, _, r in PAIRS]:
+            logs = small_model(torch.tensor([prompt + answer])).float().log_softmax(-1)[0]
+            wanted.append(sum(logs[len(prompt) - 1 + i, token].item()
+                              for i, token in enumerate(answer)))
+        assert sums.tolist() == pytest.approx(wanted, abs=1e-5)
+        assert counts.tolist() == [4, 2, 1, 2, 4, 1]
+        turned, _ = log_probabilities(small_model, pair_batch(PAIRS[::-1], 0))
+        assert turned.tolist() == pytest.approx(
+            [wanted[i] for i in (2, 1, 0, 5, 4, 3)], abs=1e-5)
+        lengths = (batch["input_ids"] != 0).sum(1)
+        T = batch["input_ids"].shape[1]
+        left = {name: torch.stack([row.roll(T - int(n)) for row, n in zip(batch[name], lengths)])
+                for name in ("input_ids", "targets")}
+        starts = torch.stack([torch.where(torch.arange(T) < T - n, 0, T - n) for n in lengths])
+        known = small_model(left["input_ids"], starts, left["targets"], reduce="none")
+        assert known.masked_fill(left["targets"] == -100, 0).sum(1).tolist() == pytest.approx(
+            wanted, abs=1e-5)
+
+
+def test_equal_answers_teach_nothing(small_model):
+    pairs = [(prompt, chosen, chosen) for prompt, chosen, _ in PAIRS]
+    loss, _ = preference_loss(small_model, batch_of(small_model, pairs), 0.1, "sigmoid", 0.0)
+    loss.backward()
+    assert all(p.grad is None or p.grad.abs().max() < 1e-7 for p in small_model.parameters())
+
+
+# ---- pairs
+
+
+def test_the_closest_pairs():
+    passed, failed = ["return n + 12", "m = n\nreturn m + 12"], ["return n + 13", "while n: pass"]
+    assert closest(passed, failed) == [("return n + 12", "return n + 13"),
+                                       ("m = n\nreturn m + 12", "while n: pass")]
+    assert closest(passed, failed, 1) == [("return n + 12", "return n + 13")]
+    assert closest(passed, []) == []
+
+
+def test_comments_and_blanks_are_no_difference():
+    assert same_code("```python\nn = 1  # one\n```", "```python\nn=1\n```")
+    assert not same_code("```python\nn = 1\n```", "```python\nn = 2\n```")
+    assert same_code("yes it is\n", "yes it is") and not same_code("yes it", "yes")
+
+
+def test_lengths_are_balanced():
+    pairs = [{"chosen": "x" * n, "rejected": "x" * 10, "i": n} for n in range(10, 31)]
+    pairs += [{"chosen": "x" * 4, "rejected": "x" * 10}] * 3
+    kept = balanced(pairs)
+    assert abs(sum(len(p["chosen"]) - 10 for p in kept)) <= len(kept)
+    assert max(len(p["chosen"]) for p in kept) < 30 and len(kept) > 9
+    assert balanced([]) == []
+
+
+def test_pairs_from_the_sandbox(monkeypatch, small_model, small_tokenizer):
+    """Of each task the passing and the failing answers, each text once, none cut off."""
+    found = [[("a", True, True), ("a", True, True), ("b", True, False), ("c", False, False)],
+             [("a", True, True)] * 4, [("b", True, False)] * 4]
+    monkeypatch.setattr(dpo, "solve", lambda *args, **sampling: found)
+    monkeypatch.setattr(dpo, "TASKS", 3)
+    args, counts = SimpleNamespace(seed=0, weak_sandbox=False), Counter()
+    [pair] = sampled_pairs(small_model, small_tokenizer, args, 1, counts)
+    assert pair["chosen"] == "```python\na\n```" and pair["rejected"] == "```python\nb\n```"
+    assert [message["role"] for message in pair["prompt"]] == ["system", "user"]
+    assert counts == {"answers": 12, "that pass": 6, "tasks that are always solved": 1,
+                      "tasks that are never solved": 1}
+    for answers, what in ((found[1], "everything"), (found[2], "nothing")):
+        monkeypatch.setattr(dpo, "solve", lambda *args, own=answers, **sampling: [own] * 3)
+        with pytest.raises(InputError, match=f"solves {what} of 3 tasks"):
+            sampled_pairs(small_model, small_tokenizer, args, 1, Counter())
+
+
+def test_pairs_from_a_judge(monkeypatch, tmp_path, teacher, small_model, small_tokenizer):
+    """Asked in both orders; ties, nonsense and a liking for the first place give no pair."""
+    (tmp_path / "instructions").mkdir()
+    (tmp_path / "instructions" / "train.jsonl").write_text("".join(json.dumps(
+        {"messages": [{"role": "user", "content": f"question {i}"},
+                      {"role": "assistant", "content": "x"}], "source": "code"}) + "\n"
+        for i in range(4)))
+    monkeypatch.setattr(dpo, "complete", lambda *args, **sampling: [
+        (f"{word} answer", True) for _ in range(4) for word in ("good", "bad")])
+
+    def judge(body):
+        text = body["messages"][0]["content"]
+        if "question 1" in text:
+            return answered("A")
+        if "question 2" in text:
+            return answered("It is a tie." if text.index("good") < text.index("bad") else "B")
+        if "question 3" in text:
+            return answered("no idea")
+        return answered("Answer " + ("A" if text.index("good") < text.index("bad") else "B"))
+
+    teacher.answer = judge
+    args, counts = SimpleNamespace(seed=0, out=tmp_path, judge=teacher.url), Counter()
+    [pair] = judged_pairs(small_model, small_tokenizer, args, counts)
+    assert (pair["chosen"], pair["rejected"]) == ("good answer", "bad answer")
+    assert pair["prompt"][0]["content"] == "question 0" and len(teacher.asked) == 8
+    assert counts == {"tie": 2, "no answer of the judge": 1}
+    teacher.answer = lambda body: answered("tie")
+    for path in (tmp_path / "cache" / "answers").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="prefers none of 4 pairs in both orders"):
+        judged_pairs(small_model, small_tokenizer, args, counts)
+
+
+def test_pairs_from_a_file(tmp_path):
+    path, broken = tmp_path / "pairs.jsonl", defaultdict(list)
+    ask, say = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a"}]
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"},
+            {"prompt": ask, "chosen": say, "rejected": "b"},
+            {"prompt": "", "chosen": "a", "rejected": "b"},
+            {"prompt": "q", "chosen": "a", "rejected": ""}, {"prompt": "q", "chosen": "a"},
+            {"prompt": ask + say, "chosen": "a", "rejected": "b"}, {"prompt": 3, "chosen": "a"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_pairs(path, broken) == [
+        {"prompt": ask, "chosen": "a", "rejected": "b", "source": "file"}] * 2
+    assert broken == {"empty content": [f"{path}, line {i}" for i in (3, 4, 5)],
+                      "roles out of order": [f"{path}, line 6"],
+                      "a prompt that is no list": [f"{path}, line 7"]}
+    path.write_text('{"text": "x"}\n')
+    with pytest.raises(InputError, match="line 1: no pair .*; expected prompt, chosen and reject"):
+        read_pairs(path, defaultdict(list))
+
+
+def test_real_pairs():
+    """Fixes of real functions with what was faulty; six differ in what stands outside of it."""
+    path = reference_data("instruct/thealgorithms_fix_pairs.jsonl.gz")
+    pairs = read_pairs(path, broken := defaultdict(list))
+    assert not broken
+    assert (len(pairs), sum(same_code(pair["chosen"], pair["rejected"]) for pair in pairs)) == (164, 6)
+
+
+def test_the_reference_is_computed_once(small_model, tmp_path, monkeypatch):
+    known = reference_log_probabilities(small_model, PAIRS, 0, tmp_path)
+    with torch.no_grad():
+        sums, _ = log_probabilities(small_model, pair_batch(PAIRS, 0))
+    assert known.flatten().tolist() == pytest.approx(sums.tolist(), abs=1e-5)
+    real = dpo.log_probabilities
+    monkeypatch.setattr(dpo, "log_probabilities", None)
+    assert (reference_log_probabilities(small_model, PAIRS, 0, tmp_path) == known).all()
+    monkeypatch.setattr(dpo, "log_probabilities", real)
+    with torch.no_grad():
+        small_model.model.norm.weight += 0.5
+    assert (reference_log_probabilities(small_model, PAIRS, 0, tmp_path) != known).all()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# ---- the real script
+
+FAST = ["--device", "cpu", "--steps", "6", "--seq-len", "128", "--batch-tokens", "1024",
+        "--eval-every", "3", "--save-every", "2", "--dtype", "float32", "--lr", "1e-3"]
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    """A root folder with data, a random model as out/sft, and pairs.jsonl."""
+    script_folder(tmp_path, "sft", monkeypatch)
+    monkeypatch.setattr(dpo, "TASKS", 3)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(
+        {"prompt": f"Give {i}.", "chosen": f"return {i}", "rejected": f"return {i + 1}"}) + "\n"
+        for i in range(20)))
+    return tmp_path
+
+
+def script(monkeypatch, out, *flags):
+    monkeypatch.setattr("sys.argv", ["dpo.py", "--out", str(out), *FAST, *flags])
+    dpo.main()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_the_script_prefers_and_goes_on_after_a_stop(out, monkeypatch, capsys):
+    flags = ("--data", str(out / "pairs.jsonl"), "--nll", "0")
+    monkeypatch.setattr(dpo, "compare", lambda folders, *args, **more: [
+        {"x": [0.0, 0.0]}, {"x": [0.0, 100.0]}])
+    script(monkeypatch, out, *flags, "--rounds", "2")
+    printed = capsys.readouterr().out
+    assert "20 pairs" in printed and "20 kept in" in printed
+    assert "x: +50.0 (95 % between +0.0 and +100.0)" in printed
+    rows = read_metrics(out / "dpo_1")
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert rows[-1]["rewards/margins"] > 0 and rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["rewards/accuracies"] > 0.5 and "unseen pairs told apart" in rows[-1]
+    assert (out / "dpo" / "preferences.png").stat().st_size > 10_000
+    whole = load_model(out / "dpo", "cpu").state_dict()
+    script(monkeypatch, out, *flags, "--rounds", "2")
+    assert "dpo is finished" in capsys.readouterr().out
+
+    def stop(model, step):
+        raise KeyboardInterrupt
+
+    real = dpo.train
+    monkeypatch.setattr(dpo, "train", lambda *args: real(*args[:5], stop))
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        script(monkeypatch, out, *flags, "--fresh", "--rounds", "1")
+    monkeypatch.setattr(dpo, "train", real)
+    script(monkeypatch, out, *flags, "--rounds", "1")
+    assert "going on after step 2 of" in capsys.readouterr().out
+    again, one = load_model(out / "dpo", "cpu"), load_model(out / "dpo_1", "cpu")
+    assert all(torch.equal(x, y) for x, y in zip(again.parameters(), one.parameters()))
+    assert not all(torch.equal(x, whole[name]) for name, x in again.state_dict().items())
+
+
+def test_what_collapses_is_stopped(out, monkeypatch):
+    monkeypatch.setattr(dpo, "COLLAPSED", -9.0)
+    with pytest.raises(InputError, match="step 3: the chosen answers have lost .* lower --lr"):
+        script(monkeypatch, out, "--data", str(out / "pairs.jsonl"))
+    assert not (out / "dpo").exists()
+
+
+@pytest.mark.parametrize("flags, problem", [
+    ([], "solves nothing of 3 tasks; train it longer first"),
+    (["--data", "PAIRS", "--seq-len", "8", "--batch-tokens", "64"], "0 pairs are left"),
+    (["--data", "PAIRS", "--batch-tokens", "128"], "0 pairs of two rows of 128 tokens"),
+    (["--rounds", "0"], "--rounds and --beta must be above 0"), (["--data", "none"], "none")])
+def test_bad_input(out, monkeypatch, flags, problem):
+    flags = [flag.replace("PAIRS", str(out / "pairs.jsonl")) for flag in flags]
+    with pytest.raises(InputError, match=problem):
+        script(monkeypatch, out, *flags)
+    assert not (out / "dpo").exists()
+
+
+def test_without_sft_there_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="no sft model; run `python sft.py` first"):
+        script(monkeypatch, tmp_path)
+
+
+def test_ids_of_a_pair(small_tokenizer):
+    """The prompt ends where the answer begins; each answer has its <|im_end|>."""
+    pair = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "yes", "rejected": "no"}
+    prompt, chosen, rejected = pair_ids(small_tokenizer, pair)
+    text = small_tokenizer.render_chat(pair["prompt"], add_generation_prompt=True)
+    assert prompt == small_tokenizer.encode(text, allow_special=True)
+    assert small_tokenizer.decode(chosen) == "yes<|im_end|>"
+    assert small_tokenizer.decode(rejected) == "no<|im_end|>"
