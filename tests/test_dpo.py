@@ -212,7 +212,8 @@ def test_real_pairs():
     path = reference_data("instruct/thealgorithms_fix_pairs.jsonl.gz")
     pairs = read_pairs(path, broken := defaultdict(list))
     assert not broken
-    assert (len(pairs), sum(same_code(pair["chosen"], pair["rejected"]) for pair in pairs)) == (164, 6)
+    same = sum(same_code(pair["chosen"], pair["rejected"]) for pair in pairs)
+    assert (len(pairs), same) == (164, 6)
 
 
 def test_the_reference_is_computed_once(small_model, tmp_path, monkeypatch):
