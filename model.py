@@ -393,16 +393,17 @@ def choose(logits, temperature, top_k, top_p, chance):
     """
     if temperature == 0:
         return logits.argmax(-1)
-    values, ids = logits.sort(dim=-1, descending=True, stable=True)
-    if top_k:
-        values[:, top_k:] = float("-inf")
-    probabilities = (values / temperature).softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
-    before[:, 0] = -1                                       # the likeliest always stays
-    probabilities = probabilities.masked_fill(before >= top_p, 0)
+    probabilities = (logits / temperature).softmax(-1)                              # (B, V)
+    if top_k or top_p < 1:                                  # sorting takes longest: only if asked
+        best, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+        best[:, top_k or len(best[0]):] = 0
+        best /= best.sum(-1, keepdim=True)
+        before = best.cumsum(-1) - best
+        before[:, 0] = -1                                   # the likeliest always stays
+        probabilities = best.new_zeros(best.shape).scatter(1, ids, best * (before < top_p))
     reached = probabilities.cumsum(-1)                      # the first that passes chance * all
-    place = (reached <= chance * reached[:, -1:]).sum(-1, keepdim=True)
-    return ids.gather(1, place.clamp(max=logits.shape[1] - 1))[:, 0]
+    place = (reached <= chance * reached[:, -1:]).sum(-1)
+    return place.clamp(max=logits.shape[1] - 1)
 
 
 def penalize(logits, seen, penalty):
