@@ -9,6 +9,7 @@ rival does not support is a dash; efficient gets its keys and values repeated fo
 """
 
 import argparse
+import inspect
 import itertools
 import sys
 import time
@@ -50,7 +51,7 @@ def document_starts(B, T):
         ends = lengths.cumsum(0)
         starts = torch.cat([torch.zeros(1).long(), ends[ends < T]])
         rows.append(starts[torch.searchsorted(starts, torch.arange(T), right=True) - 1])
-    return torch.stack(rows).cuda()
+    return torch.stack(rows)
 
 
 def attentions(B, T, H, K, starts):
@@ -79,6 +80,7 @@ def attentions(B, T, H, K, starts):
         return (j <= i) & (j >= first[b, i])
 
     blocks = create_block_mask(seen, B if starts is not None else None, None, T, T, device="cuda")
+    torch._functorch.config.donated_buffer = False          # the backward is timed by itself
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def flex(q, k, v):
@@ -90,9 +92,11 @@ def attentions(B, T, H, K, starts):
     longest = int(places.diff().max())
 
     def varlen(q, k, v):
+        known = inspect.signature(varlen_attn).parameters       # torch 2.11 has no enable_gqa
+        grouped = {"enable_gqa": H != K} if "enable_gqa" in known else {}
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
         return varlen_attn(q, k, v, places, places, longest, longest, window_size=(-1, 0),
-                           enable_gqa=H != K).unflatten(0, (B, T))
+                           **grouped).unflatten(0, (B, T))
 
     return {"ours": lambda q, k, v: flash_attention(q, k, v, bounds),
             "FLASH": sdpa(SDPBackend.FLASH_ATTENTION), "CUDNN": sdpa(SDPBackend.CUDNN_ATTENTION),
@@ -127,7 +131,7 @@ def both_ways(attend, parts, d_out):
 def bench_attention(name, peak):
     """Two lines of the table: TFLOP/s, ours as a share of the matrix product, over each rival."""
     B, T, H, K, d, packed = CASES[name]
-    starts = document_starts(B, T) if packed else None
+    starts = document_starts(B, T).cuda() if packed else None
     first = torch.zeros(B, T).long().cuda() if starts is None else starts
     pairs = int((torch.arange(T, device="cuda") - first + 1).sum())
     parts, d_out = inputs(B, T, H, K, d)
