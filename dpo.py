@@ -42,13 +42,13 @@ from sft import (ASKED_TOKENS, base_model, check_messages, compare, prompt_of, s
 from tokenizer import (InputError, Tokenizer, read_json, run, whole_folder, write_json,
                        write_text)
 
-PRESETS = {"tiny": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=60, lr=2e-4),
-           "mini": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=60, lr=1e-4),
+PRESETS = {"tiny": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=120, lr=5e-4),
+           "mini": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=120, lr=3e-4),
            "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=100, lr=5e-5)}
 # Of the report's parent and of the released script (arXiv 2412.15115, section 4.2; finetuning/dpo)
 PUBLISHED = dict(seq_len=3072, batch_tokens=3072 * 1024, device_batch=4, steps=1000, lr=7e-7)
-BETA, NLL = 0.1, 0.2            # released script; of the chosen answers' own loss: ours
-TASKS, SAMPLES, TEMPERATURE = 800, 6, 1.0       # not published; ours
+BETA, NLL = 1, 10               # ours, by measurement; beta of the released script: 0.1
+TASKS, SAMPLES, TEMPERATURE = 5000, 4, 0.8      # not published; ours
 PAIRS_A_TASK = 4
 HELD_OUT_PAIRS = 0.1
 COLLAPSED = 1.0                 # nats per token that the chosen answers may lose
@@ -86,10 +86,12 @@ def preference_loss(model, batch, beta, kind, nll):
         policy, reference = sums / counts, reference / counts
     own = -(sums / counts).chunk(2)[0]              # of the chosen answers, in nats per token
     policy, reference = policy.chunk(2), reference.chunk(2)                         # (P,) each
-    losses = own if kind == "chosen" else dpo_loss(*policy, *reference, beta, kind) + nll * own
+    preference = dpo_loss(*policy, *reference, beta, kind)
+    losses = own if kind == "chosen" else preference + nll * own
     with torch.no_grad():
         chosen, rejected = (beta * (a - b) for a, b in zip(policy, reference))
-        metrics = {"rewards/chosen": chosen, "rewards/rejected": rejected,
+        metrics = {"loss/preference": preference, "loss/chosen": own,
+                   "rewards/chosen": chosen, "rewards/rejected": rejected,
                    "rewards/margins": chosen - rejected,
                    "rewards/accuracies": (chosen > rejected).float(),
                    "logps/chosen": sums.chunk(2)[0], "logps/rejected": sums.chunk(2)[1]}
@@ -339,13 +341,13 @@ def reference_log_probabilities(model, encoded, end, folder):
 
 
 def draw_preferences(folder):
-    """preferences.png: the loss with the ln 2 from which it starts, the rewards, the accuracy."""
+    """preferences.png: the loss of the pairs, which starts at ln 2, the rewards, the accuracy."""
     rows = read_metrics(folder)
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(13, 4), layout="constrained")
     axes = figure.subplots(1, 3)
-    for axis, title, names in zip(axes, ("Loss", "Rewards (nats)", "Pairs told apart"), (
-            ["loss"], ["rewards/chosen", "rewards/rejected"], ["rewards/accuracies"])):
+    for axis, title, names in zip(axes, ("Loss of pairs", "Rewards (nats)", "Told apart"), (
+            ["loss/preference"], ["rewards/chosen", "rewards/rejected"], ["rewards/accuracies"])):
         for name in names:
             axis.plot(steps, [row[name] for row in rows], label=name.split("/")[-1])
         axis.set(title=title, xlabel="step")

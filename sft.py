@@ -240,12 +240,17 @@ def conversation(question, answer, source, **more):
                          {"role": "assistant", "content": answer}], "source": source, **more}
 
 
-def task_conversation(task):
-    """A task of the grammar, asked for as evaluate.py asks for HumanEval's."""
-    code = task["prompt"].split("\n")[0] + "\n" + task["canonical_solution"]
-    made = conversation(ASKED.replace("{prompt}", task["prompt"].strip()),
-                        f"```python\n{code}```", "tasks", problem=task)
-    made["messages"].insert(0, {"role": "system", "content": SYSTEM})
+def task_conversation(task, in_words=False):
+    """A task of the grammar, asked for as evaluate.py asks for HumanEval's, or as one does who
+    talks with the model."""
+    head, words = task["prompt"].split("\n")[:2]
+    question = ASKED.replace("{prompt}", task["prompt"].strip())
+    if in_words:
+        question = WAYS["write"].format(name=head[len("def "):-1], doc=words.strip(' "'))
+    made = conversation(question, f"```python\n{head}\n{task['canonical_solution']}```", "tasks",
+                        problem=task)
+    if not in_words:
+        made["messages"].insert(0, {"role": "system", "content": SYSTEM})
     return made
 
 
@@ -474,7 +479,8 @@ def answer_of(made):
 
 def candidates(args, documents, tokenizer, broken):
     """Conversations from every source, before anything is asked of them."""
-    found = [task_conversation(task) for task in training_tasks(args.seed, TASKS)]
+    found = [task_conversation(task, number % 4 == 0)           # a quarter in words
+             for number, task in enumerate(training_tasks(args.seed, TASKS))]
     found += itertools.islice(code_conversations(documents, args.seed), CODE)
     for path in args.data or []:
         found += read_conversations(path, broken)

@@ -77,6 +77,8 @@ def test_the_loss_at_the_first_step(small_model, kind, wanted):
     with_nll, _ = preference_loss(small_model, batch_of(small_model, PAIRS), 0.1, kind, 0.5)
     alone, _ = preference_loss(small_model, batch_of(small_model, PAIRS), 0.1, "chosen", 0.5)
     assert with_nll.item() == pytest.approx(3 * wanted + 0.5 * alone.item(), abs=1e-5)
+    assert metrics["loss/preference"].item() == pytest.approx(3 * wanted, abs=1e-5)
+    assert metrics["loss/chosen"].item() == pytest.approx(alone.item(), abs=1e-5)
 
 
 def test_log_probabilities_are_those_of_the_answers(small_model):

@@ -90,6 +90,19 @@ def test_no_training_task_is_held_out():
 # ---- conversations
 
 
+def test_a_task_is_asked_for_in_two_ways():
+    task = training_tasks(0, 3)[2]
+    assert task["prompt"].startswith("def apply(items, amount):")
+    listed, spoken = (sft.task_conversation(task, in_words)["messages"]
+                      for in_words in (False, True))
+    assert [m["role"] for m in listed] == ["system", "user", "assistant"]
+    assert task["prompt"].strip() in listed[1]["content"]
+    assert spoken[0]["role"] == "user" and spoken[0]["content"] == (
+        "Write a Python function `apply(items, amount)`: Remove repeated numbers, then count the "
+        "numbers equal to amount, then turn it into text.")
+    assert spoken[1] == listed[2] and "return str(n)\n```" in spoken[1]["content"]
+
+
 def test_functions_become_conversations():
     text = CODE + "\n\ndef twice(n):\n    '''Two times a number, whatever the number is.'''\n" \
         "    if n < 0:\n        return n + n\n    return 2 * n\n"
