@@ -50,7 +50,7 @@ PRESETS = {"tiny": dict(seq_len=512, batch_tokens=4096, device_batch=8, steps=70
 # Of the report's parents and released script (arXiv 2412.15115, section 4.1; finetuning/sft)
 PUBLISHED = dict(seq_len=1280, batch_tokens=2 ** 19, device_batch=4, steps=3000, lr=7e-6)
 COARSE, FINE = 2 / 3, 0.5       # of the steps: those that see all; of the conversations: the best
-FIM_SHARE = 0.25                # of the rows; the report's "small part" is not published; ours
+FIM_SHARE = 0.3                 # of the rows; the report's "small part" is not published; ours
 
 # ------------------------------------------------------------------------------------------------
 # A grammar of small tasks
@@ -479,8 +479,10 @@ def answer_of(made):
 
 def candidates(args, documents, tokenizer, broken):
     """Conversations from every source, before anything is asked of them."""
-    found = [task_conversation(task, number % 4 == 0)           # a quarter in words
+    found = [task_conversation(task, in_words=number < TASKS // 4)
              for number, task in enumerate(training_tasks(args.seed, TASKS))]
+    for first, second in zip(found[:TASKS // 8], found[TASKS // 8:TASKS // 4]):     # two turns
+        second["messages"] = first["messages"] + second["messages"]
     found += itertools.islice(code_conversations(documents, args.seed), CODE)
     for path in args.data or []:
         found += read_conversations(path, broken)
@@ -781,7 +783,7 @@ def chat(args):
     messages, T = [], model.config.max_position_embeddings
     new_tokens = min(CHAT_TOKENS, T // 2)
     print(f"{folder}; an empty line ends the chat")
-    while question := input("> ").strip():
+    while question := next_line():
         messages += user(question)
         while len(ids := prompt_of(tokenizer, messages)) > T - new_tokens and len(messages) > 1:
             messages = messages[2:]                     # the oldest turn is forgotten
@@ -791,6 +793,13 @@ def chat(args):
                          on_token=lambda _, token: print(stream.add(token), end="", flush=True))
         print(stream.finish())
         messages.append({"role": "assistant", "content": tokenizer.decode(new)})
+
+
+def next_line():
+    try:
+        return input("> ").strip()
+    except EOFError:                    # Ctrl-D, or a file's end
+        return ""
 
 
 def prompt_of(tokenizer, messages):

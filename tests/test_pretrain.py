@@ -316,11 +316,10 @@ def test_plan():
 
 
 def test_the_bench_measures_a_step():
-    args = argparse.Namespace(size="tiny", seq_len=32, rows=2, steps=2)
-    changed, speed, _, gigabytes, _ = bench_training.measure(
+    args = argparse.Namespace(size="tiny", seq_len=32, rows=2, steps=2, forwards=2)
+    speed, share, first = bench_training.measure(
         args, "cpu", {**bench_training.BASE, "compile": False, "optimizer": "adamw"})
-    assert changed == "optimizer adamw, compile False"
-    assert int(speed.replace(",", "")) > 0 and float(gigabytes) > 0.1
+    assert speed > 1 and first > 0 and 0 < share < 1
 
 
 def test_schedule():

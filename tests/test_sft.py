@@ -348,10 +348,16 @@ def test_the_script_trains_stops_goes_on_and_answers(out, monkeypatch, capsys):
 
 
 def test_chat_streams_and_forgets_the_oldest_turns(out, monkeypatch, capsys):
-    questions = iter(["Say hi. " * 9] * 9 + [""])
-    monkeypatch.setattr("builtins.input", lambda _: next(questions))
+    questions = ["Say hi. " * 9] * 9
+
+    def asked(_):
+        if not questions:
+            raise EOFError              # Ctrl-D
+        return questions.pop()
+
+    monkeypatch.setattr("builtins.input", asked)
     script(monkeypatch, out, "--chat")
-    assert "an empty line ends the chat" in capsys.readouterr().out and not list(questions)
+    assert "an empty line ends the chat" in capsys.readouterr().out and not questions
 
 
 @pytest.mark.parametrize("flags, problem", [
