@@ -58,8 +58,8 @@ import torch
 from tqdm import tqdm
 
 from evaluate import Sandbox, benchmark_file, benchmarks, cores, read_documents, read_rows
-from fim import (FILE_SEP, FIM_RATE, Node, fim_document, fim_ids, normalize, repository_ids,
-                 syntax_nodes)
+from fim import (FILE_SEP, FIM_RATE, Node, fim_document, fim_ids, normalize, python_tree,
+                 repository_ids, syntax_nodes)
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, cache_folder, fetch, read_json, run,
                        whole_folder, write_json, write_text)
 
@@ -316,12 +316,9 @@ PROSE = {"py", "md", "markdown", "rst", "txt", "METADATA"}      # endings of fil
 def docstrings(text):
     """The docstrings of a Python file that are long enough to say something."""
     kinds = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            found = [ast.get_docstring(node) for node in ast.walk(ast.parse(text))
-                     if isinstance(node, kinds)]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    if not (tree := python_tree(text)):
         return ""
+    found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
     return "\n\n".join(part for part in found if part and len(part) > 60) + "\n"
 
 
@@ -994,11 +991,8 @@ def imported(document):
         if language in ("java", "kotlin", "scala"):
             found = [name.replace(".", "/") for name in found]
         return [re.sub(r"^(crate|self|super)/", "", name.replace("::", "/")) for name in found]
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            nodes = list(ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
+    tree = python_tree(text)
+    nodes = list(ast.walk(tree)) if tree else []
     names = [alias.name.replace(".", "/") for node in nodes if isinstance(node, ast.Import)
              for alias in node.names]
     for node in nodes:

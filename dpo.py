@@ -22,6 +22,7 @@ import json
 import math
 import random
 import re
+import shutil
 import textwrap
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -34,13 +35,12 @@ from matplotlib.figure import Figure
 from data import ask_all, generator, load_documents, made_from
 from evaluate import (bits_per_byte, bootstrap, complete, control_stops, edit_similarity,
                       read_rows)
-from model import check_vocabulary, load_model
-from pretrain import (RANK, WORLD, barrier, choose_dtype, fill_in, read_metrics, say,
-                      start_processes, train, training_flags)
-from sft import (ASKED_TOKENS, base_model, check_messages, compare, prompt_of, solve,
+from fim import newest_model, python_tree
+from pretrain import (RANK, WORLD, barrier, choose_dtype, fill_in, load_base, read_metrics, say,
+                      size_of, start_processes, stop_processes, train, training_flags)
+from sft import (ASKED_TOKENS, check_messages, compare, file_hashes, prompt_of, solve,
                  task_conversation, training_tasks, user)
-from tokenizer import (InputError, Tokenizer, read_json, run, whole_folder, write_json,
-                       write_text)
+from tokenizer import InputError, read_json, run, whole_folder, write_json, write_text
 
 PRESETS = {"tiny": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=120, lr=5e-4),
            "mini": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=120, lr=3e-4),
@@ -104,11 +104,8 @@ def preference_loss(model, batch, beta, kind, nll):
 
 def same_code(a, b):
     """Whether two answers differ in comments and blanks alone."""
-    try:
-        a, b = (ast.dump(ast.parse(textwrap.dedent(code_of(text)))) for text in (a, b))
-    except (SyntaxError, ValueError, RecursionError):
-        a, b = a.strip(), b.strip()
-    return a == b
+    trees = [python_tree(textwrap.dedent(code_of(text))) for text in (a, b)]
+    return ast.dump(trees[0]) == ast.dump(trees[1]) if all(trees) else a.strip() == b.strip()
 
 
 def code_of(answer):
@@ -160,22 +157,30 @@ JUDGE = ("Which answer to the question is better?\n\nQuestion:\n{}\n\nAnswer A:\
          "{}\n\nAnswer with the one letter A or B, or with the word tie.")
 
 
+def verdict(answer):
+    """What a judge has said: A, B, tie, or "" for anything else."""
+    letters = set(re.findall(r"\b[AB]\b", answer))
+    return "tie" if re.search(r"(?i)\btie\b", answer) else letters.pop() if (
+        len(letters) == 1) else ""
+
+
 def judged_pairs(model, tokenizer, args, counts):
     """Pairs of two answers to questions of out/instructions that no test decides: the one that a
     judge prefers in both orders."""
-    questions = [row["messages"][:-1] for _, row in read_rows(
-        Path(args.out) / "instructions" / "train.jsonl") if row["source"] != "tasks"]
+    path = Path(args.out) / "instructions" / "train.jsonl"
+    if not path.exists():
+        raise InputError(f"{path}: no questions for the judge; run `python sft.py --build` first")
+    questions = [row["messages"][:-1] for _, row in read_rows(path) if row["source"] != "tasks"]
     questions = random.Random(args.seed).sample(questions, min(TASKS, len(questions)))
     prompts = [prompt_of(tokenizer, question) for question in questions for _ in range(2)]
-    texts = [text for text, _ in complete(
-        model, tokenizer, prompts, ASKED_TOKENS, (), control_stops(tokenizer),
-        temperature=TEMPERATURE, seed=args.seed)]
+    answers = complete(model, tokenizer, prompts, ASKED_TOKENS, (), control_stops(tokenizer),
+                       temperature=TEMPERATURE, seed=args.seed)
+    texts = [text if ends else "" for text, ends in answers]        # what was cut off is no answer
     rows = [(question, a, b) for question, a, b in zip(questions, texts[::2], texts[1::2])
             if a.strip() and b.strip() and a != b]
     asked = [user(JUDGE.format(question[-1]["content"], *two)) for question, a, b in rows
              for two in ((a, b), (b, a))]
-    said = [(re.search(r"\b(A|B|tie)\b", answer) or [""])[0]
-            for answer in ask_all(args.judge, asked, temperature=0.0)]
+    said = [verdict(answer) for answer in ask_all(args.judge, asked, temperature=0.0)]
     pairs = []
     for (question, a, b), first, second in zip(rows, said[::2], said[1::2]):
         if {first, second} == {"A", "B"}:
@@ -191,8 +196,9 @@ def judged_pairs(model, tokenizer, args, counts):
 
 
 def read_pairs(path, broken):
-    """The pairs of a file: prompt, chosen and rejected, strings or lists of messages."""
-    pairs = []
+    """The pairs of a file: prompt, chosen and rejected, strings or lists of messages. broken:
+    reason -> lines of what is left out."""
+    pairs, first = [], "it is empty"
     for number, row in read_rows(path):
         prompt, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
         if isinstance(prompt, str):
@@ -205,12 +211,12 @@ def read_pairs(path, broken):
             prompt + answer) or check_messages(prompt + [{**answer[0], "content": rejected}])
         if problem:
             broken[problem].append(f"{path}, line {number}")
+            first = f"{problem}, line {number}" if number == 1 else first
         else:
             pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected,
                           "source": "file"})
     if not pairs:
-        reason, lines = next(iter(broken.items()), ("nothing in it", [path]))
-        raise InputError(f"{lines[0]}: no pair ({reason}); expected prompt, chosen and rejected")
+        raise InputError(f"{path}: no pair ({first}); expected prompt, chosen and rejected")
     return pairs
 
 
@@ -230,8 +236,8 @@ def balanced(pairs):
 def prepare_pairs(model, tokenizer, args, number):
     """Make out/preferences_N unless it is there, print what it holds -> its pairs."""
     folder = Path(args.out) / f"preferences_{number}"
-    made_by = {"init": args.init, "seed": args.seed, "judge": args.judge,
-               "data": args.data or []}
+    made_by = {"init": args.init, "weights": weights_hash(model), "seed": args.seed,
+               "judge": args.judge, "data": file_hashes(args.data)}
     if RANK == 0 and (args.fresh or not folder.exists()):
         counts, broken = Counter(), defaultdict(list)
         pairs = [pair for path in args.data or [] for pair in read_pairs(path, broken)]
@@ -242,7 +248,9 @@ def prepare_pairs(model, tokenizer, args, number):
         counts["pairs"] = len(pairs)
         distinct = list({json.dumps(pair): pair for pair in pairs}.values())
         different = [pair for pair in distinct if not same_code(pair["chosen"], pair["rejected"])]
-        kept = balanced(different)
+        given = [pair for pair in different if pair["source"] == "file"]        # as they are
+        kept = given + balanced([pair for pair in different if pair["source"] != "file"])
+        kept.sort(key=lambda pair: hashlib.sha256(json.dumps(pair["prompt"]).encode()).digest())
         counts.update({"the same twice": len(pairs) - len(distinct), "differ in nothing that runs":
                        len(distinct) - len(different), "dropped for equal lengths":
                        len(different) - len(kept)})
@@ -257,6 +265,13 @@ def prepare_pairs(model, tokenizer, args, number):
     for reason, (count, first) in manifest["broken"].items():
         say(f"left out: {count} with {reason}, the first in {first}")
     return [row for _, row in read_rows(folder / "pairs.jsonl")]
+
+
+def weights_hash(model):
+    key = hashlib.sha256(str(model.compute_dtype).encode())
+    for _, weight in sorted(model.state_dict().items()):
+        key.update(weight.cpu().float().numpy().tobytes())
+    return key.hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -315,23 +330,26 @@ class PairBatches:
 
 
 @torch.no_grad()
-def reference_log_probabilities(model, encoded, end, folder):
+def answers_known(model, encoded, end, device_pairs):
+    """What a model gives both answers of N pairs, and how many tokens they have: (2, N) each."""
+    order = sorted(range(len(encoded)), key=lambda i: sum(map(len, encoded[i])))
+    known = np.zeros((2, 2, len(encoded)), np.float32)
+    for start in range(0, len(order), device_pairs):
+        part = order[start:start + device_pairs]
+        batch = pair_batch([encoded[i] for i in part], end)
+        found = log_probabilities(model, {name: batch[name].to(model.head.device)
+                                          for name in ("input_ids", "targets")})
+        known[:, :, part] = torch.stack(found).view(2, 2, -1).cpu().numpy()
+    return known
+
+
+def reference_log_probabilities(model, encoded, end, device_pairs, folder):
     """What the reference gives both answers of N pairs, (2, N): computed once, kept in a file that
     is named by the hash of its weights and of the pairs."""
-    key = hashlib.sha256(json.dumps([str(model.compute_dtype), encoded]).encode())
-    for _, weight in sorted(model.state_dict().items()):
-        key.update(weight.cpu().float().numpy().tobytes())
-    path = folder / f"reference-{key.hexdigest()[:16]}.json"
+    key = hashlib.sha256(json.dumps([weights_hash(model), encoded]).encode()).hexdigest()[:16]
+    path = folder / f"reference-{key}.json"
     if RANK == 0 and not path.exists():
-        order, device = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0])), (
-            model.head.device)
-        known = np.zeros((2, len(encoded)), np.float32)
-        for part in (order[start:start + 8] for start in range(0, len(order), 8)):
-            batch = pair_batch([encoded[i] for i in part], end)
-            sums, _ = log_probabilities(model, {name: batch[name].to(device)
-                                                for name in ("input_ids", "targets")})
-            known[:, part] = sums.view(2, -1).cpu().numpy()
-        write_json(path, known.tolist())
+        write_json(path, answers_known(model, encoded, end, device_pairs)[0].tolist())
     barrier()
     return np.array(read_json(path), np.float32)
 
@@ -359,17 +377,17 @@ def draw_preferences(folder):
     figure.savefig(folder / "preferences.png", dpi=110)
 
 
-def train_round(args, number, build_only=False):
+def train_round(args, number, device, build_only=False):
     """From a model and its own answers to out/dpo, or out/dpo_N before the last round."""
-    device, folder = start_processes(args.device), Path(args.out) / args.stage
-    work = folder.with_name(f"{args.stage}.unfinished")
-    if folder.exists() and not args.fresh and not work.exists():
-        return say(f"{folder} is finished; --fresh trains it again")
-    model, tokenizer = load_model(args.init, device, torch.float32), Tokenizer.load(args.init)
-    check_vocabulary(model, tokenizer)
+    folder = Path(args.out) / args.stage
+    if (folder / "config.json").exists() and args.stage != "dpo":
+        return say(f"{folder} is finished")
+    say(f"round {number}, starting from {args.init}")
+    model, tokenizer = load_base(args.init, device)
+    args.size = args.size or size_of(model, device)
+    fill_in(args, PRESETS.get(args.size, PUBLISHED))
     model.compute_dtype, _ = choose_dtype(device, args.dtype)
     model.model.checkpointing = args.checkpoint_activations
-    say(f"round {number}, starting from {args.init}")
     pairs = prepare_pairs(model.eval(), tokenizer, args, number)
     if build_only:
         return
@@ -380,26 +398,22 @@ def train_round(args, number, build_only=False):
     say(f"{len(encoded) - len(fits):,} longer than {args.seq_len} tokens are left out")
     if len(fits) < 2:
         raise InputError(f"{len(fits)} pairs are left; give more, or a larger --seq-len")
-    reference = reference_log_probabilities(model, fits, end, Path(args.out)
-                                            / f"preferences_{number}")
+    device_pairs = max(1, args.device_batch // 2)
+    reference = reference_log_probabilities(model, fits, end, device_pairs,
+                                            Path(args.out) / f"preferences_{number}")
     held = max(1, round(HELD_OUT_PAIRS * len(fits)))
     batches = PairBatches(fits[held:], reference[:, held:].copy(), end, args)
-    unseen = PairBatches(fits[:held], reference[:, :held].copy(), end, args)
     heldout = load_documents(args.out, "validation")
     loss_fn = functools.partial(preference_loss, beta=args.beta, kind=args.loss, nll=args.nll)
 
-    @torch.no_grad()
     def evaluate(model, step):
-        batch = unseen.batch(range(held))
-        sums, counts = log_probabilities(model, {
-            name: batch[name].to(device) for name in ("input_ids", "targets")})
-        change = (sums.cpu() - batch["reference"]) / counts.cpu()
-        chosen, rejected = change.chunk(2)                                          # (P,) each
+        sums, counts = answers_known(model, fits[:held], end, device_pairs)         # (2, P) each
+        chosen, rejected = (sums - reference[:, :held]) / counts
         if chosen.mean() < -COLLAPSED:
             raise InputError(f"step {step}: the chosen answers have lost {-chosen.mean():.2f} nats "
                              "per token; lower --lr, or raise --beta or --nll")
         return {"bpb": bits_per_byte(model, tokenizer, heldout),
-                "unseen pairs told apart": (chosen > rejected).float().mean().item()}
+                "unseen pairs told apart": float((chosen > rejected).mean())}
 
     train(model.train(), tokenizer, batches, loss_fn, args, evaluate)
     if RANK == 0:
@@ -427,17 +441,26 @@ def main():
                         "cannot lock them in, under resource limits alone")
     args = parser.parse_args()
     rounds, build_only = vars(args).pop("rounds"), vars(args).pop("build")
+    rounds = 1 if build_only else rounds
     if rounds < 1 or args.beta <= 0 or args.nll < 0:
         raise InputError("--rounds and --beta must be above 0, --nll not below it")
-    args.size = args.size or ("small" if args.device == "cuda" else "tiny")
-    args.before = args.after = 0
-    fill_in(args, PRESETS.get(args.size, PUBLISHED))
-    first = args.init or base_model(args.out, ("sft",), "python sft.py")
-    args.init = first
+    out, args.before, args.after = Path(args.out), 0, 0
+    first = args.init = str(args.init or newest_model(out, ("sft",)))
+    work = out / "dpo.unfinished"                   # from the first round's start to the last's end
+    if (out / "dpo").exists() and not (args.fresh or build_only or work.exists()):
+        return say(f"{out / 'dpo'} is finished; --fresh trains it again")
+    device = start_processes(args.device)
+    if RANK == 0 and not build_only:
+        old = [*out.glob("dpo_[0-9]*"), *out.glob("preferences_[0-9]*"), work]
+        for folder in old if args.fresh else []:
+            shutil.rmtree(folder, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+    args.fresh = args.fresh and build_only
+    barrier()
     for number in range(1, rounds + 1):
         args.stage = "dpo" if number == rounds else f"dpo_{number}"
-        train_round(argparse.Namespace(**vars(args)), number, build_only)
-        args.init = str(Path(args.out) / args.stage)
+        train_round(argparse.Namespace(**vars(args)), number, device, build_only)
+        args.init = str(out / args.stage)
     if RANK == 0 and not build_only:
         before, after = compare([first, args.init], args, args.device, samples=10)
         for name in before:
@@ -446,6 +469,7 @@ def main():
                 low, high = bootstrap(gains)
                 print(f"{name}: {sum(gains) / len(gains):+.1f} (95 % between {low:+.1f} and "
                       f"{high:+.1f})")
+    stop_processes()
 
 
 if __name__ == "__main__":

@@ -1037,7 +1037,7 @@ def read_rows(path):
         for number, line in enumerate(lines, 1):
             if not isinstance(line, str) or line.strip():
                 rows.append((number, {**(json.loads(line) if isinstance(line, str) else line)}))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise InputError(f"{path}, line {number}: not a JSON object") from None
     return rows
 
@@ -1513,14 +1513,6 @@ def held_out_gaps(documents, count=200):
     return gaps
 
 
-def parses(text):
-    with warnings.catch_warnings(action="ignore"):
-        try:
-            return bool(ast.parse(text))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return False
-
-
 def measure_infilling(model, tokenizer, gaps, path=None):
     """Print how well a model fills gaps, greedily, without the guard -> kind -> measure -> value.
 
@@ -1529,7 +1521,7 @@ def measure_infilling(model, tokenizer, gaps, path=None):
     %: into what stands after the gap; length: median of the insertion's over the middle's; bits
     per byte of the true middle with its end. path: of a picture of three insertions.
     """
-    from fim import infill_prompt, suffix_start
+    from fim import infill_prompt, python_tree, suffix_start
     T, end = model.config.max_position_embeddings, tokenizer.special["<|endoftext|>"]
     middles = [tokenizer.encode(gap["middle"])[:T // 2 - 1] + [end] for gap in gaps]
     new = min(2 * max(map(len, middles)) + 16, T // 2)
@@ -1546,7 +1538,7 @@ def measure_infilling(model, tokenizer, gaps, path=None):
         groups.setdefault(gap["kind"], []).append({
             "exact, %": 100 * (text == gap["middle"]),
             "similar": edit_similarity(text.strip(), gap["middle"].strip()),
-            "parses, %": 100 * parses(whole) if gap["python"] else None,
+            "parses, %": 100 * bool(python_tree(whole)) if gap["python"] else None,
             "stops, %": 100 * (stopped and own < 2 * len(middle) + 16),
             "runs on, %": 100 * (bool(start) and start in text),
             "length": own / (len(middle) - 1), "bits": cost, "bytes": len(gap["middle"].encode())})

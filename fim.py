@@ -72,15 +72,21 @@ def normalize(text):
     return unicodedata.normalize("NFC", text)
 
 
+def python_tree(text):
+    """The syntax tree of a Python text; None if it does not parse."""
+    with warnings.catch_warnings(action="ignore"):          # old programs have odd escapes
+        try:
+            return ast.parse(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
+
+
 def syntax_nodes(text):
     """The nodes of a Python text that make a middle, in its order; none if it does not parse.
 
     Of what has a body (or an else) it is that, of a call its arguments, of other statements all.
     """
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    if not (tree := python_tree(text)):
         return []
     lines, found = text.split("\n"), []
     starts = np.cumsum([0, *(len(line) + 1 for line in lines)]).tolist()
@@ -201,12 +207,14 @@ def load(folder_or_hub_name, device=None):
     return model, tokenizer
 
 
-def newest_model(out):
-    """The folder of the last finished stage: dpo, else sft, else repository, else pretrain."""
-    for stage in ("dpo", "sft", "repository", "pretrain"):
+def newest_model(out, stages=("dpo", "sft", "repository", "pretrain")):
+    """The folder of the first of some stages that is finished: without them, of the last stage."""
+    for stage in stages:
         if (Path(out) / stage / "config.json").exists():
             return Path(out) / stage
-    raise InputError(f"{out}: no finished model here; run `python pretrain.py`, or give --model")
+    before = "sft" if stages == ("sft",) else "pretrain"
+    raise InputError(f"{out}: no finished model of {' or '.join(stages)}; run `python {before}.py` "
+                     "first, or name a model")
 
 
 def shorten(prefix_ids, suffix_ids, room):

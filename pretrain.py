@@ -125,6 +125,11 @@ def start_processes(device):
     return device
 
 
+def stop_processes():
+    if WORLD > 1:
+        dist.destroy_process_group()
+
+
 def cpu_has_bf16():
     """Whether this CPU multiplies bf16 numbers itself: else bf16 would be slower than fp32."""
     info = Path("/proc/cpuinfo")
@@ -214,7 +219,7 @@ def learning_rate(step, steps, peak, warmup=WARMUP, decay=DECAY):
 
 # flags that may change between two calls of one run: it still learns the same
 FREE_FLAGS = {"out", "fresh", "device_batch", "save_every", "eval_every", "device", "attention",
-              "compile", "checkpoint_activations"}
+              "compile", "checkpoint_activations", "weak_sandbox"}
 
 
 def check_same_run(work, args):
@@ -569,16 +574,38 @@ def train(model, tokenizer, batches, loss_fn, args, evaluate=None):
         finish(model, tokenizer, args, work, folder)
 
 
+def load_base(name, device):
+    """The checkpoint that a stage goes on from, in fp32, and its tokenizer."""
+    if LOCAL_RANK == 0:                                 # one download a machine
+        hub_folder(name)
+    barrier()
+    model, tokenizer = load_model(name, device, torch.float32), Tokenizer.load(name)
+    check_vocabulary(model, tokenizer)
+    return model, tokenizer
+
+
+def size_of(model, device):
+    """Whose presets suit a model: the size with its shape, else the usual one of the device."""
+    shape = "hidden_size", "num_hidden_layers", "intermediate_size"
+    return next((size for size, config in CONFIGS.items()
+                 if all(getattr(config, name) == getattr(model.config, name) for name in shape)),
+                default_size(device))
+
+
+def default_size(device):
+    return "small" if device.startswith("cuda") else "tiny"
+
+
 def training_flags(parser):
     """The flags of every stage that trains. None: set by --size."""
     # where from, where to
     parser.add_argument("--out", default="out",
                         help="root folder of the stages (default: %(default)s)")
     parser.add_argument("--size", choices=CONFIGS, help="shape, vocabulary, rows, batch and steps "
-                        "(default: tiny on CPU and MPS, small on CUDA)")
+                        "(default: that of the model, else tiny on CPU and MPS, small on CUDA)")
     parser.add_argument("--init", metavar="FOLDER", help="checkpoint folder or hub name to start "
-                        "from, with its tokenizer (default: random weights)")
-    parser.add_argument("--fresh", action="store_true", help="start anew, data and tokenizer too")
+                        "from, with its tokenizer (default: what the stage before has left)")
+    parser.add_argument("--fresh", action="store_true", help="start anew, with data made anew")
     # how much (default: by --size)
     parser.add_argument("--steps", type=int, help="optimizer updates")
     parser.add_argument("--batch-tokens", type=int, help="tokens per step, all devices")
@@ -632,7 +659,7 @@ def settings(args, phase, both=False):
     the learning rate rises and falls once over both.
     """
     args = argparse.Namespace(**vars(args), phase=phase, stage=STAGES[phase], before=0, after=0)
-    args.size = args.size or ("small" if args.device == "cuda" else "tiny")
+    args.size = args.size or default_size(args.device)
     presets = {name: PRESETS[name].get(args.size, PUBLISHED[name]) for name in PRESETS}
     for name, value in presets[phase].items() if both and phase != "file" else ():
         if (given := getattr(args, name, None)) is not None:
@@ -891,8 +918,7 @@ def main():
     device = start_processes(args.device)
     for one in phases:
         train_phase(one, device)
-    if WORLD > 1:
-        dist.destroy_process_group()
+    stop_processes()
 
 
 if __name__ == "__main__":

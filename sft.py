@@ -16,7 +16,6 @@ The loop is pretrain.py's train(), the sandbox evaluate.py's. Preferences are dp
 
 import argparse
 import ast
-import contextlib
 import hashlib
 import itertools
 import json
@@ -28,18 +27,17 @@ from collections import Counter, defaultdict, namedtuple
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from data import (Batches, Classifier, Contamination, ask_all, default_benchmarks, generator,
-                  load_documents, made_from)
+                  language_of, load_documents, made_from)
 from evaluate import (benchmarks, bits_per_byte, bootstrap, code_block, complete, control_stops,
-                      find_problems, grades, held_out_gaps, measure_infilling, parses, pass_at_k,
+                      find_problems, grades, held_out_gaps, measure_infilling, pass_at_k,
                       prompt_ids, read_rows)
-from fim import load, newest_model
-from model import check_vocabulary, generate, load_model
-from pretrain import (RANK, WORLD, barrier, fill_in, next_token_loss, print_table, say,
-                      start_processes, train, training_flags)
+from fim import load, newest_model, python_tree
+from model import generate
+from pretrain import (RANK, WORLD, barrier, fill_in, load_base, next_token_loss, print_table, say,
+                      size_of, start_processes, stop_processes, train, training_flags)
 from tokenizer import (SYSTEM_PROMPT, InputError, TextStream, Tokenizer, run, whole_folder,
                        write_json, write_text)
 
@@ -140,8 +138,7 @@ def write_program(chain, drawn, second, rng):
         if second and second[0] == i:
             values = {**values, second[1]: arguments.split(", ")[1]}
         steps.append(fill(rng.choice(operation.ways), values))
-        code = re.sub(rf"\b{NAMES[operation.takes][0]}\b(?!')", names[operation.takes],
-                      operation.code)
+        code = re.sub(rf"\b{NAMES[operation.takes][0]}\b", names[operation.takes], operation.code)
         result = "return" if i == len(chain) - 1 else f"{names[operation.gives]} ="
         body += f"    {result} {fill(code, values)}\n"
     doc = ", then ".join(steps)
@@ -221,8 +218,9 @@ def held_out_tasks(kind, count):
 # ------------------------------------------------------------------------------------------------
 # Conversations
 
-_, SYSTEM, _, *ASKED, _, _, _ = benchmarks()["prompts"]["code chat"]["prompt"]
-SYSTEM, ASKED = SYSTEM.removesuffix("<|im_end|>"), "\n".join(ASKED)[:-len("<|im_end|>")]
+# What evaluate.py asks, taken apart: <|im_start|>role, then the content up to its <|im_end|>
+SYSTEM, ASKED = (turn.partition("\n")[2].split("<|im_end|>")[0] for turn in "\n".join(
+    benchmarks()["prompts"]["code chat"]["prompt"]).split("<|im_start|>")[1:3])
 BLOCK = "\n```python\n{code}\n```"
 WAYS = {"write": "Write a Python function `{name}`: {doc}",
         "fix": "This function is wrong. Mend it." + BLOCK,
@@ -277,17 +275,15 @@ def mutated(code, rng):
 
 def functions(text):
     """The functions of a Python text with a docstring: (name, first paragraph of it, code)."""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
-        return
-    lines = text.split("\n")
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef) or not (doc := ast.get_docstring(node)):
+    tree, lines = python_tree(text), text.split("\n")
+    for node in ast.walk(tree) if tree else ():
+        if not isinstance(node, ast.FunctionDef) or not (doc := ast.get_docstring(node)) or (
+                node.args.args[:1] and node.args.args[0].arg in ("self", "cls")):
             continue
         code = textwrap.dedent("\n".join(lines[node.lineno - 1:node.end_lineno]))
         doc = " ".join(doc.split("\n\n")[0].split())
-        if 3 < code.count("\n") + 1 <= LONGEST_FUNCTION and 20 < len(doc) < 200 and parses(code):
+        if 3 < code.count("\n") + 1 <= LONGEST_FUNCTION and 20 < len(doc) < 200 and (
+                python_tree(code)):
             yield node.name, doc, code
 
 
@@ -322,20 +318,24 @@ def check_messages(messages):
         return "empty content"
 
 
-def read_conversations(path, dropped):
-    """The conversations of a file, messages or Alpaca's shape, also mixed. dropped: reason -> lines
+def read_conversations(path, broken):
+    """The conversations of a file, messages or Alpaca's shape, also mixed. broken: reason -> lines
     of what is left out."""
-    found = []
+    found, first = [], "it is empty"
     for number, row in read_rows(path):
-        if {"instruction", "output"} <= set(row):
-            question = "\n".join(filter(None, [row["instruction"], row.get("input")]))
-            row = conversation(question, row["output"], "file")
+        parts = [row.get("instruction"), row.get("input") or "", row.get("output")]
+        if all(isinstance(part, str) for part in parts):
+            row = conversation("\n".join(filter(None, parts[:2])), parts[2], "file")
         problem = check_messages(row["messages"]) if "messages" in row else "unknown shape"
         if problem:
-            dropped[problem].append(f"{path}, line {number}")
+            broken[problem].append(f"{path}, line {number}")
+            first = f"{problem}, line {number}" if number == 1 else first
         else:
             found.append({"messages": [{"role": m["role"], "content": m["content"]}
                                        for m in row["messages"]], "source": "file"})
+    if not found:
+        raise InputError(f"{path}: no conversation ({first}); expected messages, or instruction, "
+                         "input and output")
     return found
 
 
@@ -389,9 +389,8 @@ def share(values):
 
 
 def nodes_of(code):
-    with contextlib.suppress(SyntaxError, ValueError, RecursionError):
-        return list(ast.walk(ast.parse(code)))
-    return []
+    tree = python_tree(code)
+    return list(ast.walk(tree)) if tree else []
 
 
 def consistent(question, answer, code):
@@ -417,7 +416,7 @@ def has_code(question, answer, code):
 
 def correct(question, answer, code):
     """Whether the code parses; that it does what was asked is seen when it is run."""
-    return float(bool(code.strip()) and parses(code))
+    return float(bool(code.strip() and python_tree(code)))
 
 
 def well_formed(question, answer, code):
@@ -477,6 +476,14 @@ def answer_of(made):
     return made["messages"][-1]["content"]
 
 
+def question_of(made):
+    return json.dumps(made["messages"][:-1])
+
+
+def mark_of(made):
+    return made.get("passed", False), made["score"]
+
+
 def candidates(args, documents, tokenizer, broken):
     """Conversations from every source, before anything is asked of them."""
     found = [task_conversation(task, in_words=number < TASKS // 4)
@@ -500,7 +507,8 @@ def name_languages(found, documents):
     guesses = classifier.predict([answer_of(made) for made in found]).argmax(-1)
     for made, guess in zip(found, guesses):
         fence = re.search(r"```(\w*)", answer_of(made))
-        made["language"] = (fence[1].lower() or names[guess]) if fence else "text"
+        name = fence[1].lower() if fence else "text"
+        made["language"] = language_of(f".{name.removesuffix('3')}") or name or names[guess]
 
 
 def shown_calls(made):
@@ -510,8 +518,8 @@ def shown_calls(made):
     calls = re.findall(r">>> ((\w+)\(.*\))\n *([^\s>].*)", text_of(made))
     for name in re.findall(r"^def (\w+)\(", code, re.MULTILINE):
         tests = [f"    assert candidate{call[len(name):]} == {value}\n" for call, called, value
-                 in calls if called == name and parses(f"{call} == {value}")]
-        if tests and parses(code) and not re.search(r"^\s*(import|from) ", code, re.MULTILINE):
+                 in calls if called == name and python_tree(f"{call} == {value}")]
+        if tests and python_tree(code) and not re.search(r"^\s*(import|from) ", code, re.MULTILINE):
             return {"prompt": f"def {name}():\n", "entry_point": name,
                     "test": "def check(candidate):\n" + "".join(tests)}
 
@@ -527,9 +535,9 @@ def verify(found, weak):
         made["passed"] = grade.passed
 
 
-def build(args, tokenizer):
-    """Make out/instructions: train.jsonl, the best last, rejected.jsonl (what fails, for dpo.py),
-    scores.png and a manifest of what was dropped and why."""
+def build(args, tokenizer, settings):
+    """Make out/instructions: train.jsonl, the best last; pairs.jsonl, answers that fail their tests
+    beside one that passes, for dpo.py; scores.png; a manifest of what was dropped and why."""
     documents, broken, counts = load_documents(args.out, "train"), defaultdict(list), {}
     kept = candidates(args, documents, tokenizer, broken)
     rng, contamination = random.Random(f"{args.seed} thinned"), Contamination(default_benchmarks())
@@ -545,34 +553,44 @@ def build(args, tokenizer):
     name_languages(kept, documents)
     often = Counter(made["language"] for made in kept)
     drop("no code, thinned", lambda made: made["language"] == "text"
-         and rng.random() > KEPT_WITHOUT_CODE)
+         and made["source"] != "file" and rng.random() > KEPT_WITHOUT_CODE)
     drop("rare language, thinned", lambda made: often[made["language"]] < TAIL * len(kept)
-         and rng.random() > KEPT_IN_TAIL)
+         and made["source"] != "file" and rng.random() > KEPT_IN_TAIL)
     verify(kept, args.weak_sandbox)
     rejected = [made for made in kept if made.get("passed") is False]
     drop("fails its tests", lambda made: made.get("passed") is False)
     for made in kept:
         made["marks"], made["score"] = score(made)
-        key, mark = json.dumps(made["messages"][:-1]), (made.get("passed", False), made["score"])
-        best[key] = max(best.get(key, mark), mark)
-        made["key"], made["mark"] = key, mark
-    drop("another answer is better", lambda made: made["mark"] < best[made["key"]])
+        best[question_of(made)] = max(made, best.get(question_of(made), made), key=mark_of)
+    drop("another answer is better", lambda made: mark_of(made) < mark_of(best[question_of(made)]))
     kept.sort(key=lambda made: made["score"])
+    pairs = [{"prompt": made["messages"][:-1], "chosen": answer_of(other),
+              "rejected": answer_of(made)} for made in rejected
+             if (other := best.get(question_of(made))) and other.get("passed")]
     with whole_folder(Path(args.out) / "instructions") as new:
-        for part, rows in (("train", kept), ("rejected", rejected)):
-            fields = ("messages", "source", "language", "passed", "marks", "score")
-            write_text(new / f"{part}.jsonl", "".join(
-                json.dumps({name: row.get(name) for name in fields}) + "\n" for row in rows))
+        fields = ("messages", "source", "language", "passed", "marks", "score")
+        rows = [{name: made.get(name) for name in fields} for made in kept]
+        for name, part in (("train", rows), ("pairs", pairs)):
+            write_text(new / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in part))
         draw_scores(kept, new / "scores.png")
         write_json(new / "manifest.json", {
-            **made_by(args), "counts": counts, "kept": len(kept),
+            **settings, "counts": counts, "kept": len(kept),
             "sources": Counter(made["source"] for made in kept),
             "languages": Counter(made["language"] for made in kept),
             "broken": {reason: [len(lines), lines[0]] for reason, lines in broken.items()}})
 
 
 def made_by(args):
-    return {"data": args.data or [], "teacher": args.teacher, "seed": args.seed}
+    """What out/instructions depends on: the files by what is in them."""
+    return {"data": file_hashes(args.data), "teacher": args.teacher, "seed": args.seed}
+
+
+def file_hashes(paths):
+    """Path -> the start of its content's hash."""
+    missing = [path for path in paths or [] if not Path(path).is_file()]
+    if missing:
+        raise InputError(f"{missing[0]}: no such file")
+    return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in paths or []}
 
 
 def draw_scores(kept, path):
@@ -592,11 +610,11 @@ def draw_scores(kept, path):
 
 def prepare_instructions(args, tokenizer):
     """Make out/instructions unless it is there, print what it holds -> its conversations."""
-    folder = Path(args.out) / "instructions"
+    folder, settings = Path(args.out) / "instructions", made_by(args)
     if RANK == 0 and (args.fresh or not folder.exists()):
-        build(args, tokenizer)
+        build(args, tokenizer, settings)
     barrier()
-    manifest = made_from(folder, made_by(args))
+    manifest = made_from(folder, settings)
     say("conversations: " + ", ".join(f"{n:,} {reason}" for reason, n in manifest["counts"].items())
         + f", {manifest['kept']:,} kept")
     for name in ("sources", "languages"):
@@ -646,6 +664,16 @@ def conversation_row(parts, T, end):
             np.array(starts + [len(inputs)] * missing))
 
 
+def best_of_each(conversations):
+    """The numbers of those with the best scores among their kind, so that none of the ways to ask
+    is lost. conversations: sorted by score."""
+    kinds = defaultdict(list)
+    for number, made in enumerate(conversations):
+        kinds[made["source"], made["messages"][0]["role"]].append(number)
+    return [number for numbers in kinds.values()
+            for number in numbers[round(len(numbers) * (1 - FINE)):]]
+
+
 class Rows:
     """rows[i]: the conversations in the i-th row of T tokens of an endless run over a list, each
     epoch in an order of its own; of those that wait, the first that fits comes next."""
@@ -675,25 +703,28 @@ class Rows:
 
 class ConversationBatches(Batches):
     """batches(step) as in data.py, of rows of conversations: two thirds of the steps of all of
-    them, then of the best alone. A share of the rows is fill-in-the-middle of code."""
+    them, then of the best alone. Between them stands a share of rows of code with gaps."""
 
     def __init__(self, documents, tokenizer, args, encoded, fine):
         """encoded: (ids, learned) of each conversation; fine: the numbers of the best."""
         super().__init__(documents, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
                          args.device_batch, args.seed, 1.0, RANK, WORLD, (1, 0, 0))
         self.encoded, self.fine, self.fim_share = encoded, fine, args.fim_share
-        self.first_fine = round(COARSE * args.steps) * self.batch_rows
+        coarse = round(COARSE * args.steps) * self.batch_rows
+        self.first_fine = coarse - int(coarse * args.fim_share)
         lengths = [len(ids) for ids, _ in encoded]
         self.coarse_rows = Rows(lengths, self.T, self.seed, "coarse")
         self.fine_rows = Rows([lengths[i] for i in fine], self.T, self.seed, "fine")
 
     def row(self, index):
-        if generator(self.seed, "fim row", index).random() < self.fim_share:
-            return super().row(index)
-        if index < self.first_fine:
-            numbers = self.coarse_rows[index]
+        before, after = (int(i * self.fim_share) for i in (index, index + 1))   # rows with a gap
+        if after > before:
+            return super().row(before)
+        number = index - before                         # among the rows of conversations
+        if number < self.first_fine:
+            numbers = self.coarse_rows[number]
         else:
-            numbers = [self.fine[i] for i in self.fine_rows[index - self.first_fine]]
+            numbers = [self.fine[i] for i in self.fine_rows[number - self.first_fine]]
         return conversation_row([self.encoded[i] for i in numbers], self.T, self.end)
 
 
@@ -726,27 +757,28 @@ def measure(folder, args, device, samples=0):
     print(f"\nmeasuring {folder}")
     model, tokenizer = load(folder, device)
     heldout, values = load_documents(args.out, "validation"), {}
-    for name in ("parameters", "compositions", "ladder"):
-        problems = list(find_problems("ladder").values()) if name == "ladder" else (
-            held_out_problems(name))
-        answers = [answer for [answer] in solve(model, tokenizer, problems, args.weak_sandbox)]
-        values[f"{'unseen ' * (name != 'ladder')}{name}: pass@1, %"] = [
-            100 * passed for _, _, passed in answers]
-        if name == "parameters":
-            stops = share(stopped for _, stopped, _ in answers)
-            length = sum(len(tokenizer.encode(text)) for text, _, _ in answers) / len(answers)
-        if name == "parameters" and samples:
-            answers = solve(model, tokenizer, problems[:SAMPLED], args.weak_sandbox, samples,
-                            temperature=0.8, seed=args.seed)
-            for k in (1, samples):
-                values[f"{SAMPLED} sampled {samples} times: pass@{k}, %"] = [
-                    100 * pass_at_k(samples, sum(passed for _, _, passed in found), k)
-                    for found in answers]
+    problems = {"unseen parameters": held_out_problems("parameters"),
+                "unseen compositions": held_out_problems("compositions"),
+                "ladder": list(find_problems("ladder").values())}
+    found = {name: solve(model, tokenizer, asked, args.weak_sandbox)
+             for name, asked in problems.items()}
+    for name, answers in found.items():
+        values[f"{name}: pass@1, %"] = [100 * passed for [(_, _, passed)] in answers]
+    if samples:
+        answers = solve(model, tokenizer, problems["unseen parameters"][:SAMPLED],
+                        args.weak_sandbox, samples, temperature=0.8, seed=args.seed)
+        for k in (1, samples):
+            values[f"{SAMPLED} sampled {samples} times: pass@{k}, %"] = [
+                100 * pass_at_k(samples, sum(passed for _, _, passed in tries), k)
+                for tries in answers]
+    answers = [answer for [answer] in found["unseen parameters"]]
+    values["answers that stop, %"] = 100 * share(stopped for _, stopped, _ in answers)
+    values["length of an answer, tokens"] = sum(
+        len(tokenizer.encode(text)) for text, _, _ in answers) / len(answers)
     scores = measure_infilling(model, tokenizer, held_out_gaps(heldout, GAPS)).values()
-    return {**values, "answers that stop, %": 100 * stops, "length of an answer, tokens": length,
-            **{f"infilling: {name}": sum(score[name] for score in scores) / len(scores)
-               for name in ("bits per byte", "exact, %", "stops, %")},
-            "code: bits per byte": bits_per_byte(model, tokenizer, heldout)}
+    for name in ("bits per byte", "exact, %", "stops, %"):
+        values[f"infilling: {name}"] = sum(score[name] for score in scores) / len(scores)
+    return {**values, "code: bits per byte": bits_per_byte(model, tokenizer, heldout)}
 
 
 def cell(value):
@@ -790,6 +822,7 @@ def chat(args):
         stream = TextStream(tokenizer)
         [new] = generate(model, [ids[-(T - new_tokens):]], new_tokens, args.temperature,
                          stop_ids=control_stops(tokenizer), vocab_size=tokenizer.vocab_size,
+                         seed=args.seed + len(messages),
                          on_token=lambda _, token: print(stream.add(token), end="", flush=True))
         print(stream.finish())
         messages.append({"role": "assistant", "content": tokenizer.decode(new)})
@@ -812,15 +845,6 @@ def prompt_of(tokenizer, messages):
 # The stage
 
 
-def base_model(out, stages=("repository", "pretrain"), command="python pretrain.py"):
-    """The folder of the first of some stages that is finished."""
-    for stage in stages:
-        if (Path(out) / stage / "config.json").exists():
-            return str(Path(out) / stage)
-    raise InputError(f"{out}: no {' or '.join(stages)} model; run `{command}` first, or give "
-                     "--init")
-
-
 def warn_if_untrained(model, tokenizer):
     """Say so if the base has never seen <|im_start|>: its row is as short as those of no use."""
     norms = model.head.detach().float().norm(dim=1)                                 # (V,)
@@ -829,24 +853,28 @@ def warn_if_untrained(model, tokenizer):
         say("the base has hardly seen <|im_start|>: all it knows of conversations is learned here")
 
 
-def train_stage(args):
+def train_stage(args, device):
     """From a base model and conversations to out/sft."""
-    device, folder = start_processes(args.device), Path(args.out) / "sft"
+    folder = Path(args.out) / "sft"
     if folder.exists() and not args.fresh and not folder.with_name("sft.unfinished").exists():
         return say(f"{folder} is finished; --fresh trains it again")
-    base = args.init = args.init or base_model(args.out)
-    model, tokenizer = load_model(base, device, torch.float32), Tokenizer.load(base)
-    check_vocabulary(model, tokenizer)
+    say(f"starting from {args.init}")
+    model, tokenizer = load_base(args.init, device)
+    args.size = args.size or size_of(model, device)
+    fill_in(args, PRESETS.get(args.size, PUBLISHED))
+    longest = max(model.config.max_position_embeddings, args.seq_len)
+    model.config.max_position_embeddings = longest
     model.model.checkpointing = args.checkpoint_activations
-    say(f"starting from {base}")
     warn_if_untrained(model, tokenizer)
     conversations = prepare_instructions(args, tokenizer)
     encoded = [chat_ids(tokenizer, made["messages"], args.last_turn, args.published_mask)
                for made in conversations]
     fits = [len(ids) <= args.seq_len for ids, _ in encoded]
     say(f"{fits.count(False):,} longer than {args.seq_len} tokens are left out")
+    if not any(fits):
+        raise InputError("no conversation is left; give a larger --seq-len")
     encoded = [one for one, fit in zip(encoded, fits) if fit]
-    best = range(round(len(encoded) * (1 - FINE)), len(encoded))        # they are sorted by score
+    best = best_of_each([made for made, fit in zip(conversations, fits) if fit])
     batches = ConversationBatches(load_documents(args.out, "train"), tokenizer, args, encoded, best)
     heldout = load_documents(args.out, "validation")
 
@@ -855,9 +883,8 @@ def train_stage(args):
 
     train(model, tokenizer, batches, next_token_loss, args, evaluate)
     if RANK == 0:
-        compare([base, folder], args, device)
-        print("\nTo talk with it: python sft.py --chat"
-              + (f" --out {args.out}" if args.out != "out" else ""))
+        compare([args.init, folder], args, device)
+        print(f"\nTo talk with it: python sft.py --chat --init {folder}")
 
 
 def main():
@@ -879,17 +906,19 @@ def main():
                         "cannot lock them in, under resource limits alone")
     args = parser.parse_args()
     build_only, chat_only = vars(args).pop("build"), vars(args).pop("chat")
+    if not 0 <= args.fim_share < 1 or args.temperature < 0:
+        raise InputError("--fim-share must be at least 0 and below 1, --temperature at least 0")
     if chat_only:
         return chat(args)
-    if not 0 <= args.fim_share <= 1:
-        raise InputError(f"--fim-share {args.fim_share}: must be between 0 and 1")
     vars(args).pop("temperature")
     args.stage, args.before, args.after = "sft", 0, 0
-    args.size = args.size or ("small" if args.device == "cuda" else "tiny")
-    fill_in(args, PRESETS.get(args.size, PUBLISHED))
+    args.init = str(args.init or newest_model(args.out, ("repository", "pretrain")))
+    device = start_processes(args.device)
     if build_only:
-        return prepare_instructions(args, Tokenizer.load(args.init or base_model(args.out)))
-    train_stage(args)
+        prepare_instructions(args, Tokenizer.load(args.init))
+    else:
+        train_stage(args, device)
+    stop_processes()
 
 
 if __name__ == "__main__":

@@ -157,6 +157,12 @@ def test_pairs_from_the_sandbox(monkeypatch, small_model, small_tokenizer):
             sampled_pairs(small_model, small_tokenizer, args, 1, Counter())
 
 
+def test_what_a_judge_says():
+    for said, wanted in (("A", "A"), ("**B**", "B"), ("Answer A is better.", "A"), ("tie", "tie"),
+                         ("A tie.", "tie"), ("B is better than A", ""), ("Both", ""), ("", "")):
+        assert dpo.verdict(said) == wanted
+
+
 def test_pairs_from_a_judge(monkeypatch, tmp_path, teacher, small_model, small_tokenizer):
     """Asked in both orders; ties, nonsense and a liking for the first place give no pair."""
     (tmp_path / "instructions").mkdir()
@@ -205,7 +211,7 @@ def test_pairs_from_a_file(tmp_path):
                       "roles out of order": [f"{path}, line 6"],
                       "a prompt that is no list": [f"{path}, line 7"]}
     path.write_text('{"text": "x"}\n')
-    with pytest.raises(InputError, match="line 1: no pair .*; expected prompt, chosen and reject"):
+    with pytest.raises(InputError, match="no pair .*, line 1.*; expected prompt, chosen and rej"):
         read_pairs(path, defaultdict(list))
 
 
@@ -219,17 +225,17 @@ def test_real_pairs():
 
 
 def test_the_reference_is_computed_once(small_model, tmp_path, monkeypatch):
-    known = reference_log_probabilities(small_model, PAIRS, 0, tmp_path)
+    known = reference_log_probabilities(small_model, PAIRS, 0, 2, tmp_path)
     with torch.no_grad():
         sums, _ = log_probabilities(small_model, pair_batch(PAIRS, 0))
     assert known.flatten().tolist() == pytest.approx(sums.tolist(), abs=1e-5)
     real = dpo.log_probabilities
     monkeypatch.setattr(dpo, "log_probabilities", None)
-    assert (reference_log_probabilities(small_model, PAIRS, 0, tmp_path) == known).all()
+    assert (reference_log_probabilities(small_model, PAIRS, 0, 2, tmp_path) == known).all()
     monkeypatch.setattr(dpo, "log_probabilities", real)
     with torch.no_grad():
         small_model.model.norm.weight += 0.5
-    assert (reference_log_probabilities(small_model, PAIRS, 0, tmp_path) != known).all()
+    assert (reference_log_probabilities(small_model, PAIRS, 0, 2, tmp_path) != known).all()
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -269,7 +275,7 @@ def test_the_script_prefers_and_goes_on_after_a_stop(out, monkeypatch, capsys):
     assert rows[-1]["rewards/margins"] > 0 and rows[-1]["loss"] < rows[0]["loss"]
     assert rows[-1]["rewards/accuracies"] > 0.5 and "unseen pairs told apart" in rows[-1]
     assert (out / "dpo" / "preferences.png").stat().st_size > 10_000
-    whole = load_model(out / "dpo", "cpu").state_dict()
+    whole, one = (load_model(out / name, "cpu").state_dict() for name in ("dpo", "dpo_1"))
     script(monkeypatch, out, *flags, "--rounds", "2")
     assert "dpo is finished" in capsys.readouterr().out
 
@@ -279,13 +285,18 @@ def test_the_script_prefers_and_goes_on_after_a_stop(out, monkeypatch, capsys):
     real = dpo.train
     monkeypatch.setattr(dpo, "train", lambda *args: real(*args[:5], stop))
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
-        script(monkeypatch, out, *flags, "--fresh", "--rounds", "1")
+        script(monkeypatch, out, *flags, "--fresh", "--rounds", "2")
+    assert (out / "dpo").exists() and not (out / "dpo_1").exists()      # what was there is kept
     monkeypatch.setattr(dpo, "train", real)
-    script(monkeypatch, out, *flags, "--rounds", "1")
-    assert "going on after step 2 of" in capsys.readouterr().out
-    again, one = load_model(out / "dpo", "cpu"), load_model(out / "dpo_1", "cpu")
-    assert all(torch.equal(x, y) for x, y in zip(again.parameters(), one.parameters()))
-    assert not all(torch.equal(x, whole[name]) for name, x in again.state_dict().items())
+    script(monkeypatch, out, *flags, "--rounds", "2")
+    printed = capsys.readouterr().out
+    assert "going on after step 2 of" in printed and "round 2, starting from" in printed
+    for name, before in (("dpo", whole), ("dpo_1", one)):
+        again = load_model(out / name, "cpu").state_dict()
+        assert all(torch.equal(x, before[name]) for name, x in again.items())
+    assert not all(torch.equal(x, whole[name]) for name, x in one.items())
+    script(monkeypatch, out, *flags, "--build", "--fresh")              # pairs alone
+    assert "20 kept in" in capsys.readouterr().out and not (out / "dpo.unfinished").exists()
 
 
 def test_what_collapses_is_stopped(out, monkeypatch):
@@ -299,7 +310,8 @@ def test_what_collapses_is_stopped(out, monkeypatch):
     ([], "solves nothing of 3 tasks; train it longer first"),
     (["--data", "PAIRS", "--seq-len", "8", "--batch-tokens", "64"], "0 pairs are left"),
     (["--data", "PAIRS", "--batch-tokens", "128"], "0 pairs of two rows of 128 tokens"),
-    (["--rounds", "0"], "--rounds and --beta must be above 0"), (["--data", "none"], "none")])
+    (["--rounds", "0"], "--rounds and --beta must be above 0"),
+    (["--data", "none"], "none: no such file")])
 def test_bad_input(out, monkeypatch, flags, problem):
     flags = [flag.replace("PAIRS", str(out / "pairs.jsonl")) for flag in flags]
     with pytest.raises(InputError, match=problem):
@@ -308,7 +320,7 @@ def test_bad_input(out, monkeypatch, flags, problem):
 
 
 def test_without_sft_there_is_one_line(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="no sft model; run `python sft.py` first"):
+    with pytest.raises(InputError, match="no finished model of sft; run `python sft.py` first"):
         script(monkeypatch, tmp_path)
 
 

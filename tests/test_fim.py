@@ -338,5 +338,5 @@ def test_tokenizer_of_another_model(checkpoint, small_tokenizer):
 
 def test_newest_model(checkpoint, tmp_path):
     assert newest_model(tmp_path / "out") == checkpoint
-    with pytest.raises(InputError, match="no finished model here"):
+    with pytest.raises(InputError, match="no finished model of dpo or sft or repository or pret"):
         newest_model(tmp_path)

@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,10 +65,15 @@ def test_a_task_is_its_composition():
     assert done > 100
 
 
-def test_held_out_tasks_are_those_of_the_files_and_right():
-    for kind in ("parameters", "compositions"):
+@pytest.fixture(scope="module")
+def held_out():
+    return {kind: held_out_tasks(kind, 300) for kind in ("parameters", "compositions")}
+
+
+def test_held_out_tasks_are_those_of_the_files_and_right(held_out):
+    for kind, tasks in held_out.items():
         rows = [row for _, row in read_rows(sft.ASSETS / f"tasks_{kind}.jsonl")]
-        assert rows == json.loads(json.dumps(held_out_tasks(kind, 300)))
+        assert rows == json.loads(json.dumps(tasks))
         depths = Counter(row["depth"] for row in rows)
         assert set(depths.values()) == {100 if kind == "parameters" else 150}
         chosen = rows[::20]
@@ -76,14 +82,12 @@ def test_held_out_tasks_are_those_of_the_files_and_right():
         assert not any(g.passed for g in grade_all(wrong))
 
 
-def test_no_training_task_is_held_out():
+def test_no_training_task_is_held_out(held_out):
     tasks = training_tasks(0, 1500)
     lines = {(t["canonical_solution"], tuple(t["parameters"])) for t in tasks}
     assert Counter(t["depth"] for t in tasks) == {1: 500, 2: 500, 3: 500}
-    for kind in ("parameters", "compositions"):
-        held = {(t["canonical_solution"], tuple(t["parameters"]))
-                for t in held_out_tasks(kind, 300)}
-        assert not lines & held
+    for held in held_out.values():
+        assert not lines & {(t["canonical_solution"], tuple(t["parameters"])) for t in held}
     assert training_tasks(0, 50) == tasks[:50] and training_tasks(1, 50) != tasks[:50]
 
 
@@ -136,7 +140,8 @@ def test_mutations_change_one_thing():
     ({"messages": [CHAT[0], {"role": "assistant", "content": " "}]}, "empty content"),
     ({"messages": [CHAT[0], {"role": "assistant"}]}, "empty content"),
     ({"instruction": "Say hi.", "input": "", "output": "hi"}, None),
-    ({"instruction": "Say hi.", "output": ""}, "empty content"), ({"text": "x"}, "unknown shape")])
+    ({"instruction": "Say hi.", "output": ""}, "empty content"), ({"text": "x"}, "unknown shape"),
+    ({"instruction": ["Say", "hi."], "output": "hi"}, "unknown shape")])
 def test_shapes_of_files(tmp_path, row, problem):
     path, broken = tmp_path / "rows.jsonl", defaultdict(list)
     path.write_text(json.dumps({"instruction": "a", "input": "b", "output": "c"}) + "\n\n"
@@ -152,9 +157,12 @@ def test_shapes_of_files(tmp_path, row, problem):
 
 def test_a_broken_file_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"instruction": "a", "output": "b"}\n{"instr')
-    with pytest.raises(InputError, match="line 2: not a JSON object"):
-        read_conversations(path, defaultdict(list))
+    for text, problem in (('{"instruction": "a", "output": "b"}\n{"instr', "line 2: not a JSON"),
+                          ("[" * 9 ** 5, "line 1: not a JSON object"), ("", "it is empty"),
+                          ('{"text": "x"}\n', r"no conversation \(unknown shape, line 1\)")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=problem):
+            read_conversations(path, defaultdict(list))
 
 
 def test_the_checklist():
@@ -234,6 +242,31 @@ def test_packed_loss_is_that_of_each_alone(small_tokenizer):
         sum(learned) for _, learned in encoded)
 
 
+def test_rows_of_gaps_stand_between_the_others(small_tokenizer):
+    """Two thirds of the steps see all conversations, each once an epoch, then the best alone."""
+    args = SimpleNamespace(seq_len=64, batch_tokens=256, device_batch=4, seed=0, fim_share=0.25,
+                           steps=30)
+    documents = [{"text": CODE * 3, "language": "python"}]
+    start = small_tokenizer.special["<|im_start|>"]
+    encoded = [([start] * 20 + [i], [True] * 21) for i in range(60)]       # three fill a row
+    batches = sft.ConversationBatches(documents, small_tokenizer, args, encoded, range(50, 60))
+    rows = [row for step in range(30) for batch in batches(step) for row in batch["input_ids"]]
+    assert len(rows) == 30 * 4
+    told = [[int(i) for i in row[20::21]] if row[0] == start else None for row in rows]
+    assert [i for i, one in enumerate(told) if one is None] == list(range(3, 120, 4))
+    coarse, fine = ([i for one in part if one for i in one] for part in (told[:80], told[80:]))
+    for epoch in range(3):
+        assert sorted(coarse[60 * epoch:60 * (epoch + 1)]) == list(range(60))
+    assert set(fine) - {small_tokenizer.special["<|endoftext|>"]} == set(range(50, 60))
+
+
+def test_the_best_of_each_kind():
+    made = [{"source": source, "messages": [{"role": role}]} for source, role in
+            [("tasks", "user"), ("code", "user"), ("tasks", "user"), ("tasks", "system"),
+             ("code", "user"), ("tasks", "system"), ("tasks", "system"), ("tasks", "system")]]
+    assert sorted(sft.best_of_each(made)) == [2, 4, 6, 7]
+
+
 def test_rows_hold_each_conversation_once_an_epoch():
     rng = np.random.default_rng(0)
     lengths = rng.integers(10, 90, 300).tolist()
@@ -306,14 +339,18 @@ def test_build_from_every_source(out, monkeypatch, teacher, capsys):
     [taught] = [row for row in kept if row["source"] == "teacher"]
     assert "n // 2" in taught["messages"][1]["content"] and taught["passed"]
     assert taught["score"] == pytest.approx(0.9)
-    failed = [row["messages"][-1]["content"] for row in rows_of(
-        out / "instructions" / "rejected.jsonl")]
-    assert len(failed) == 2 and all("return n\n" in text for text in failed)
+    [pair] = rows_of(out / "instructions" / "pairs.jsonl")     # of the two that fail one has a twin
+    assert pair["prompt"] == taught["messages"][:1] and "return n\n" in pair["rejected"]
+    assert pair["chosen"] == taught["messages"][1]["content"]
+    assert sum("Who are you?" in sft.text_of(row) for row in kept) == 1     # ours is never thinned
     assert manifest["languages"]["python"] > 100
     script(monkeypatch, out, *flags, "--fresh")
     assert len(teacher.asked) == asked                      # nothing is paid twice
     with pytest.raises(InputError, match="was made from teacher http"):
         script(monkeypatch, out, "--build", "--data", str(own))
+    own.write_text(own.read_text() + json.dumps({"messages": CHAT[:2]}))
+    with pytest.raises(InputError, match="was made from data .*own.jsonl"):
+        script(monkeypatch, out, *flags)
     assert "left out: 1 with no assistant turn, the first in" in capsys.readouterr().out
 
 
@@ -348,30 +385,42 @@ def test_the_script_trains_stops_goes_on_and_answers(out, monkeypatch, capsys):
 
 
 def test_chat_streams_and_forgets_the_oldest_turns(out, monkeypatch, capsys):
-    questions = ["Say hi. " * 9] * 9
+    questions, prompts, real = [f"Say hi to {i}. " * 9 for i in range(9)], [], sft.generate
 
     def asked(_):
         if not questions:
             raise EOFError              # Ctrl-D
         return questions.pop()
 
+    def generate(model, prompt, *args, **more):
+        prompts.append(tokenizer.decode(prompt[0]))
+        return real(model, prompt, 3, **more)
+
+    tokenizer = Tokenizer.load(out / "pretrain")
     monkeypatch.setattr("builtins.input", asked)
+    monkeypatch.setattr(sft, "generate", generate)
+    monkeypatch.setattr(sft, "CHAT_TOKENS", 20)
     script(monkeypatch, out, "--chat")
-    assert "an empty line ends the chat" in capsys.readouterr().out and not questions
+    assert "an empty line ends the chat" in capsys.readouterr().out and len(prompts) == 9
+    assert all(prompt.startswith("<|im_start|>system\nYou are Qwen") for prompt in prompts)
+    assert "to 8." in prompts[0] and "to 8." in prompts[1] and "to 7." in prompts[1]
+    assert "to 8." not in prompts[-1] and "to 1." in prompts[-1]
+    assert prompts[-1].endswith("<|im_end|>\n<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize("flags, problem", [
-    (["--fim-share", "1.5"], "--fim-share 1.5: must be between 0 and 1"),
-    (["--data", "none.jsonl"], "none.jsonl"), (["--init", "none"], "none"),
+    (["--fim-share", "1"], "--fim-share must be at least 0 and below 1"),
+    (["--data", "none.jsonl"], "none.jsonl: no such file"), (["--init", "none"], "none: no such f"),
+    (["--seq-len", "32", "--batch-tokens", "32"], "no conversation is left; give a larger"),
     (["--steps", "0"], "--steps: must be at least 1")])
 def test_bad_flags(out, monkeypatch, flags, problem):
     with pytest.raises(InputError, match=problem):
         script(monkeypatch, out, *flags)
-    assert not (out / "sft").exists() and not (out / "instructions").exists()
+    assert not (out / "sft").exists()
 
 
 def test_without_a_base_there_is_one_line(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="no repository or pretrain model; run `python pre"):
+    with pytest.raises(InputError, match="no finished model of repository or pretrain; run"):
         script(monkeypatch, tmp_path)
 
 
