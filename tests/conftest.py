@@ -1,6 +1,7 @@
 """What tests share: where reference data lies, a small tokenizer, a small model, fixed weights."""
 
 import gzip
+import importlib
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ DATA = Path(os.environ.get("MINICODER_DATA", ROOT.parent / "shared" / "data"))
 sys.path.insert(0, str(ROOT))
 
 from model import CausalLM, Config, save_model  # noqa: E402
-from tokenizer import Tokenizer  # noqa: E402
+from tokenizer import Tokenizer, run  # noqa: E402
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              intermediate_size=48, vocab_size=96, max_position_embeddings=64)
@@ -148,6 +150,24 @@ class Teacher(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """typed("fim.py", *flags): a script as on the command line, but without a process of its own,
+    whose start takes longer than most tests."""
+    def call(script, *flags):
+        capsys.readouterr()
+        monkeypatch.setattr("sys.argv", [str(ROOT / script), *map(str, flags)])
+        code = 0
+        try:
+            run(importlib.import_module(Path(script).stem).main)
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=printed.out, stderr=printed.err)
+
+    return call
 
 
 def answered(text):

@@ -75,16 +75,15 @@ def test_documents_from_files(tmp_path):
         read_documents(tmp_path / "c.py")
 
 
-def test_command(model, small_tokenizer, tmp_path):
+def test_command(model, small_tokenizer, tmp_path, typed):
     save_model(model, tmp_path / "m")
     small_tokenizer.save(tmp_path / "m")
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": CODE}))
-    command = [sys.executable, ROOT / "evaluate.py", "--model", tmp_path / "m", "--device", "cpu"]
-    out = subprocess.run([*command, "--text", tmp_path / "a.jsonl"], capture_output=True,
-                         text=True, check=True).stdout
+    command = ["evaluate.py", "--model", tmp_path / "m", "--device", "cpu"]
+    out = typed(*command, "--text", tmp_path / "a.jsonl").stdout
     score = bits_per_byte(model, small_tokenizer, [{"text": CODE}])
     assert f"{score:.3f}" in out and "1 documents" in out and "gzip" in out
-    done = subprocess.run([*command, "--text", tmp_path / "no"], capture_output=True, text=True)
+    done = typed(*command, "--text", tmp_path / "no")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 
@@ -100,7 +99,7 @@ def test_a_batch_says_what_each_prompt_says_alone(model, small_tokenizer):
     assert not stopped and text.startswith(alone[0][0])
 
 
-def test_the_newest_model_on_everything(model, small_tokenizer, tmp_path):
+def test_the_newest_model_on_everything(model, small_tokenizer, tmp_path, typed):
     save_model(model, tmp_path / "pretrain")
     small_tokenizer.save(tmp_path / "pretrain")
     (tmp_path / "data").mkdir()
@@ -121,7 +120,7 @@ def test_the_newest_model_on_everything(model, small_tokenizer, tmp_path):
     for flags, message in ((["--limit", "0"], "must be at least 1"),
                            (["--n", "2"], "equal samples"),
                            (["--problems", "x"], "give the --benchmark")):
-        none = subprocess.run([*command, *flags], capture_output=True, text=True)
+        none = typed("evaluate.py", *command[2:], *flags)
         assert none.returncode == 2 and message in none.stderr and none.stderr.count("\n") == 1
     missing = subprocess.run([*command, "--benchmark", "infilling-multi-line"], text=True,
                              capture_output=True, env={**os.environ, "MINICODER_CACHE": "/nowhere"})

@@ -5,7 +5,6 @@ import gzip
 import itertools
 import json
 import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -297,55 +296,58 @@ def test_ladder():
     assert [pair for pair, result in zip(bad, grade_all(bad)) if result.passed] == []
 
 
-def score(tmp_path, samples, *flags, problems=None, benchmark="humaneval"):
-    (tmp_path / "p.jsonl").write_text(json.dumps(problems or PROBLEM))
-    (tmp_path / "s.jsonl").write_text(samples)
-    return subprocess.run([sys.executable, ROOT / "evaluate.py", "score", "--benchmark", benchmark,
-                           "--problems", tmp_path / "p.jsonl", "--samples", tmp_path / "s.jsonl",
-                           *flags], capture_output=True, text=True)
+@pytest.fixture
+def score(tmp_path, typed):
+    def call(samples, *flags, problems=None, benchmark="humaneval"):
+        (tmp_path / "p.jsonl").write_text(json.dumps(problems or PROBLEM))
+        (tmp_path / "s.jsonl").write_text(samples)
+        return typed("evaluate.py", "score", "--benchmark", benchmark, "--problems",
+                     tmp_path / "p.jsonl", "--samples", tmp_path / "s.jsonl", *flags)
+
+    return call
 
 
-def test_score_command(tmp_path):
+def test_score_command(tmp_path, score):
     problem = reference_data("eval/human-eval_example_problem.jsonl")
     samples = reference_data("eval/human-eval_example_samples.jsonl")
-    done = score(tmp_path, samples.read_text(), problems=json.loads(problem.read_text()))
+    done = score(samples.read_text(), problems=json.loads(problem.read_text()))
     assert "pass@1: 0.5000" in done.stdout and "sandbox: rlimits" in done.stdout
     results = [row for _, row in read_rows(tmp_path / "s.jsonl_results.jsonl")]
     assert [row["passed"] for row in results] == [False, False, False, True, True, True]
 
     good = {"task_id": "hostile/0", "solution": OWN}
     lines = json.dumps(good) + "\n" + json.dumps({"task_id": "hostile/0", "completion": ""}) + "\n"
-    done = score(tmp_path, lines, "--resume")
+    done = score(lines, "--resume")
     assert "pass@1: 0.5000" in done.stdout, done.stderr
     kept = {**good, "benchmark": "humaneval", "timeout": 3.0, "passed": True, "reason": "kept",
             "weak": False}
     (tmp_path / "s.jsonl_results.jsonl").write_text(json.dumps(kept) + "\n")
-    assert "1 kept" in score(tmp_path, lines, "--resume").stdout
+    assert "1 kept" in score(lines, "--resume").stdout
     (tmp_path / "s.jsonl_results.jsonl").write_text(json.dumps(kept) + "\n")
-    assert "kept" not in score(tmp_path, lines, "--resume", benchmark="ladder").stdout
+    assert "kept" not in score(lines, "--resume", benchmark="ladder").stdout
     other = lines.replace("return sum", "return 1 or sum")
-    assert "kept" not in score(tmp_path, other, "--resume").stdout      # another sample
+    assert "kept" not in score(other, "--resume").stdout      # another sample
     (tmp_path / "s.jsonl_results.jsonl").write_text('{"task_id": "hos')         # cut off
-    assert "pass@1: 0.5000" in score(tmp_path, lines, "--resume").stdout
-    assert "1 lines repeat" in score(tmp_path, json.dumps(good) + "\n" + lines).stdout
+    assert "pass@1: 0.5000" in score(lines, "--resume").stdout
+    assert "1 lines repeat" in score(json.dumps(good) + "\n" + lines).stdout
 
 
-def test_bad_input(tmp_path):
+def test_bad_input(tmp_path, score):
     cases = {'{"task_id": "x", "completion": ""}\n': "line 1: no task 'x'",
              '{"task_id": "hostile/0"}': "line 1: expected a completion",
              '{"task_id": "hostile/0", "completion": "a"}\n{"task': "line 2: not a JSON object",
              "\n": "holds no sample"}
     for samples, message in cases.items():
-        done = score(tmp_path, samples)
+        done = score(samples)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
     for row in ({"code": "print 1", "test_list": ["f()"]}, {"code": "x = 1", "test_list": []},
                 {"question": "", "answer": 5}, {"code": 1, "input": 2, "output": 3}):
-        done = score(tmp_path, "", problems=row)
+        done = score("", problems=row)
         assert done.returncode == 2 and "line 1: no problem" in done.stderr, done.stderr
         assert done.stderr.count("\n") == 1
-    done = score(tmp_path, "", problems={"language": "java", "prompt": "", "tests": ""})
+    done = score("", problems={"language": "java", "prompt": "", "tests": ""})
     assert done.returncode == 2 and "MultiPL-E" in done.stderr
-    done = score(tmp_path, json.dumps({"task_id": "hostile/0", "completion": ""}),
+    done = score(json.dumps({"task_id": "hostile/0", "completion": ""}),
                  benchmark="humaneval+")
     assert done.returncode == 2 and "needs EvalPlus's file" in done.stderr
     for text, line in (("[1, 2]", 1), ('[{"a": 1}, 3]', 2), ("[{", 1), ('{"a": 1}\n"x y"', 2)):

@@ -220,8 +220,8 @@ def test_the_repository_phase_goes_on_from_the_file_phase(finished, code, tmp_pa
     (["--attention", "triton", "--fresh"], "--attention triton: cpu is no CUDA GPU; --attention "
                                            "sdpa runs anywhere"),
     (["--device", "cuda"], "--device cuda:0: not available here")])
-def test_one_line_for_what_is_wrong(finished, code, tmp_path, flags, message):
-    done = pretrain(tmp_path, code, *flags, fails=True)
+def test_one_line_for_what_is_wrong(finished, code, tmp_path, typed, flags, message):
+    done = typed(*command(tmp_path, code, "--phase", "file", *flags)[1:])
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
