@@ -287,7 +287,7 @@ def test_mask_shows_the_past_of_the_own_document():
     assert later.tolist() == seen[2:].tolist()
 
 
-def test_reference_equals_sdpa_with_expanded_heads():
+def test_formula_equals_sdpa_with_expanded_heads():
     generator = torch.Generator().manual_seed(1)
     q = torch.randn(2, 5, 6, 8, generator=generator)
     k, v = (torch.randn(2, 7, 2, 8, generator=generator) for _ in range(2))
