@@ -32,12 +32,13 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from data import ask_all, generator, load_documents, made_from
+from data import Batches, ask_all, generator, load_documents, made_from
 from evaluate import (bits_per_byte, bootstrap, complete, control_stops, edit_similarity,
                       read_rows)
 from fim import newest_model, python_tree
-from pretrain import (RANK, WORLD, barrier, choose_dtype, fill_in, load_base, read_metrics, say,
-                      size_of, start_processes, stop_processes, train, training_flags)
+from pretrain import (RANK, WORLD, barrier, choose_dtype, fill_in, load_base, next_token_loss,
+                      read_metrics, say, size_of, start_processes, stop_processes, train,
+                      training_flags)
 from sft import (ASKED_TOKENS, check_messages, compare, file_hashes, prompt_of, solve,
                  task_conversation, training_tasks, user)
 from tokenizer import InputError, read_json, run, whole_folder, write_json, write_text
@@ -51,6 +52,7 @@ BETA, NLL = 1, 10               # ours, by measurement; beta of the released scr
 TASKS, SAMPLES, TEMPERATURE = 5000, 4, 0.8      # not published; ours
 PAIRS_A_TASK = 4
 HELD_OUT_PAIRS = 0.1
+CODE_ROWS = 0.25                # rows of code with gaps for each pair, that they be not forgotten
 COLLAPSED = 1.0                 # nats per token that the chosen answers may lose
 
 # ------------------------------------------------------------------------------------------------
@@ -96,6 +98,16 @@ def preference_loss(model, batch, beta, kind, nll):
                    "rewards/accuracies": (chosen > rejected).float(),
                    "logps/chosen": sums.chunk(2)[0], "logps/rejected": sums.chunk(2)[1]}
     return losses.sum(), {name: values.sum() for name, values in metrics.items()}
+
+
+def step_loss(model, batch, beta, kind, nll):
+    """Of a batch of pairs, or of rows of code: their mean per token, which counts for each pair of
+    the step as much as its chosen answer does."""
+    if "reference" in batch:
+        return preference_loss(model, batch, beta, kind, nll)
+    loss, _ = next_token_loss(model, batch)
+    loss = loss / (batch["targets"] != -100).sum() * batch["pairs"]
+    return loss * (1 if kind == "chosen" else nll), {"loss/code": loss}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -301,16 +313,20 @@ def pair_batch(pairs, end):
 
 class PairBatches:
     """batches(step) -> the step's pairs for one rank, each epoch in an order of its own, those of
-    like length together."""
+    like length together, and rows of code with gaps."""
 
-    def __init__(self, encoded, reference, end, args):
+    def __init__(self, encoded, reference, documents, tokenizer, args):
         """encoded: pair_ids of N pairs; reference: the log-probabilities of both answers (2, N)."""
-        self.encoded, self.reference, self.end = encoded, torch.from_numpy(reference), end
+        self.encoded, self.reference = encoded, torch.from_numpy(reference)
+        self.end = tokenizer.special["<|endoftext|>"]
         self.seed, self.device_pairs = args.seed, max(1, args.device_batch // 2)
         self.pairs = args.batch_tokens // (2 * args.seq_len)
         if self.pairs % WORLD or not self.pairs:
             raise InputError(f"--batch-tokens: {self.pairs} pairs of two rows of {args.seq_len} "
                              f"tokens cannot be shared evenly by {WORLD} processes")
+        rows = WORLD * max(1, int(self.pairs * CODE_ROWS / WORLD))
+        self.code = Batches(documents, tokenizer, args.seq_len, rows, args.device_batch, self.seed,
+                            1.0, RANK, WORLD, (1, 0, 0))
 
     def number(self, index):
         epoch, place = divmod(index, len(self.encoded))
@@ -321,8 +337,10 @@ class PairBatches:
         first = step * self.pairs + RANK * share
         numbers = sorted((self.number(first + j) for j in range(share)),
                          key=lambda i: sum(map(len, self.encoded[i])))
-        return [self.batch(numbers[j:j + self.device_pairs])
-                for j in range(0, share, self.device_pairs)]
+        pairs = [self.batch(numbers[j:j + self.device_pairs])
+                 for j in range(0, share, self.device_pairs)]
+        code = self.code(step)
+        return pairs + [{**rows, "count": 0, "pairs": share / len(code)} for rows in code]
 
     def batch(self, numbers):
         return {**pair_batch([self.encoded[i] for i in numbers], self.end),
@@ -402,9 +420,10 @@ def train_round(args, number, device, build_only=False):
     reference = reference_log_probabilities(model, fits, end, device_pairs,
                                             Path(args.out) / f"preferences_{number}")
     held = max(1, round(HELD_OUT_PAIRS * len(fits)))
-    batches = PairBatches(fits[held:], reference[:, held:].copy(), end, args)
+    batches = PairBatches(fits[held:], reference[:, held:].copy(),
+                          load_documents(args.out, "train"), tokenizer, args)
     heldout = load_documents(args.out, "validation")
-    loss_fn = functools.partial(preference_loss, beta=args.beta, kind=args.loss, nll=args.nll)
+    loss_fn = functools.partial(step_loss, beta=args.beta, kind=args.loss, nll=args.nll)
 
     def evaluate(model, step):
         sums, counts = answers_known(model, fits[:held], end, device_pairs)         # (2, P) each
@@ -436,7 +455,7 @@ def main():
     parser.add_argument("--beta", type=float, default=BETA, help="how much a difference from the "
                         "reference counts (default: %(default)s)")
     parser.add_argument("--nll", type=float, default=NLL, help="weight of the chosen answers' own "
-                        "loss, in nats per token (default: %(default)s)")
+                        "loss, and of that of code (default: %(default)s)")
     parser.add_argument("--weak-sandbox", action="store_true", help="run programs where the system "
                         "cannot lock them in, under resource limits alone")
     args = parser.parse_args()

@@ -6,15 +6,17 @@ import math
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, answered, reference_data, script_folder
+from conftest import (CODE, ROOT, SMALL, answered, fill_weights, reference_data,
+                      script_folder)
 
 import dpo
-from dpo import (balanced, closest, dpo_loss, judged_pairs, log_probabilities, pair_batch,
-                 pair_ids, preference_loss, read_pairs, reference_log_probabilities, same_code,
-                 sampled_pairs)
-from model import load_model
+from dpo import (PairBatches, balanced, closest, dpo_loss, judged_pairs, log_probabilities,
+                 pair_batch, pair_ids, preference_loss, read_pairs, reference_log_probabilities,
+                 same_code, sampled_pairs, step_loss)
+from model import CausalLM, Config, load_model
 from pretrain import read_metrics
 from tokenizer import InputError
 
@@ -111,6 +113,28 @@ def test_equal_answers_teach_nothing(small_model):
     loss, _ = preference_loss(small_model, batch_of(small_model, pairs), 0.1, "sigmoid", 0.0)
     loss.backward()
     assert all(p.grad is None or p.grad.abs().max() < 1e-7 for p in small_model.parameters())
+
+
+def test_code_beside_the_pairs(small_tokenizer):
+    """Rows of code with gaps: a quarter as many as pairs, their mean loss as much as a pair's."""
+    documents = [{"text": CODE * 3, "path": f"{i}.py", "language": "python"} for i in range(9)]
+    args = SimpleNamespace(seed=0, seq_len=64, batch_tokens=1024, device_batch=4)
+    end, middle = (small_tokenizer.special[name] for name in ("<|endoftext|>", "<|fim_middle|>"))
+    batches = PairBatches(PAIRS, np.zeros((2, 3), np.float32), documents, small_tokenizer, args)
+    *pairs, code = batches(0)
+    assert [batch["count"] for batch in pairs] == [2] * 4 and code["count"] == 0
+    assert code["input_ids"].shape == (2, 64) and code["pairs"] == 8 and batches.end == end
+    assert all(middle in row for row in code["input_ids"])
+    assert not torch.equal(code["input_ids"], batches(1)[-1]["input_ids"])
+    model = fill_weights(CausalLM(Config(**{**SMALL, "vocab_size": small_tokenizer.vocab_size})))
+    mean = model(code["input_ids"], code["document_starts"], code["targets"]).item() / (
+        code["targets"] != -100).sum().item()
+    for kind, wanted in (("sigmoid", 8 * 10 * mean), ("chosen", 8 * mean)):
+        loss, metrics = step_loss(model, code, 1, kind, 10)
+        assert loss.item() == pytest.approx(wanted, rel=1e-5)
+        assert metrics["loss/code"].item() == pytest.approx(8 * mean, rel=1e-5)
+    same = step_loss(model, {**pairs[0]}, 1, "sigmoid", 10)[0].item()
+    assert same == preference_loss(model, pairs[0], 1, "sigmoid", 10)[0].item()
 
 
 # ---- pairs
