@@ -299,10 +299,12 @@ def pair_ids(tokenizer, pair):
 
 
 def pair_batch(pairs, end):
-    """P pairs of ids -> input_ids and targets (2 P, T): the chosen rows, then the rejected ones."""
+    """P pairs of ids -> input_ids and targets (2 P, T): the chosen rows, then the rejected ones. T is
+    a multiple of 32, as every new shape costs a CPU time and memory."""
     rows = [(prompt, chosen) for prompt, chosen, _ in pairs]
     rows += [(prompt, rejected) for prompt, _, rejected in pairs]
-    T = max(len(prompt) + len(answer) for prompt, answer in rows) - 1
+    longest = max(len(prompt) + len(answer) for prompt, answer in rows) - 1
+    T = math.ceil(longest / 32) * 32
     inputs, targets = torch.full((len(rows), T), end), torch.full((len(rows), T), -100)
     for row, (prompt, answer) in enumerate(rows):
         ids = torch.tensor(prompt + answer)

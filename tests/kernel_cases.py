@@ -178,7 +178,7 @@ def assert_right(parts, d_out, starts, scale=1, lse_error=1):
 # ------------------------------------------------------------------------------------------------
 # Attention
 
-CASES = int(os.environ.get("CASES", 60))
+CASES = int(os.environ.get("CASES", 24))
 
 
 @pytest.mark.parametrize("seed", range(CASES))
@@ -205,8 +205,8 @@ def test_document_layouts(name):
     assert_right(*make(1, len(starts), 2, 1, 64, fused=True), starts[None])
 
 
-@pytest.mark.parametrize("T", [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 257])
-@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("T,d", [(1, 64), (2, 128), (15, 64), (16, 128), (17, 64), (63, 128),
+                                 (64, 64), (65, 128), (127, 64), (128, 128), (129, 64), (257, 128)])
 def test_lengths_with_the_tiles_of_the_table(T, d):
     dtype = (torch.bfloat16, torch.float16)[T % 2]
     assert_right(*make(1, T, 2, 1, d, dtype), torch.zeros(1, T, dtype=torch.long))

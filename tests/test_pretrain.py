@@ -1,6 +1,9 @@
-"""pytest tests/test_pretrain.py: the real script, in processes of its own, for a few steps."""
+"""pytest tests/test_pretrain.py: the real script for a few steps; several processes, and what is
+killed, in processes of their own."""
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import os
@@ -10,6 +13,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import bench_training
 import pytest
@@ -24,6 +29,7 @@ from pretrain import (
     flops_per_token,
     learning_rate,
     log_line,
+    main,
     make_optimizers,
     memory_plan,
     newest_resume,
@@ -32,10 +38,11 @@ from pretrain import (
     read_metrics,
     resume_steps,
 )
-from tokenizer import InputError, Tokenizer, read_json
+from tokenizer import InputError, Tokenizer, read_json, run
 
 FAST = ["--device", "cpu", "--steps", "12", "--seq-len", "32", "--batch-tokens", "256",
         "--eval-every", "6", "--save-every", "4"]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def command(out, code, *flags, processes=1):
@@ -48,12 +55,26 @@ def command(out, code, *flags, processes=1):
 
 
 def pretrain(out, code, *flags, processes=1, fails=False, phase="file"):
-    flags = [*(["--phase", phase] if phase else []), *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command(out, code, *flags, processes=processes), capture_output=True,
-                          text=True, env=environment, timeout=200)
+    line = command(out, code, *(["--phase", phase] if phase else []), *flags, processes=processes)
+    done = in_here(line[1:]) if processes == 1 else subprocess.run(
+        line, capture_output=True, text=True, env=ONE_THREAD, timeout=200)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done
+
+
+def in_here(argv):
+    """Run the script without a process of its own, whose start takes as long as the steps do."""
+    out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
+    torch.set_num_threads(1)                    # as the others, for the same bits
+    code = 0
+    with mock.patch("sys.argv", argv), contextlib.redirect_stdout(out), \
+            contextlib.redirect_stderr(err):
+        try:
+            run(main)
+        except SystemExit as end:
+            code = end.code
+    torch.set_num_threads(threads)
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def weights(out, stage="pretrain"):
@@ -128,7 +149,7 @@ def test_kill_and_resume_gives_the_same_weights(finished, code, tmp_path):
     """SIGKILL after the first checkpoint, Ctrl-C after that, the last one torn; then to the end."""
     for number, code_wanted in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
         process = subprocess.Popen(command(tmp_path / "out", code), stdout=subprocess.PIPE,
-                                   text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                                   text=True, env=ONE_THREAD)
         printed = ""
         for line in process.stdout:
             printed += line
@@ -163,16 +184,16 @@ def test_processes_and_accumulation_do_not_change_the_losses(code, tmp_path):
 def test_two_processes_with_the_default_settings(finished, code, tmp_path):
     """Muon on sharded matrices and bf16: not the same bits, but the same curve; then resumed."""
     out = tmp_path / "two"
-    process = subprocess.Popen(command(out, code, processes=2), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(out, code, "--phase", "file", processes=2),
+                               stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if re.match(r"step +9/", line):
             process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
     assert newest_resume(out / "pretrain.unfinished") >= 8
-    pretrain(out, code, processes=2, phase=None)
-    for stage in ("pretrain", "repository"):
-        one, two = losses(finished[0], stage), losses(out, stage)
-        assert len(one) == len(two) and max(abs(a - b) for a, b in zip(one, two)) < 0.05
+    pretrain(out, code, processes=2)
+    one, two = losses(finished[0]), losses(out)
+    assert len(one) == len(two) and max(abs(a - b) for a, b in zip(one, two)) < 0.05
 
 
 def test_starting_from_a_checkpoint(finished, code, tmp_path):
@@ -227,7 +248,7 @@ def test_one_line_for_what_is_wrong(finished, code, tmp_path, typed, flags, mess
 
 def test_another_run_in_the_folder(code, tmp_path):
     process = subprocess.Popen(command(tmp_path, code, "--phase", "file"), stdout=subprocess.PIPE,
-                               text=True)
+                               text=True, env=ONE_THREAD)
     for line in process.stdout:
         if line.startswith("step  5"):
             process.terminate()
@@ -240,7 +261,8 @@ def test_another_run_in_the_folder(code, tmp_path):
 def test_full_disk(code, tmp_path):
     """No file may pass 4 MB: saving fails as on a full disk, in one line, nothing half is left."""
     limited = ["bash", "-c", "ulimit -f 4096; trap '' XFSZ; exec \"$@\"", "-"]
-    done = subprocess.run([*limited, *command(tmp_path, code)], capture_output=True, text=True)
+    done = subprocess.run([*limited, *command(tmp_path, code)], capture_output=True, text=True,
+                          env=ONE_THREAD)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "step_4: cannot be written, is the disk full?" in done.stderr
     assert "No earlier step is kept" in done.stderr
