@@ -384,14 +384,15 @@ def draw_preferences(folder):
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(13, 4), layout="constrained")
     axes = figure.subplots(1, 3)
-    for axis, title, names in zip(axes, ("Loss of pairs", "Rewards (nats)", "Told apart"), (
+    for axis, title, names in zip(axes, ("Loss of pairs, nats", "Rewards, nats an answer",
+                                         "Pairs told apart, share"), (
             ["loss/preference"], ["rewards/chosen", "rewards/rejected"], ["rewards/accuracies"])):
         for name in names:
             axis.plot(steps, [row[name] for row in rows], label=name.split("/")[-1])
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
     axes[0].axhline(math.log(2), ls="--", color="C3", label="ln 2: nothing learned")
-    axes[2].set_ylim(0, 1)
+    axes[2].set_ylim(0, 1.03)
     for axis in axes:
         axis.legend()
     figure.savefig(folder / "preferences.png", dpi=110)
