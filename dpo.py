@@ -299,8 +299,8 @@ def pair_ids(tokenizer, pair):
 
 
 def pair_batch(pairs, end):
-    """P pairs of ids -> input_ids and targets (2 P, T): the chosen rows, then the rejected ones. T is
-    a multiple of 32, as every new shape costs a CPU time and memory."""
+    """P pairs of ids -> input_ids and targets (2 P, T): the chosen rows, then the rejected ones.
+    T is a multiple of 32, as every new shape costs a CPU time and memory."""
     rows = [(prompt, chosen) for prompt, chosen, _ in pairs]
     rows += [(prompt, rejected) for prompt, _, rejected in pairs]
     longest = max(len(prompt) + len(answer) for prompt, answer in rows) - 1

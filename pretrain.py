@@ -58,6 +58,7 @@ from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder
                        write_json, write_text)
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is meant
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")     # is read
 
 # What --size sets unless a flag says otherwise, for each phase. batch_tokens: per step, over all
 # devices; rope_theta: as in figure 2 of the report, below 0.5B ours
