@@ -43,8 +43,8 @@ from sft import (ASKED_TOKENS, check_messages, compare, file_hashes, prompt_of, 
                  task_conversation, training_tasks, user)
 from tokenizer import InputError, read_json, run, whole_folder, write_json, write_text
 
-PRESETS = {"tiny": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=120, lr=5e-4),
-           "mini": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=120, lr=3e-4),
+PRESETS = {"tiny": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=200, lr=5e-4),
+           "mini": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=200, lr=3e-4),
            "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=100, lr=5e-5)}
 # Of the report's parent and of the released script (arXiv 2412.15115, section 4.2; finetuning/dpo)
 PUBLISHED = dict(seq_len=3072, batch_tokens=3072 * 1024, device_batch=4, steps=1000, lr=7e-7)
