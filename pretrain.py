@@ -7,7 +7,7 @@ rows in out/repository (3.2.2). The training loop of every stage is here, once: 
 differ in where batches come from and which loss is taken. What a row is stands in data.py, the
 model in model.py.
 
-    python pretrain.py                            # size tiny: 6 minutes on 2 CPU cores
+    python pretrain.py                            # size tiny: 6 to 11 minutes on 2 CPU cores
     torchrun --nproc-per-node 8 pretrain.py       # size small on the GPUs of one machine
     python pretrain.py --source ~/my/code --out mine
     python pretrain.py --size mini                # an hour on 2 CPU cores

@@ -35,7 +35,7 @@ needs_triton = pytest.mark.skipif(kernels.triton is None, reason="triton is not 
 
 # ---- the kernels
 
-HALF = "random or layouts"
+HALF = "random or layouts"                  # of the cases, by time
 
 
 @needs_triton
