@@ -384,6 +384,11 @@ class KVCache:
         self.v[layer][:, self.length:end] = v
         return self.k[layer][:, :end], self.v[layer][:, :end]
 
+    def keep(self, rows):
+        """Forget all rows of the batch but these."""
+        for kept in (self.k, self.v):
+            kept[:] = [tensor[rows] for tensor in kept]
+
 
 def choose(logits, temperature, top_k, top_p, chance):
     """Choose one id per row: logits (B, V), chance (B, 1) in [0, 1) -> (B,).
@@ -441,28 +446,30 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0
     generators = [torch.Generator().manual_seed(seed + row) for row in range(B)]
     seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=device)
     seen.scatter_(1, input_ids, True)
-    new, running = [[] for _ in prompts], set(range(B))
+    new, rows = [[] for _ in prompts], list(range(B))       # rows: those that still go on
     for _ in range(max_new_tokens):
         logits = model(input_ids, starts, cache=cache, last=True)[:, -1].float()    # (B, V)
         if vocab_size:
             logits[:, vocab_size:] = float("-inf")
         if repetition_penalty != 1:
             logits = penalize(logits, seen, repetition_penalty)
-        chance = torch.stack([torch.rand(1, generator=g) for g in generators]).to(device)
-        chosen = choose(logits, temperature, top_k, top_p, chance)                  # (B,)
-        tokens = chosen.tolist()
-        for row in sorted(running):
-            if tokens[row] in stop_ids:
-                running.discard(row)
+        chance = torch.stack([torch.rand(1, generator=generators[row]) for row in rows]).to(device)
+        chosen, going = choose(logits, temperature, top_k, top_p, chance), []       # (B,)
+        for place, (row, token) in enumerate(zip(rows, chosen.tolist())):
+            if token in stop_ids:
                 continue
-            new[row].append(tokens[row])
+            new[row].append(token)
             if on_token:
-                on_token(row, tokens[row])
-            if stop and stop(new[row]):
-                running.discard(row)
-        if not running:
+                on_token(row, token)
+            if not (stop and stop(new[row])):
+                going.append(place)
+        if not going:
             break
         input_ids, starts = chosen[:, None], None if starts is None else starts[:, -1:]     # (B, 1)
+        if len(going) < len(rows):
+            rows, input_ids, seen = [rows[place] for place in going], input_ids[going], seen[going]
+            starts = None if starts is None else starts[going]
+            cache.keep(going)
         if repetition_penalty != 1:
             seen.scatter_(1, input_ids, True)
     return new

@@ -143,6 +143,8 @@ def test_rows_stop_by_themselves(small_model):
     new = generate(small_model, PROMPTS, 9, stop=lambda ids: len(ids) == ids[0] % 4 + 2,
                    on_token=lambda row, token: seen.append((row, token)))
     assert [len(ids) for ids in new] == [ids[0] % 4 + 2 for ids in new]
+    for prompt, ids in zip(PROMPTS, new):               # though the batch shrinks beneath it
+        assert ids == generate(small_model, [prompt], 9)[0][:len(ids)]
     assert [[token for r, token in seen if r == row] for row in range(3)] == new
 
 
