@@ -62,7 +62,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"     # kernels run as Pyt
 HEAD_DIMS, DTYPES = (64, 128), (torch.float32, torch.bfloat16, torch.float16)
 LOG2E = math.log2(math.e)           # e^x = 2^(x log2 e): the chip computes powers of 2
 PADDING = 128                       # START, END, LSE, DELTA: whole tiles long, read without a mask
-FORMULA_TOKENS = 2048               # rows up to here go by formula, in bf16 on a CPU
+FORMULA_TOKENS = 2048               # rows up to here go by formula on a CPU
 FORMULA_TILE = 128                  # queries at a time, by formula
 SPLIT_BELOW = 1 << 15               # keys x heads: in fewer tiles, dk and dv leave a GPU idle
 CHUNK_LOGITS = 1 << 22              # held at a time on a CPU: few enough for its cache
@@ -403,8 +403,8 @@ def attention_path(device, head_dim, dtype, T, wanted="auto"):
         return wanted, "--attention"
     if not (problem := why_not_triton(device, head_dim, dtype)):
         return "triton", "this GPU runs the kernels"
-    if device.type == "cpu" and dtype == torch.bfloat16 and T <= FORMULA_TOKENS:
-        return "formula", "fastest for short bf16 rows on a CPU"
+    if device.type == "cpu" and T <= FORMULA_TOKENS:
+        return "formula", "fastest for short rows on a CPU"
     return "sdpa", problem
 
 
@@ -467,7 +467,8 @@ def make_attention(path, document_starts, B, T, past, x):
     if document_starts is None:
         document_starts = torch.zeros(1, T, dtype=torch.long, device=x.device)
     mask = attention_mask(document_starts, past + T, x.dtype)
-    return functools.partial(tiled_attention if path == "formula" else sdpa_attention, mask=mask)
+    formula = path == "formula" and T > 1       # which would copy the cache for each token
+    return functools.partial(tiled_attention if formula else sdpa_attention, mask=mask)
 
 
 # ------------------------------------------------------------------------------------------------

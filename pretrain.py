@@ -84,6 +84,7 @@ PUBLISHED = {
                        rope_theta=1e6)}
 STAGES = {"file": "pretrain", "repository": "repository"}      # the folder of a phase
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0   # not published; values of Qwen, as above
+MOMENTUM, NEWTON_SCHULZ = 0.95, (3.4445, -4.7750, 2.0315)      # of Muon's author
 EMBEDDING_LR = 2            # times the learning rate, for the table and head; ours, by measurement
 DIVERGED = 100              # times the usual norm of the gradient: the run is lost
 # Shares of the steps in which the learning rate rises and falls; not published; ours, measured
@@ -187,14 +188,51 @@ def barrier():
 
 
 # ------------------------------------------------------------------------------------------------
-# Optimizer
+# Optimizers
+
+
+def orthogonal(matrix, dtype):
+    """The matrix with every singular value near 1: five steps of Newton and Schulz, in a dtype.
+
+    Each step takes a singular value s to as + bs^3 + cs^5, whose slope at 0 is as steep as can be.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = (matrix if matrix.size(0) <= matrix.size(1) else matrix.T).to(dtype)    # rows <= columns
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        square = x @ x.T                                                        # (rows, rows)
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x if matrix.size(0) <= matrix.size(1) else x.T
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal (https://kellerjordan.github.io/posts/muon), an update as large as
+    AdamW's (arXiv 2502.16982). torch.optim.Muon is its twin in bf16, in which a CPU without such
+    instructions would spend three quarters of a training step."""
+
+    def __init__(self, parameters, dtype, weight_decay):
+        super().__init__(parameters, dict(lr=0.0, weight_decay=weight_decay))
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            lr, decay = group["lr"], group["weight_decay"]
+            for parameter in (p for p in group["params"] if p.grad is not None):
+                state, gradient = self.state[parameter], parameter.grad
+                if not state:
+                    state["momentum"] = torch.zeros_like(gradient)
+                state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+                update = orthogonal(gradient.lerp(state["momentum"], MOMENTUM), self.dtype)
+                parameter.mul_(1 - lr * decay)
+                parameter.add_(update, alpha=-lr * 0.2 * math.sqrt(max(parameter.shape)))
 
 
 def make_optimizers(model, kind):
     """AdamW for everything, or Muon for the matrices inside blocks and AdamW for the rest.
 
-    No decay on norms and biases. With match_rms_adamw one learning rate serves both, times
-    EMBEDDING_LR for the table beside Muon.
+    No decay on norms and biases. One learning rate serves both, times EMBEDDING_LR for the table
+    beside Muon, which computes in the dtype of the activations.
     """
     inner, outer, vectors = [], [], []
     for name, parameter in model.named_parameters():
@@ -204,8 +242,8 @@ def make_optimizers(model, kind):
     groups = [dict(params=outer, scale=EMBEDDING_LR, **decay) if kind == "muon" else
               dict(params=inner + outer, **decay), dict(params=vectors, weight_decay=0.0)]
     adamw = [torch.optim.AdamW(groups, betas=BETAS, eps=1e-8)]
-    muon = [torch.optim.Muon(inner, adjust_lr_fn="match_rms_adamw", **decay)]
-    return muon + adamw if kind == "muon" else adamw
+    dtype = model.compute_dtype or torch.float32
+    return [Muon(inner, dtype, **decay)] + adamw if kind == "muon" else adamw
 
 
 def learning_rate(step, steps, peak, warmup=WARMUP, decay=DECAY):

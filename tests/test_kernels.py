@@ -147,7 +147,7 @@ def test_choice_of_attention():
     bf16 = torch.bfloat16
     assert attention_path(CPU, 64, bf16, 2048)[0] == "formula"
     assert attention_path(CPU, 64, bf16, 2049) == ("sdpa", "cpu is no CUDA GPU")
-    assert attention_path(CPU, 64, torch.float32, 8)[0] == "sdpa"
+    assert attention_path(CPU, 64, torch.float32, 8)[0] == "formula"
     assert attention_path(CPU, 64, bf16, 8, "sdpa") == ("sdpa", "--attention")
     assert why_not_triton(CPU, 96, bf16) == "there are no kernels for head_dim 96 in torch.bfloat16"
     assert why_not_triton(CPU, 64, torch.float64)[-13:] == "torch.float64"

@@ -64,7 +64,7 @@ def test_no_token_sees_the_future(small_model):
 
 
 def test_plain_formula_and_sdpa_agree():
-    """The bf16 path on a CPU is the formula, longer rows run on SDPA."""
+    """Short rows on a CPU go by the formula, longer ones by SDPA."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 12, 4, 8, generator=generator).bfloat16()
     k, v = (torch.randn(2, 12, 2, 8, generator=generator).bfloat16() for _ in range(2))
