@@ -55,11 +55,12 @@ from pathlib import Path
 import numpy as np
 import requests
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from evaluate import Sandbox, benchmark_file, benchmarks, cores, read_documents, read_rows
 from fim import (FILE_SEP, FIM_RATE, Node, fim_document, fim_ids, normalize, python_tree,
-                 repository_ids, syntax_nodes)
+                 repository_ids, syntax_nodes, words_of)
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, cache_folder, fetch, read_json, run,
                        whole_folder, write_json, write_text)
 
@@ -175,8 +176,11 @@ def units(source):
     paths = sysconfig.get_paths()
     root = Path({"stdlib": paths["stdlib"], "packages": paths["purelib"]}.get(place, place))
     root, found = root.resolve(), []
-    if not root.is_dir():
-        raise InputError(f"--source {source}: no such folder")
+    if not place or not root.is_dir():
+        raise InputError(f"--source {source}: no such folder; expected a folder, an archive "
+                         f"({', '.join(ARCHIVES)}), a table ({', '.join(TABLES)}), stdlib, "
+                         f"packages or github:owner/name; before it may stand {', '.join(KINDS)} "
+                         "and a colon")
     skipped = SKIPPED_FOLDERS | (STDLIB_SKIPPED if place == "stdlib" else set())
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders
@@ -215,7 +219,7 @@ def read_unit(unit):
     try:
         yield from reader(unit)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, RuntimeError,
-            NotImplementedError, ValueError):
+            NotImplementedError, ValueError, TypeError):
         yield File(Path(unit.place).name, unit.repo, None, 0, "archive broken from here on")
 
 
@@ -451,6 +455,27 @@ def first_model(server):
                      "server, as http://host:8000/v1")
 
 
+def reply_to(server, question):
+    """Ask a server once -> (its answer or None, what went wrong, the seconds it wants to rest)."""
+    try:
+        reply = requests.post(f"{server}/chat/completions", json=question, timeout=600,
+                              headers=key_header())
+        if reply.status_code == 200:
+            answer = reply.json()["choices"][0]["message"]["content"]
+            if isinstance(answer, str) and answer:
+                return answer.encode(errors="replace").decode(), None, 0    # half a surrogate pair
+            raise ValueError
+    except requests.RequestException as error:
+        return None, type(error).__name__, 0
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None, "a reply without an answer", 0
+    problem = f"HTTP {reply.status_code} {' '.join(reply.text.split())[:100]}"
+    if reply.status_code < 500 and reply.status_code not in (408, 429):
+        raise InputError(f"{server}: {problem}")
+    told = reply.headers.get("Retry-After", "")                 # seconds, or a date
+    return None, problem, min(60, int(told)) if told.isdigit() else 0
+
+
 def ask(url, messages, tries=5, **options):
     """What a model answers to a conversation. A question is paid once: answers stay in the cache.
 
@@ -461,37 +486,26 @@ def ask(url, messages, tries=5, **options):
         raise InputError("a teacher's URL holds no key: give it as OPENAI_API_KEY")
     question = {"messages": messages, **options}
     name = hashlib.sha256(json.dumps([url, question]).encode()).hexdigest()
-    path, problem = cache_folder() / "answers" / f"{name}.json", None
+    path = cache_folder() / "answers" / f"{name}.json"
     with contextlib.suppress(InputError, KeyError):             # none yet, or cut off by a kill
         return read_json(path)["answer"]
     server, _, model = url.partition("#")
     question["model"] = model or first_model(server)
     for attempt in range(tries):
-        wait = 2 ** attempt
-        try:
-            reply = requests.post(f"{server}/chat/completions", json=question, timeout=600,
-                                  headers=key_header())
-            if reply.status_code == 200:
-                answer = reply.json()["choices"][0]["message"]["content"]
-                if isinstance(answer, str) and answer:
-                    break
-                raise ValueError
-            problem = f"HTTP {reply.status_code} {' '.join(reply.text.split())[:100]}"
-            if reply.status_code < 500 and reply.status_code not in (408, 429):
-                raise InputError(f"{server}: {problem}")
-            told = reply.headers.get("Retry-After", "")         # seconds, or a date
-            wait = min(60, int(told)) if told.isdigit() else wait
-        except requests.RequestException as error:
-            problem = type(error).__name__
-        except (ValueError, LookupError, TypeError, AttributeError):
-            problem = "a reply without an answer"
-        time.sleep(wait * RETRY_SECONDS)
+        answer, problem, rest = reply_to(server, question)
+        if answer is not None:
+            break
+        time.sleep((rest or 2 ** attempt) * RETRY_SECONDS)
     else:
         raise InputError(f"{server}: no answer ({problem}); the same command goes on from here")
-    answer = answer.encode(errors="replace").decode()           # half a surrogate pair
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"question": question, "answer": answer})
     return answer
+
+
+def user(text):
+    """The conversation that begins with a question."""
+    return [{"role": "user", "content": text}]
 
 
 def ask_all(url, conversations, **options):
@@ -521,8 +535,7 @@ def taught_programs(url, numbers):
         lines = Path(*files[draw.integers(len(files))]).read_text(errors="replace").split("\n")
         start = int(draw.integers(max(1, len(lines) - 40)))
         snippet = "\n".join(lines[start:start + 40])[:3000]
-        conversations.append([{"role": "user",
-                               "content": TEACHER_PROGRAM.format(snippet=snippet)}])
+        conversations.append(user(TEACHER_PROGRAM.format(snippet=snippet)))
     for answer in ask_all(url, conversations, temperature=0.7):
         blocks = re.findall(r"^```\w*\n(.*?)^```", answer, re.DOTALL | re.MULTILINE)
         yield blocks if len(blocks) == 2 else (answer, None)
@@ -915,7 +928,7 @@ def grounded(text):
     """How far a text's prose speaks of its code: of the names in the code, the share that the prose
     holds too (with ten more names, so that one alone does not make it high)."""
     prose, code = prose_and_code(text)
-    names = set(re.findall(r"[A-Za-z_]\w{2,}", code)) - set(keyword.kwlist)
+    names = set(words_of(code)) - set(keyword.kwlist)
     return len(names & set(re.findall(r"\w+", prose))) / (len(names) + 10)
 
 
@@ -926,8 +939,7 @@ TEACHER_MARK = ("How well does this document explain its code to a reader who wa
 def taught_marks(url, texts):
     """What documents are worth, from 0 to 5, by a teacher who sees their first 4,000 characters:
     the last such number of an answer; an answer without any counts as 0."""
-    answers = ask_all(url, [[{"role": "user", "content": TEACHER_MARK + text[:4000]}]
-                            for text in texts], temperature=0)
+    answers = ask_all(url, [user(TEACHER_MARK + text[:4000]) for text in texts], temperature=0)
     answers = [re.sub(r"(?s)<think>.*</think>|(/|out of) ?5\b", "", answer) for answer in answers]
     return [float((re.findall(r"(?<![\d.])[0-5](?:\.\d+)?(?![\d.]*\d)", answer) or [0])[-1])
             for answer in answers]
@@ -1126,17 +1138,23 @@ def clean(file, unit, contamination):
     return {"text": replace_private(text), "language": language}
 
 
+def cleaned(unit, contamination):
+    """Yield each file of a unit: path, repo, source, kind, bytes, and what `clean` makes of it."""
+    for file in read_unit(unit):
+        path, repo = (name.encode(errors="replace").decode() for name in (file.path, file.repo))
+        yield {"path": path, "repo": repo, "source": unit.source, "kind": unit.kind,
+               "bytes": file.size, **clean(file, unit, contamination)}
+
+
 def documents(source, dropped=None, contamination=None):
     """Yield the documents of a source, in the order of their paths: text, path, repo, language,
     source. dropped: a list for what is left out, with its reason."""
-    for unit in units(source):
-        for file in read_unit(unit):
-            found = clean(file, unit, contamination or Contamination([]))
-            where = {"path": file.path, "repo": file.repo, "source": source, "kind": unit.kind}
-            if "text" in found:
-                yield {**found, **where, "bytes": file.size}
-            elif dropped is not None:
-                dropped.append({**found, **where, "bytes": file.size})
+    contamination = contamination or Contamination([])
+    for found in (found for unit in units(source) for found in cleaned(unit, contamination)):
+        if "text" in found:
+            yield found
+        elif dropped is not None:
+            dropped.append(found)
 
 
 def process_unit(unit, stem, benchmark_files):
@@ -1145,18 +1163,16 @@ def process_unit(unit, stem, benchmark_files):
     kept, dropped, signatures, offset = [], [], [], 0
     contamination = load_contamination(benchmark_files)
     with open(f"{stem}.jsonl", "wb") as output:
-        for file in read_unit(unit):
-            found = clean(file, unit, contamination)
-            where = {"path": file.path, "repo": file.repo, "source": unit.source,
-                     "kind": unit.kind, "bytes": file.size}
+        for found in cleaned(unit, contamination):
             if "reason" in found:
-                dropped.append({**where, **found})
+                dropped.append(found)
                 continue
-            text, runs = found["text"], run_hashes(word_hashes(found["text"]), SHINGLE)
-            line = json.dumps({**where, **found}, ensure_ascii=False) + "\n"
-            size = output.write(line.encode(errors="replace"))
+            size = output.write((json.dumps(found, ensure_ascii=False) + "\n").encode(
+                errors="replace"))
+            text = found.pop("text")
+            runs = run_hashes(word_hashes(text), SHINGLE)
             same = "\n".join(part.rstrip() for part in text.split("\n")).strip()
-            kept.append({**where, "language": found["language"], "offset": offset,
+            kept.append({**found, "offset": offset,
                          "text_bytes": len(text.encode(errors="replace")),
                          "same": hashlib.sha256(same.encode(errors="replace")).hexdigest(),
                          "shingles": len(runs)})
@@ -1383,31 +1399,26 @@ def print_funnel(table):
 
 def draw_funnel(table, path):
     """Write the picture of a funnel (PNG): what remains after each reason, and the languages."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, [left, right] = pyplot.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for axes, name, of, title in ((left, "reason", "bytes", "what became of the files"),
                                   (right, "language", "text", "languages of what was kept")):
         items = sorted(table[name].items(), key=lambda item: -item[1][of])[:16]
-        axes.barh([key for key, _ in items], [entry[of] / 1e6 for _, entry in items],
-                  color=["tab:green" if key == "kept" or name == "language" else "tab:gray"
-                         for key, _ in items])
+        bars = axes.barh([key for key, _ in items], [entry[of] / 1e6 for _, entry in items],
+                         color=["tab:green" if key == "kept" or name == "language" else "tab:gray"
+                                for key, _ in items])
+        axes.bar_label(bars, fmt="{:.3g}", padding=2)
         axes.invert_yaxis()
+        axes.margins(x=0.12)
         axes.set(title=title, xlabel="MB")
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def draw_grounding(stages, path):
     """Write the picture of the grounding's stages (PNG): what is left after each, and its worth."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = [f"stage {number}" for number in range(1, len(stages) + 1)]
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     bars = axes.bar(names, [stage["bytes"] / 1e6 for stage in stages], color="tab:gray")
     axes.bar_label(bars, [f"{stage['bytes'] / 1e6:.1f} MB" for stage in stages])
     axes.set(title="text-code grounding, from coarse to fine", ylabel="left after the stage, MB")
@@ -1416,7 +1427,6 @@ def draw_grounding(stages, path):
     marks.set_ylabel("mean mark of what is left", color="tab:green")
     marks.set_ylim(0)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def default_benchmarks():
@@ -1801,6 +1811,8 @@ def source_flag(parser):
 def why(path):
     """Print what each rule says of a file."""
     file = read_file(path, path.as_posix(), "")
+    if file.data is None and file.reason == "unreadable":
+        raise InputError(f"{path}: no such file, or not to be read")
     found = clean(file, Unit("code", "", "", ""), Contamination(default_benchmarks()))
     language = language_of(file.path, (file.data or b"")[:200])
     print(f"{path}: {language or 'none of the 92 languages'}, {file.size:,} bytes")
@@ -1831,6 +1843,8 @@ def main():
                         help="ids of the tokenizer, control tokens included (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="make both anew")
     args = parser.parse_args()
+    if args.workers is not None and args.workers < 1:
+        raise InputError("--workers: must be at least 1")
     if args.why:
         return why(args.why)
     sources = (args.source or DEFAULT_SOURCES) + [f"code:{args.teacher}"] * bool(args.teacher)

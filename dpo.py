@@ -32,15 +32,14 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from data import Batches, ask_all, generator, load_documents, made_from
-from evaluate import (bits_per_byte, bootstrap, complete, control_stops, edit_similarity,
-                      read_rows)
-from fim import newest_model, python_tree
-from pretrain import (RANK, WORLD, barrier, choose_dtype, fill_in, load_base, next_token_loss,
-                      read_metrics, say, size_of, start_processes, stop_processes, train,
-                      training_flags)
+from data import Batches, ask_all, first_model, generator, load_documents, made_from, user
+from evaluate import bits_per_byte, bootstrap, complete, edit_similarity, read_rows
+from fim import control_stops, newest_model, python_tree
+from pretrain import (RANK, WORLD, barrier, check_flags, choose_dtype, fill_in, load_base,
+                      next_token_loss, read_metrics, say, size_of, start_processes,
+                      stop_processes, train, training_flags)
 from sft import (ASKED_TOKENS, check_messages, compare, file_hashes, prompt_of, solve,
-                 task_conversation, training_tasks, user)
+                 task_conversation, training_tasks)
 from tokenizer import InputError, read_json, run, whole_folder, write_json, write_text
 
 PRESETS = {"tiny": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=200, lr=5e-4),
@@ -298,14 +297,15 @@ def pair_ids(tokenizer, pair):
             [*tokenizer.encode(pair["rejected"]), end])
 
 
-def pair_batch(pairs, end):
+def pair_batch(pairs):
     """P pairs of ids -> input_ids and targets (2 P, T): the chosen rows, then the rejected ones.
     T is a multiple of 32, as every new shape costs a CPU time and memory."""
     rows = [(prompt, chosen) for prompt, chosen, _ in pairs]
     rows += [(prompt, rejected) for prompt, _, rejected in pairs]
     longest = max(len(prompt) + len(answer) for prompt, answer in rows) - 1
     T = math.ceil(longest / 32) * 32
-    inputs, targets = torch.full((len(rows), T), end), torch.full((len(rows), T), -100)
+    inputs = torch.zeros(len(rows), T, dtype=torch.long)    # what follows an answer is never seen
+    targets = torch.full((len(rows), T), -100)
     for row, (prompt, answer) in enumerate(rows):
         ids = torch.tensor(prompt + answer)
         inputs[row, :len(ids) - 1] = ids[:-1]
@@ -320,7 +320,6 @@ class PairBatches:
     def __init__(self, encoded, reference, documents, tokenizer, args):
         """encoded: pair_ids of N pairs; reference: the log-probabilities of both answers (2, N)."""
         self.encoded, self.reference = encoded, torch.from_numpy(reference)
-        self.end = tokenizer.special["<|endoftext|>"]
         self.seed, self.device_pairs = args.seed, max(1, args.device_batch // 2)
         self.pairs = args.batch_tokens // (2 * args.seq_len)
         if self.pairs % WORLD or not self.pairs:
@@ -345,31 +344,31 @@ class PairBatches:
         return pairs + [{**rows, "count": 0, "pairs": share / len(code)} for rows in code]
 
     def batch(self, numbers):
-        return {**pair_batch([self.encoded[i] for i in numbers], self.end),
+        return {**pair_batch([self.encoded[i] for i in numbers]),
                 "reference": self.reference[:, numbers].flatten()}                  # (2 P,)
 
 
 @torch.no_grad()
-def answers_known(model, encoded, end, device_pairs):
+def answers_known(model, encoded, device_pairs):
     """What a model gives both answers of N pairs, and how many tokens they have: (2, N) each."""
     order = sorted(range(len(encoded)), key=lambda i: sum(map(len, encoded[i])))
     known = np.zeros((2, 2, len(encoded)), np.float32)
     for start in range(0, len(order), device_pairs):
         part = order[start:start + device_pairs]
-        batch = pair_batch([encoded[i] for i in part], end)
+        batch = pair_batch([encoded[i] for i in part])
         found = log_probabilities(model, {name: batch[name].to(model.head.device)
                                           for name in ("input_ids", "targets")})
         known[:, :, part] = torch.stack(found).view(2, 2, -1).cpu().numpy()
     return known
 
 
-def reference_log_probabilities(model, encoded, end, device_pairs, folder):
+def reference_log_probabilities(model, encoded, device_pairs, folder):
     """What the reference gives both answers of N pairs, (2, N): computed once, kept in a file that
     is named by the hash of its weights and of the pairs."""
     key = hashlib.sha256(json.dumps([weights_hash(model), encoded]).encode()).hexdigest()[:16]
     path = folder / f"reference-{key}.json"
     if RANK == 0 and not path.exists():
-        write_json(path, answers_known(model, encoded, end, device_pairs)[0].tolist())
+        write_json(path, answers_known(model, encoded, device_pairs)[0].tolist())
     barrier()
     return np.array(read_json(path), np.float32)
 
@@ -382,14 +381,15 @@ def draw_preferences(folder):
     """preferences.png: the loss of the pairs, which starts at ln 2, the rewards, the accuracy."""
     rows = read_metrics(folder)
     steps = [row["step"] for row in rows]
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 3)
-    for axis, title, names in zip(axes, ("Loss of pairs, nats", "Rewards, nats an answer",
-                                         "Pairs told apart, share"), (
-            ["loss/preference"], ["rewards/chosen", "rewards/rejected"], ["rewards/accuracies"])):
+    for axis, title, unit, names in zip(
+            axes, ("Loss of pairs", "Rewards", "Pairs told apart"),
+            ("nats a pair", "nats an answer", "share of the pairs"),
+            (["loss/preference"], ["rewards/chosen", "rewards/rejected"], ["rewards/accuracies"])):
         for name in names:
-            axis.plot(steps, [row[name] for row in rows], label=name.split("/")[-1])
-        axis.set(title=title, xlabel="step")
+            axis.plot(steps, [row[name] for row in rows], label=name)
+        axis.set(title=title, xlabel="step", ylabel=unit)
         axis.grid(alpha=0.3)
     axes[0].axhline(math.log(2), ls="--", color="C3", label="ln 2: nothing learned")
     axes[2].set_ylim(0, 1.03)
@@ -408,11 +408,9 @@ def train_round(args, number, device, build_only=False):
     args.size = args.size or size_of(model, device)
     fill_in(args, PRESETS.get(args.size, PUBLISHED))
     model.compute_dtype, _ = choose_dtype(device, args.dtype)
-    model.model.checkpointing = args.checkpoint_activations
     pairs = prepare_pairs(model.eval(), tokenizer, args, number)
     if build_only:
         return
-    end = tokenizer.special["<|endoftext|>"]
     encoded = [pair_ids(tokenizer, pair) for pair in pairs]
     fits = [pair for pair in encoded
             if len(pair[0]) + max(map(len, pair[1:])) <= args.seq_len + 1]
@@ -420,7 +418,7 @@ def train_round(args, number, device, build_only=False):
     if len(fits) < 2:
         raise InputError(f"{len(fits)} pairs are left; give more, or a larger --seq-len")
     device_pairs = max(1, args.device_batch // 2)
-    reference = reference_log_probabilities(model, fits, end, device_pairs,
+    reference = reference_log_probabilities(model, fits, device_pairs,
                                             Path(args.out) / f"preferences_{number}")
     held = max(1, round(HELD_OUT_PAIRS * len(fits)))
     batches = PairBatches(fits[held:], reference[:, held:].copy(),
@@ -429,7 +427,7 @@ def train_round(args, number, device, build_only=False):
     loss_fn = functools.partial(step_loss, beta=args.beta, kind=args.loss, nll=args.nll)
 
     def evaluate(model, step):
-        sums, counts = answers_known(model, fits[:held], end, device_pairs)         # (2, P) each
+        sums, counts = answers_known(model, fits[:held], device_pairs)      # (2, P) each
         chosen, rejected = (sums - reference[:, :held]) / counts
         if chosen.mean() < -COLLAPSED:
             raise InputError(f"step {step}: the chosen answers have lost {-chosen.mean():.2f} nats "
@@ -440,6 +438,16 @@ def train_round(args, number, device, build_only=False):
     train(model.train(), tokenizer, batches, loss_fn, args, evaluate)
     if RANK == 0:
         draw_preferences(folder)
+
+
+def print_gains(before, after):
+    """What each measure with a value for each problem has gained, and its interval."""
+    for name in before:
+        if isinstance(before[name], list):
+            gains = [b - a for a, b in zip(before[name], after[name])]
+            low, high = bootstrap(gains)
+            print(f"{name}: {sum(gains) / len(gains):+.1f} (95 % between {low:+.1f} and "
+                  f"{high:+.1f})")
 
 
 def main():
@@ -464,8 +472,12 @@ def main():
     args = parser.parse_args()
     rounds, build_only = vars(args).pop("rounds"), vars(args).pop("build")
     rounds = 1 if build_only else rounds
-    if rounds < 1 or args.beta <= 0 or args.nll < 0:
+    if rounds < 1 or not args.beta > 0 or not args.nll >= 0:
         raise InputError("--rounds and --beta must be above 0, --nll not below it")
+    check_flags(args)                               # before anything is deleted or sampled
+    file_hashes(args.data)
+    if args.judge and "#" not in args.judge:
+        first_model(args.judge)
     out, args.before, args.after = Path(args.out), 0, 0
     first = args.init = str(args.init or newest_model(out, ("sft",)))
     work = out / "dpo.unfinished"                   # from the first round's start to the last's end
@@ -484,13 +496,7 @@ def main():
         train_round(argparse.Namespace(**vars(args)), number, device, build_only)
         args.init = str(out / args.stage)
     if RANK == 0 and not build_only:
-        before, after = compare([first, args.init], args, args.device, samples=10)
-        for name in before:
-            if isinstance(before[name], list):
-                gains = [b - a for a, b in zip(before[name], after[name])]
-                low, high = bootstrap(gains)
-                print(f"{name}: {sum(gains) / len(gains):+.1f} (95 % between {low:+.1f} and "
-                      f"{high:+.1f})")
+        print_gains(*compare([first, args.init], args, args.device, samples=10))
     stop_processes()
 
 

@@ -62,6 +62,7 @@ from pathlib import Path
 
 # Imports of ours stand inside functions, so that a sandbox worker starts without loading torch.
 
+ASSETS = Path(__file__).resolve().parent / "assets"
 TOKENS_AT_ONCE = 16384      # in a forward pass: enough to keep a device busy
 MESSAGE_BYTES = 64 << 20    # of an answer by a candidate
 OUTPUT_BYTES = 1 << 20      # of what a program prints
@@ -966,6 +967,43 @@ def called_name(code, test):
                 and isinstance(node.func, ast.Name) and node.func.id in defined)
 
 
+def evalplus_problem(row, name):
+    """HumanEval+ and MBPP+: our solution is compared with the problem's own on many inputs."""
+    task = int(row["task_id"].split("/")[-1])
+    inputs = row["base_input"] + (list(row["plus_input"]) if name.endswith("+") else [])
+    if row["task_id"].startswith("Mbpp"):
+        inputs = mbpp_arguments(task, inputs)
+    settings = f"NAME, TOLERANCE = {row['entry_point']!r}, {row['atol']!r}\n"
+    return {**{key: row[key] for key in ("task_id", "prompt", "entry_point", "canonical_solution")},
+            "inputs": inputs, "test": settings + EVALPLUS_TEST}
+
+
+def mbpp_problem(row):
+    tests = textwrap.indent("\n".join(row["test_list"]), "    ")
+    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports", []))
+    text = row.get("text") or row["prompt"]
+    return {"task_id": f"MBPP/{row['task_id']}", "canonical_solution": row["code"] + "\n",
+            "prompt": f'"""\n{text}\n{row["test_list"][0]}\n"""\n',
+            "entry_point": called_name(row["code"], "\n".join(row["test_list"])),
+            "test": f"{setup}\ndef check(candidate):\n{tests}\n"}
+
+
+def cruxeval_problem(row, name):
+    """The arguments or the value of a call of f; f itself is the test's."""
+    problem = {**row, "task_id": row["id"], "entry_point": "answer"}
+    if name.startswith("cruxeval-input"):
+        return {**problem, "canonical_solution": f"f({row['input']})",
+                "prompt": f"{row['code']}\n\n\ndef f(*args, **kwargs):\n"
+                          "    return args, kwargs\n\n\ndef answer():\n    return ",
+                "test": f"{row['code']}\n\n\ndef check(candidate):\n"
+                        "    args, kwargs = candidate()\n"
+                        f"    assert f(*args, **kwargs) == {row['output']}\n"}
+    return {**problem, "canonical_solution": row["output"],
+            "prompt": f"{row['code']}\n\n\ndel f\n\n\ndef answer():\n    return ",
+            "test": f"{row['code']}\n\n\ndef check(candidate):\n"
+                    f"    assert candidate() == f({row['input']})\n"}
+
+
 def to_problem(row, name="", number=0):
     """One row of a benchmark file, told apart by its fields, as a problem; None: not a benchmark.
 
@@ -978,38 +1016,14 @@ def to_problem(row, name="", number=0):
         from tokenizer import InputError
         raise InputError("this is a MultiPL-E file; only Python programs can be graded so far")
     if "base_input" in row:
-        task = int(row["task_id"].split("/")[-1])
-        inputs = row["base_input"] + (list(row["plus_input"]) if name.endswith("+") else [])
-        if row["task_id"].startswith("Mbpp"):
-            inputs = mbpp_arguments(task, inputs)
-        settings = f"NAME, TOLERANCE = {row['entry_point']!r}, {row['atol']!r}\n"
-        return {**{key: row[key] for key in ("task_id", "prompt", "entry_point",
-                                             "canonical_solution")},
-                "inputs": inputs, "test": settings + EVALPLUS_TEST}
+        return evalplus_problem(row, name)
     if {"prompt", "entry_point", "test"} <= set(row):
         level = re.match(r"ladder/(\d)", row["task_id"])
         return {**row, "group": f"level {level[1]}"} if level else row
     if {"code", "test_list"} <= set(row):
-        tests = textwrap.indent("\n".join(row["test_list"]), "    ")
-        setup = row.get("test_setup_code") or "\n".join(row.get("test_imports", []))
-        text = row.get("text") or row["prompt"]
-        return {"task_id": f"MBPP/{row['task_id']}", "canonical_solution": row["code"] + "\n",
-                "prompt": f'"""\n{text}\n{row["test_list"][0]}\n"""\n',
-                "entry_point": called_name(row["code"], "\n".join(row["test_list"])),
-                "test": f"{setup}\ndef check(candidate):\n{tests}\n"}
-    if {"code", "input", "output"} <= set(row):             # CRUXEval; f itself is the test's
-        problem = {**row, "task_id": row["id"], "entry_point": "answer"}
-        if name.startswith("cruxeval-input"):
-            return {**problem, "canonical_solution": f"f({row['input']})",
-                    "prompt": f"{row['code']}\n\n\ndef f(*args, **kwargs):\n"
-                              "    return args, kwargs\n\n\ndef answer():\n    return ",
-                    "test": f"{row['code']}\n\n\ndef check(candidate):\n"
-                            "    args, kwargs = candidate()\n"
-                            f"    assert f(*args, **kwargs) == {row['output']}\n"}
-        return {**problem, "canonical_solution": row["output"],
-                "prompt": f"{row['code']}\n\n\ndel f\n\n\ndef answer():\n    return ",
-                "test": f"{row['code']}\n\n\ndef check(candidate):\n"
-                        f"    assert candidate() == f({row['input']})\n"}
+        return mbpp_problem(row)
+    if {"code", "input", "output"} <= set(row):
+        return cruxeval_problem(row, name)
     if {"question", "answer"} <= set(row):                  # GSM8K
         return {"task_id": f"gsm8k/{number}", "question": row["question"],
                 "answer": final_number(row["answer"].split("####")[-1]),
@@ -1145,9 +1159,7 @@ def bits_by_position(model, tokenizer, documents, T, parts):
     """Bits per byte of the tokens in each of so many equal parts of rows of T tokens."""
     import torch
 
-    specials = set(tokenizer.special.values())
-    size = torch.tensor([0 if i in specials else len(tokenizer.decode_bytes([i]))
-                         for i in range(tokenizer.vocab_size)], device=model.head.device)
+    size = torch.tensor(tokenizer.byte_lengths(), device=model.head.device)
     nats, length = torch.zeros(parts), torch.zeros(parts)
     with torch.no_grad():
         for input_ids, targets in heldout_rows(model, tokenizer, documents, T):
@@ -1195,7 +1207,7 @@ def read_documents(path):
             documents.append(json.loads(line))
             documents[-1]["text"] = normalize(documents[-1]["text"])
             documents[-1]["text"].encode()      # no half surrogate pairs
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise InputError(f'{path}, line {number}: expected {{"text": "..."}}') from None
     return documents
 
@@ -1208,14 +1220,13 @@ def read_documents(path):
 def benchmarks():
     """assets/benchmarks.json: files, addresses and hashes, prompts with their stops, and what the
     report gives, in per cent, for each of the published sizes."""
-    path = Path(__file__).resolve().parent / "assets" / "benchmarks.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads((ASSETS / "benchmarks.json").read_text(encoding="utf-8"))
 
 
 def benchmark_file(benchmark):
     """Where the problems of an entry of benchmarks() lie: the ladder with us, others in a cache."""
     if benchmark["file"] == "ladder.jsonl":
-        return Path(__file__).resolve().parent / "assets" / "ladder.jsonl"
+        return ASSETS / "ladder.jsonl"
     from tokenizer import cache_folder
     return cache_folder() / "benchmarks" / benchmark["file"]
 
@@ -1224,8 +1235,6 @@ def find_problems(name, file=None):
     """task_id -> problem, of a file, the cache or the official place."""
     from tokenizer import InputError, fetch
     benchmark = benchmarks()["benchmarks"][name]
-    if file is None and name == "ladder":
-        file = benchmark_file(benchmark)
     if file is None:
         file = benchmark_file(benchmark)
         try:
@@ -1244,6 +1253,7 @@ def find_problems(name, file=None):
     for number, row in read_rows(file):
         try:
             problem = to_problem(row, name, number)
+            problem["prompt" if "prompt" in problem else "question"] + problem.get("suffix", "")
             problems[problem["task_id"]] = problem
             if name.endswith("+") and "inputs" not in problem:
                 raise InputError(f"{name} needs EvalPlus's file; these are the plain problems")
@@ -1254,27 +1264,35 @@ def find_problems(name, file=None):
                              "infilling, CRUXEval or GSM8K") from None
     if not problems:
         raise InputError(f"{file}: holds no problem")
+    if len({"test" in problem for problem in problems.values()}) > 1:
+        raise InputError(f"{file}: holds programs and questions; give a file of one kind")
     return problems
+
+
+def batches_of(prompts, max_new_tokens):
+    """The numbers of prompts in batches: those of like length share one."""
+    batches = []
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        if not batches or ((len(batches[-1]) + 1) * (len(prompts[i]) + max_new_tokens)
+                           > TOKENS_AT_ONCE):
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), kept=None,
              **sampling):
     """Continue prompts (lists of ids) -> (text, whether it stopped by itself) of each, in order.
 
-    Prompts of like length share a batch. Of a prompt too long for the context the end is kept.
-    kept: a file of batches done; what it holds of the same question is not asked again.
+    Of a prompt too long for the context the end is kept. kept: a file of batches done; what it
+    holds of the same question is not asked again.
     """
     from model import generate
     from tqdm import tqdm
     T = model.config.max_position_embeddings
     max_new_tokens = min(max_new_tokens, T // 2)
     prompts = [prompt[-(T - max_new_tokens):] for prompt in prompts]
-    results, done, batches = [None] * len(prompts), {}, []
-    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-        if not batches or ((len(batches[-1]) + 1) * (len(prompts[i]) + max_new_tokens)
-                           > TOKENS_AT_ONCE):
-            batches.append([])
-        batches[-1].append(i)
+    results, done = [None] * len(prompts), {}
     if kept and kept.exists():
         whole = kept.read_text(encoding="utf-8").rpartition("\n")[0]    # the last may be cut off
         kept.write_text(whole + "\n" * bool(whole), encoding="utf-8")
@@ -1285,7 +1303,8 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), k
         tail = tokenizer.decode(ids[-16:])
         return any(text in tail for text in stops)
 
-    for number, rows in enumerate(tqdm(batches, desc="batches", disable=None)):
+    batches = tqdm(batches_of(prompts, max_new_tokens), desc="batches", disable=None)
+    for number, rows in enumerate(batches):
         batch, seed = [prompts[i] for i in rows], sampling.get("seed", 0) + number * TOKENS_AT_ONCE
         key = json.dumps([which, batch, max_new_tokens, stops, {**sampling, "seed": seed}])
         key = hashlib.sha256(key.encode()).hexdigest()
@@ -1303,12 +1322,6 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), k
         for i, result in zip(rows, done[key]):
             results[i] = tuple(result)
     return results
-
-
-def control_stops(tokenizer):
-    """The ids that end a completion whatever was asked for."""
-    from fim import STOP_TOKENS
-    return {tokenizer.special[token] for token in STOP_TOKENS}
 
 
 def code_block(text):
@@ -1350,6 +1363,7 @@ def prompt_ids(model, tokenizer, way, problem):
 
 def model_samples(model, tokenizer, name, problems, n=1, kept=None, **sampling):
     """n completions of each problem by a model -> rows of a samples file. name: of the prompt."""
+    from fim import control_stops
     way, ends = benchmarks()["prompts"][name], control_stops(tokenizer)
     field = "solution" if name == "code chat" else "completion"     # the whole program or its rest
     T = model.config.max_position_embeddings
@@ -1372,11 +1386,11 @@ def read_samples(path, problems):
     from tokenizer import InputError
     samples = []
     for number, row in read_rows(path):
-        if row.get("task_id") not in problems:
+        if str(row.get("task_id")) not in problems:
             raise InputError(f"{path}, line {number}: no task {row.get('task_id')!r} in this "
                              "benchmark")
         program = "test" in problems[row["task_id"]]
-        text = row.get("completion", row.get("solution") if program else None)
+        text = row.get("solution" if program and "solution" in row else "completion")
         if not isinstance(text, str):
             raise InputError(f"{path}, line {number}: expected a completion"
                              + " or a solution" * program)
@@ -1406,7 +1420,7 @@ def grade_samples(name, samples, problems, results, args):
                 row = json.loads(line)
             except ValueError:                              # cut off while it was written
                 break
-            if {**row, **sample, **settings} != row:
+            if not isinstance(row, dict) or {**row, **sample, **settings} != row:
                 break
             done.append(row)
     todo, problem = samples[len(done):], next(iter(problems.values()))
@@ -1513,6 +1527,18 @@ def held_out_gaps(documents, count=200):
     return gaps
 
 
+def mark_insertion(gap, text, stopped, inserted, middle):
+    """What one insertion is worth. inserted, middle: how many tokens it and the true one have."""
+    from fim import python_tree, suffix_start
+    start = suffix_start(gap["suffix"])
+    return {"exact, %": 100 * (text == gap["middle"]),
+            "similar": edit_similarity(text.strip(), gap["middle"].strip()),
+            "parses, %": (100 * bool(python_tree(gap["prefix"] + text + gap["suffix"]))
+                          if gap["python"] else None),
+            "stops, %": 100 * (stopped and inserted < 2 * (middle + 1) + 16),
+            "runs on, %": 100 * (bool(start) and start in text), "length": inserted / middle}
+
+
 def measure_infilling(model, tokenizer, gaps, path=None):
     """Print how well a model fills gaps, greedily, without the guard -> kind -> measure -> value.
 
@@ -1521,7 +1547,7 @@ def measure_infilling(model, tokenizer, gaps, path=None):
     %: into what stands after the gap; length: median of the insertion's over the middle's; bits
     per byte of the true middle with its end. path: of a picture of three insertions.
     """
-    from fim import infill_prompt, python_tree, suffix_start
+    from fim import control_stops, infill_prompt
     T, end = model.config.max_position_embeddings, tokenizer.special["<|endoftext|>"]
     middles = [tokenizer.encode(gap["middle"])[:T // 2 - 1] + [end] for gap in gaps]
     new = min(2 * max(map(len, middles)) + 16, T // 2)
@@ -1532,16 +1558,11 @@ def measure_infilling(model, tokenizer, gaps, path=None):
     seconds = time.monotonic() - began
     bits, tokens, groups = answer_bits(model, prompts, middles), 0, {}
     for gap, middle, cost, (text, stopped) in zip(gaps, middles, bits, texts):
-        whole, start = gap["prefix"] + text + gap["suffix"], suffix_start(gap["suffix"])
-        own = len(tokenizer.encode(text))
-        tokens += own
+        inserted = len(tokenizer.encode(text))
+        tokens += inserted
         groups.setdefault(gap["kind"], []).append({
-            "exact, %": 100 * (text == gap["middle"]),
-            "similar": edit_similarity(text.strip(), gap["middle"].strip()),
-            "parses, %": 100 * bool(python_tree(whole)) if gap["python"] else None,
-            "stops, %": 100 * (stopped and own < 2 * len(middle) + 16),
-            "runs on, %": 100 * (bool(start) and start in text),
-            "length": own / (len(middle) - 1), "bits": cost, "bytes": len(gap["middle"].encode())})
+            **mark_insertion(gap, text, stopped, inserted, len(middle) - 1),
+            "bits": cost, "bytes": len(gap["middle"].encode())})
     scores = {}
     for kind, rows in groups.items():
         values = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
@@ -1564,14 +1585,12 @@ def measure_infilling(model, tokenizer, gaps, path=None):
 def draw_insertions(pairs, path):
     """Write a picture (PNG) of one insertion of each of three kinds: what was inserted in green,
     what stood there in grey. pairs: (gap, inserted text)."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     rows, first = [], {gap["kind"]: (gap, text) for gap, text in reversed(pairs)}
     for kind, (gap, text) in list(first.items())[:3]:
         parts = [(f"{kind}\n", "tab:blue"), ("\n".join(gap["prefix"].split("\n")[-5:]), "black"),
-                 ("\n".join(text.split("\n")[:8]), "tab:green"),
+                 ("\n".join(text.split("\n")[:8]) or "(nothing inserted)", "tab:green"),
                  ("\n".join(gap["suffix"].split("\n")[:4]) + "\n", "black"),
                  ("stood there: " + gap["middle"] + "\n\n", "tab:gray")]
         rows.append([])
@@ -1579,7 +1598,7 @@ def draw_insertions(pairs, path):
             for i, piece in enumerate(part.split("\n")):
                 rows += [[]] * (i > 0)
                 rows[-1] = [*rows[-1], (piece.replace("$", r"\$"), colour)]
-    figure = pyplot.figure(figsize=(9, 0.19 * len(rows)))
+    figure = Figure(figsize=(9, 0.19 * len(rows)))
     for line, pieces in enumerate(rows):
         column = 1
         for piece, colour in pieces:                    # 9 points of a monospaced font: 0.0753 inch
@@ -1587,7 +1606,6 @@ def draw_insertions(pairs, path):
                         family="monospace", fontsize=9, va="center")
             column += len(piece.replace(r"\$", "$"))
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1659,24 +1677,22 @@ def needle_map(model, tokenizer, documents, path, count=8):
 
 def draw_map(maps, lengths, path):
     """Write a heat map (PNG): repeated functions, or the bits saved where none is repeated."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     name = next((name for name, rows in maps.items() if any(map(any, rows))), [*maps][-1])
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     most = 100 if "%" in name else max(map(max, maps[name]))
     image = axes.imshow(maps[name], cmap="YlGn", aspect="auto", vmin=0, vmax=most)
     for row, values in enumerate(maps[name]):
         for column, value in enumerate(values):
-            axes.text(column, row, f"{value:.3g}", ha="center", va="center",
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center",
                       color="white" if value > 0.7 * most else "black")
     axes.set(title=f"needle in the code: {name}", xlabel="tokens of context",
              ylabel="depth of the function", xticks=range(len(lengths)), xticklabels=lengths,
              yticks=range(len(DEPTHS)), yticklabels=[f"{depth:.0%}" for depth in DEPTHS])
-    figure.colorbar(image)
+    figure.colorbar(image, label=name)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
     print(f"written: {path}")
 
 
@@ -1700,6 +1716,7 @@ def save_scores(stem, scores, args):
 
 
 def parse_args():
+    from tokenizer import InputError
     names = ["infilling", "needle", *benchmarks()["benchmarks"]]
     parser = argparse.ArgumentParser(description="Measure a model, or grade samples.")
     parser.add_argument("command", nargs="?", choices=["score"], help="grade existing --samples")
@@ -1727,7 +1744,17 @@ def parse_args():
                         "with needle: the code that hides it")
     parser.add_argument("--out", default="out", help="root folder of the stages (default: out)")
     parser.add_argument("--device", help="default: a GPU if there is one")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.temperature >= 0 or any(count is not None and count < 1
+                                        for count in (args.n, args.limit, args.workers)):
+        raise InputError("--n, --limit and --workers must be at least 1, --temperature at least 0")
+    if not 0 < args.top_p <= 1 or args.timeout is not None and not 0 < args.timeout < 1e6:
+        raise InputError("--top-p must be above 0 and at most 1, --timeout above 0 seconds")
+    if args.n > 1 and not args.temperature:
+        raise InputError(f"--n {args.n}: equal samples at temperature 0; give --temperature 0.8")
+    if args.problems and not args.benchmark:
+        raise InputError("--problems: give the --benchmark whose they are")
+    return args
 
 
 def score(args):
@@ -1785,13 +1812,6 @@ def ask_and_grade(model, tokenizer, name, problems, stem, args):
 def main():
     from tokenizer import InputError
     args = parse_args()
-    if args.temperature < 0 or any(count is not None and count < 1
-                                   for count in (args.n, args.limit, args.workers)):
-        raise InputError("--n, --limit and --workers must be at least 1, --temperature at least 0")
-    if args.n > 1 and not args.temperature:
-        raise InputError(f"--n {args.n}: equal samples at temperature 0; give --temperature 0.8")
-    if args.problems and not args.benchmark:
-        raise InputError("--problems: give the --benchmark whose they are")
     if args.command == "score":
         return score(args)
 

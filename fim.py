@@ -165,18 +165,11 @@ def fim_document(text, rng, nodes=()):
 # Three parts -> ids
 
 
-def fim_ids(tokenizer, prefix_ids, suffix_ids, middle_ids=(), spm=False, context_ids=()):
+def fim_ids(tokenizer, prefix_ids, suffix_ids, middle_ids=()):
     """The three parts in the order in which a model reads them, without the closing
-    <|endoftext|>. Each was encoded by itself: at a cursor nobody knows what follows.
-
-    spm: suffix first, and prefix and middle as one (variant 2 of arXiv 2207.14255), as ours never
-    is trained. context_ids: pieces of other files after the suffix, as in the report's evaluation
-    across files (CrossCodeEval), which there begin with two line ends.
-    """
+    <|endoftext|>. Each was encoded by itself: at a cursor nobody knows what follows."""
     prefix, middle, suffix = (special_id(tokenizer, name) for name in (PREFIX, MIDDLE, SUFFIX))
-    if spm:
-        return [prefix, suffix, *suffix_ids, *context_ids, middle, *prefix_ids, *middle_ids]
-    return [prefix, *prefix_ids, suffix, *suffix_ids, *context_ids, middle, *middle_ids]
+    return [prefix, *prefix_ids, suffix, *suffix_ids, middle, *middle_ids]
 
 
 def repository_ids(tokenizer, name, files, path):
@@ -200,11 +193,17 @@ def special_id(tokenizer, name):
 # Asking a model for the middle
 
 
-def load(folder_or_hub_name, device=None):
+def load(folder_or_hub_name, device=None, dtype=None):
     """A checkpoint's model and tokenizer; InputError if they do not belong together."""
-    model, tokenizer = load_model(folder_or_hub_name, device), Tokenizer.load(folder_or_hub_name)
+    model = load_model(folder_or_hub_name, device, dtype)
+    tokenizer = Tokenizer.load(folder_or_hub_name)
     check_vocabulary(model, tokenizer)
     return model, tokenizer
+
+
+def control_stops(tokenizer):
+    """The ids that end a completion whatever was asked for."""
+    return {tokenizer.special[token] for token in STOP_TOKENS}
 
 
 def newest_model(out, stages=("dpo", "sft", "repository", "pretrain")):
@@ -276,8 +275,7 @@ def infill_all(model, tokenizer, gaps, max_new_tokens=64, guard=True, on_text=No
 
     generate(model, prompts, max_new_tokens, on_token=on_token,
              stop=lambda ids: streams[last[0]].stopped,
-             stop_ids={tokenizer.special[token] for token in STOP_TOKENS},
-             vocab_size=tokenizer.vocab_size, **sampling)
+             stop_ids=control_stops(tokenizer), vocab_size=tokenizer.vocab_size, **sampling)
     for row, stream in enumerate(streams):
         add(row, stream.finish())
     return texts
@@ -396,11 +394,7 @@ def show(path):
         print(f"--- {title}\n" + re.sub(r"<\|\w+\|>", lambda m: violet + m[0] + plain, whole))
 
 
-def main():
-    if sys.argv[1:2] == ["show"]:
-        if len(sys.argv) != 3:
-            raise InputError("expected: python fim.py show FILE")
-        return show(sys.argv[2])
+def parse_args():
     parser = argparse.ArgumentParser(description="Fill a gap in a file.",
                                      epilog="python fim.py show FILE: what a model learns from")
     parser.add_argument("file", type=Path, help=f"a source file, with a {MARK} mark or with --line")
@@ -421,10 +415,19 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="for temperature > 0 (default: 0)")
     parser.add_argument("--device", default=default_device(), help="default: %(default)s")
     args = parser.parse_args()
-    if args.max_new_tokens < 1 or args.temperature < 0:
+    if args.max_new_tokens < 1 or not args.temperature >= 0:
         raise InputError("--max-new-tokens must be at least 1, --temperature at least 0")
     if args.column is not None and args.line is None:
         raise InputError("--column: give --line, too")
+    return args
+
+
+def main():
+    if sys.argv[1:2] == ["show"]:
+        if len(sys.argv) != 3:
+            raise InputError("expected: python fim.py show FILE")
+        return show(sys.argv[2])
+    args = parse_args()
     text = normalize(read_text(args.file))
     prefix, present, suffix = gap(text, args.line, args.file, args.column)
     folder = args.model or newest_model(args.out)

@@ -48,6 +48,9 @@ SHARD_BYTES = 5e9       # a larger model is saved in several files with an index
 # Configurations
 
 
+ROPE_NUMBERS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
+
+
 @dataclasses.dataclass
 class Config:
     """The fields of a published config.json that change what the model computes."""
@@ -105,8 +108,11 @@ class Config:
         require(data.get("hidden_act", "silu") == "silu", "hidden_act is not silu")
         require(not data.get("use_sliding_window"), "use_sliding_window is not supported")
         require(data.get("head_dim") in (None, config.head_dim), "head_dim is not hidden/heads")
+        require(config.head_dim % 2 == 0, f"head_dim is {config.head_dim}, an odd number")
         require(not scaling or isinstance(scaling, dict) and "yarn" in scaling.values()
                 and "factor" in scaling, "rope_scaling is not yarn with a factor")
+        require(all(isinstance(value, (int, float)) and value > 0 for key, value in scaling.items()
+                    if key in ROPE_NUMBERS), "rope_scaling has what is no number above 0")
         return config
 
     def to_json(self, path, dtype):
@@ -333,7 +339,7 @@ class CausalLM(nn.Module):
 
 def init_weights(model, seed):
     """Normal weights with the published deviation, zero biases; the same anywhere for a seed."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2 ** 63)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
@@ -411,11 +417,6 @@ def choose(logits, temperature, top_k, top_p, chance):
     return place.clamp(max=logits.shape[1] - 1)
 
 
-def penalize(logits, seen, penalty):
-    """Make ids that were seen (B, V) less likely: positive logits / penalty, negative * penalty."""
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
 def pad_left(prompts, device):
     """Prompts -> input_ids (B, T) and document_starts (B, T), None if all are equally long.
 
@@ -430,8 +431,7 @@ def pad_left(prompts, device):
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0,
-             repetition_penalty=1.0, stop_ids=(), stop=None, vocab_size=None, seed=0,
-             on_token=None):
+             stop_ids=(), stop=None, vocab_size=None, seed=0, on_token=None):
     """Continue each prompt (a list of ids) -> the new ids of each, without the stop id.
 
     stop(new_ids) -> bool ends a row early. vocab_size: rows from there on have no token and are
@@ -443,16 +443,12 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0
     B, device = len(prompts), model.head.device
     input_ids, starts = pad_left(prompts, device)
     cache = KVCache(model, B, input_ids.shape[1] + max_new_tokens)
-    generators = [torch.Generator().manual_seed(seed + row) for row in range(B)]
-    seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=device)
-    seen.scatter_(1, input_ids, True)
+    generators = [torch.Generator().manual_seed((seed + row) % 2 ** 63) for row in range(B)]
     new, rows = [[] for _ in prompts], list(range(B))       # rows: those that still go on
     for _ in range(max_new_tokens):
         logits = model(input_ids, starts, cache=cache, last=True)[:, -1].float()    # (B, V)
         if vocab_size:
             logits[:, vocab_size:] = float("-inf")
-        if repetition_penalty != 1:
-            logits = penalize(logits, seen, repetition_penalty)
         chance = torch.stack([torch.rand(1, generator=generators[row]) for row in rows]).to(device)
         chosen, going = choose(logits, temperature, top_k, top_p, chance), []       # (B,)
         for place, (row, token) in enumerate(zip(rows, chosen.tolist())):
@@ -467,11 +463,9 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0
             break
         input_ids, starts = chosen[:, None], None if starts is None else starts[:, -1:]     # (B, 1)
         if len(going) < len(rows):
-            rows, input_ids, seen = [rows[place] for place in going], input_ids[going], seen[going]
+            rows, input_ids = [rows[place] for place in going], input_ids[going]
             starts = None if starts is None else starts[going]
             cache.keep(going)
-        if repetition_penalty != 1:
-            seen.scatter_(1, input_ids, True)
     return new
 
 

@@ -95,7 +95,6 @@ WATCHED_TOKENS = 24
 POSITION_PARTS = 8          # of a row, in the picture of losses by position
 GENERAL = 30_000            # characters of the standard library on which forgetting is measured
 KEPT = 2                    # checkpoints of an unfinished run
-SLOW_CPU_SHARE = 1 / 3      # of the steps, on a CPU without bf16: it is about three times slower
 
 # ------------------------------------------------------------------------------------------------
 # Machine: processes, device, precision
@@ -146,7 +145,7 @@ def choose_dtype(device, wanted):
         return torch.bfloat16, "this GPU computes in it"
     if device == "cpu" and cpu_has_bf16():
         return torch.bfloat16, "this CPU computes in it"
-    return torch.float32, "no bf16 instructions here"
+    return torch.float32, "no bf16 instructions here, which would be two to three times as fast"
 
 
 def matmul_rate(device, dtype):
@@ -530,6 +529,7 @@ def start(model, args, work):
     """What precedes the loop: choose precision and kernels, check the folder, shard, resume."""
     device, parameters = str(model.head.device), parameter_count(model)
     model.compute_dtype, why = choose_dtype(device, args.dtype)
+    model.model.checkpointing = args.checkpoint_activations
     attention = choose_attention(model, args.attention, args.seq_len)
     if RANK == 0:
         if args.fresh:
@@ -618,9 +618,7 @@ def load_base(name, device):
     if LOCAL_RANK == 0:                                 # one download a machine
         hub_folder(name)
     barrier()
-    model, tokenizer = load_model(name, device, torch.float32), Tokenizer.load(name)
-    check_vocabulary(model, tokenizer)
-    return model, tokenizer
+    return load(name, device, torch.float32)
 
 
 def size_of(model, device):
@@ -669,21 +667,24 @@ def training_flags(parser):
     parser.add_argument("--eval-every", type=int, help="steps between measurements (a fifth)")
 
 
-def fill_in(args, preset):
-    """The flags of a stage, checked: what was not given is set by the preset of --size."""
-    for name, value in preset.items():
-        if getattr(args, name, None) is None:
-            if name == "steps" and args.device == "cpu" and not cpu_has_bf16():
-                value = round(value * SLOW_CPU_SHARE)
-                say(f"this CPU has no bf16: {value} steps by default, to stay within minutes")
-            setattr(args, name, value)
-    args.save_every = args.save_every or max(1, args.steps // 10)
-    args.eval_every = args.eval_every or max(1, args.steps // 5)
+def check_flags(args):
+    """InputError if a number that was given is too small."""
     least = dict.fromkeys(
         ("steps", "batch_tokens", "device_batch", "seq_len", "save_every", "eval_every"), 1)
     for name, low in {**least, "seed": 0, "lr": 0.0}.items():
-        if not getattr(args, name) >= low:
+        if (value := getattr(args, name)) is not None and not value >= low:
             raise InputError(f"--{name.replace('_', '-')}: must be at least {low}")
+
+
+def fill_in(args, preset):
+    """The flags of a stage, checked: what was not given is set by the preset of --size."""
+    check_flags(args)
+    for name, value in preset.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+    for name, share in (("save_every", 10), ("eval_every", 5)):
+        if getattr(args, name) is None:
+            setattr(args, name, max(1, args.steps // share))
     if args.batch_tokens % args.seq_len:
         raise InputError(f"--batch-tokens: must be a multiple of {args.seq_len}, the tokens of a "
                          "row")
@@ -835,7 +836,6 @@ def make_model(args, tokenizer, device):
             max_position_embeddings=args.seq_len))
         init_weights(model, args.seed)
     model.to(device)
-    model.model.checkpointing = args.checkpoint_activations
     check_vocabulary(model, tokenizer)
     return model.train()
 
@@ -845,8 +845,8 @@ def watch(model, tokenizer):
     model.eval()
     (prefix, suffix), end = WATCHED, tokenizer.special[ENDOFTEXT]
     filled = infill(model, tokenizer, prefix, suffix, WATCHED_TOKENS)
-    [new] = generate(model, [[end, *tokenizer.encode(prefix)]], WATCHED_TOKENS, stop_ids={end},
-                     vocab_size=tokenizer.vocab_size)
+    [new] = generate(model, [[end, *tokenizer.encode(prefix)]], WATCHED_TOKENS,
+                     vocab_size=min(tokenizer.special.values()))    # text alone: no gap begins here
     for text, after in ((filled, suffix), (tokenizer.decode(new), "")):
         line = f"{prefix}⟦{text}⟧{after}".rstrip().replace("\n", "⏎")
         if RANK == 0:
@@ -862,10 +862,10 @@ def draw_positions(folder, models, heldout, device):
         model, tokenizer = load(path, device)
         bits = bits_by_position(model, tokenizer, heldout, T, POSITION_PARTS)
         places = [(part + 0.5) * T / POSITION_PARTS for part in range(POSITION_PARTS)]
-        axes.plot(places, bits, "o-", label=path.name)
+        axes.plot(places, bits, "o-", label=f"after {path.name}")
         say(f"{path}, held-out code by place in rows of {T}: bits per byte "
             + ", ".join(f"{value:.2f}" for value in bits))
-    axes.set(title="What a token costs after so many others", xlabel="place in the row (tokens)",
+    axes.set(title="Bits per byte by place in the row", xlabel="place in the row (tokens)",
              ylabel="bits per byte of held-out code")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -949,6 +949,8 @@ def main():
     parse_mixture(args.mixture)
     if not 0 <= args.fim_rate <= 1:
         raise InputError(f"--fim-rate {args.fim_rate}: must be between 0 and 1")
+    if args.init:
+        Config.from_json(hub_folder(args.init, weights=False) / "config.json")  # before the data
     if (devices := vars(args).pop("plan")) is not None:
         return print_plan(args, devices)
     phases = [settings(args, name, not phase) for name in ([phase] if phase else STAGES)]

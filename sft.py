@@ -30,18 +30,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data import (Batches, Classifier, Contamination, ask_all, default_benchmarks, generator,
-                  language_of, load_documents, made_from)
-from evaluate import (benchmarks, bits_per_byte, bootstrap, code_block, complete, control_stops,
+                  language_of, load_documents, made_from, user)
+from evaluate import (ASSETS, benchmarks, bits_per_byte, bootstrap, code_block, complete,
                       find_problems, grades, held_out_gaps, measure_infilling, pass_at_k,
                       prompt_ids, read_rows)
-from fim import load, newest_model, python_tree
+from fim import control_stops, load, newest_model, python_tree, words_of
 from model import generate
 from pretrain import (RANK, WORLD, barrier, fill_in, load_base, next_token_loss, print_table, say,
                       size_of, start_processes, stop_processes, train, training_flags)
 from tokenizer import (SYSTEM_PROMPT, InputError, TextStream, Tokenizer, run, whole_folder,
                        write_json, write_text)
 
-ASSETS = Path(__file__).resolve().parent / "assets"
 PRESETS = {"tiny": dict(seq_len=512, batch_tokens=4096, device_batch=8, steps=700, lr=2e-3),
            "mini": dict(seq_len=512, batch_tokens=8192, device_batch=8, steps=1000, lr=1e-3),
            "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=500, lr=1e-3)}
@@ -350,10 +349,6 @@ SNIPPET_TOKENS = 1024           # report, section 4.1
 TAUGHT, ANSWERS = 200, 3        # questions, and candidates for each, of which the best stays
 
 
-def user(text):
-    return [{"role": "user", "content": text}]
-
-
 def taught_conversations(url, documents, tokenizer, seed):
     """Instructions by a teacher, each about a snippet of a training document, with several answers
     and their marks."""
@@ -379,10 +374,6 @@ def taught_conversations(url, documents, tokenizer, seed):
 # The checklist (report, section 4.1): nine items, each 0 to 1 by what can be seen
 
 
-def words_of(text):
-    return set(re.findall(r"[A-Za-z_]\w{2,}", text.lower()))
-
-
 def share(values):
     values = list(values)
     return sum(map(bool, values)) / max(1, len(values))
@@ -401,7 +392,7 @@ def consistent(question, answer, code):
 
 def relevant(question, answer, code):
     """Whether the question speaks of programs."""
-    return min(1.0, len(words_of(question) & COMPUTING) / 2)
+    return min(1.0, len(COMPUTING & set(words_of(question.lower()))) / 2)
 
 
 def difficult(question, answer, code):
@@ -446,8 +437,8 @@ def easy_to_learn(question, answer, code):
     return min(1.0, len(prose.split()) / 40 + 0.5 * (">>>" in question))
 
 
-COMPUTING = words_of("function program code python list string array sort loop algorithm class "
-                     "method return value number text dictionary data file bug complete words")
+COMPUTING = set("function program code python list string array sort loop algorithm class method "
+                "return value number text dictionary data file bug complete words".split())
 # The weights are not published; ours
 CHECKLIST = {consistent: 2, relevant: 1, difficult: 2, has_code: 1, correct: 3, well_formed: 1,
              clear: 1, commented: 1, easy_to_learn: 1}
@@ -580,11 +571,6 @@ def build(args, tokenizer, settings):
             "broken": {reason: [len(lines), lines[0]] for reason, lines in broken.items()}})
 
 
-def made_by(args):
-    """What out/instructions depends on: the files by what is in them."""
-    return {"data": file_hashes(args.data), "teacher": args.teacher, "seed": args.seed}
-
-
 def file_hashes(paths):
     """Path -> the start of its content's hash."""
     missing = [path for path in paths or [] if not Path(path).is_file()]
@@ -610,7 +596,8 @@ def draw_scores(kept, path):
 
 def prepare_instructions(args, tokenizer):
     """Make out/instructions unless it is there, print what it holds -> its conversations."""
-    folder, settings = Path(args.out) / "instructions", made_by(args)
+    folder = Path(args.out) / "instructions"
+    settings = {"data": file_hashes(args.data), "teacher": args.teacher, "seed": args.seed}
     if RANK == 0 and (args.fresh or not folder.exists()):
         build(args, tokenizer, settings)
     barrier()
@@ -864,7 +851,6 @@ def train_stage(args, device):
     fill_in(args, PRESETS.get(args.size, PUBLISHED))
     longest = max(model.config.max_position_embeddings, args.seq_len)
     model.config.max_position_embeddings = longest
-    model.model.checkpointing = args.checkpoint_activations
     warn_if_untrained(model, tokenizer)
     conversations = prepare_instructions(args, tokenizer)
     encoded = [chat_ids(tokenizer, made["messages"], args.last_turn, args.published_mask)
@@ -906,7 +892,7 @@ def main():
                         "cannot lock them in, under resource limits alone")
     args = parser.parse_args()
     build_only, chat_only = vars(args).pop("build"), vars(args).pop("chat")
-    if not 0 <= args.fim_share < 1 or args.temperature < 0:
+    if not 0 <= args.fim_share < 1 or not args.temperature >= 0:
         raise InputError("--fim-share must be at least 0 and below 1, --temperature at least 0")
     if chat_only:
         return chat(args)

@@ -66,9 +66,10 @@ def read_json(path):
     """The JSON value in a file; InputError names the file and the line that is broken."""
     try:
         return json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path}, line {error.lineno}: not valid JSON; the file is cut off or "
-                         "damaged, copy or download it again") from None
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)      # it has none if a number or the nesting is too long
+        raise InputError(f"{path}, line {line}: not valid JSON; the file is cut off or damaged, "
+                         "copy or download it again") from None
 
 
 def write_text(path, text):
@@ -168,7 +169,8 @@ def weight_names(folder):
     if not index.exists():
         return ["model.safetensors"]
     data = read_json(index)
-    names = sorted(set(data.get("weight_map", {}).values())) if isinstance(data, dict) else []
+    found = data.get("weight_map") if isinstance(data, dict) else None
+    names = sorted(set(map(str, found.values()))) if isinstance(found, dict) else []
     if not names or not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
         raise InputError(f"{index}: has no weight_map to safetensors files beside it")
     return names

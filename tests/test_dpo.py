@@ -64,7 +64,7 @@ def test_gradients_by_finite_difference(kind):
 
 
 def batch_of(model, pairs):
-    batch = pair_batch(pairs, 0)
+    batch = pair_batch(pairs)
     with torch.no_grad():
         return {**batch, "reference": log_probabilities(model, batch)[0]}
 
@@ -85,7 +85,7 @@ def test_the_loss_at_the_first_step(small_model, kind, wanted):
 
 def test_log_probabilities_are_those_of_the_answers(small_model):
     """Summed by hand; neither the order in a batch nor the side of the padding changes them."""
-    batch = pair_batch(PAIRS, 0)
+    batch = pair_batch(PAIRS)
     with torch.no_grad():
         sums, counts = log_probabilities(small_model, batch)
         wanted = []
@@ -95,7 +95,7 @@ def test_log_probabilities_are_those_of_the_answers(small_model):
                               for i, token in enumerate(answer)))
         assert sums.tolist() == pytest.approx(wanted, abs=1e-5)
         assert counts.tolist() == [4, 2, 1, 2, 4, 1]
-        turned, _ = log_probabilities(small_model, pair_batch(PAIRS[::-1], 0))
+        turned, _ = log_probabilities(small_model, pair_batch(PAIRS[::-1]))
         assert turned.tolist() == pytest.approx(
             [wanted[i] for i in (2, 1, 0, 5, 4, 3)], abs=1e-5)
         lengths = (batch["input_ids"] != 0).sum(1)
@@ -119,11 +119,11 @@ def test_code_beside_the_pairs(small_tokenizer):
     """Rows of code with gaps: a quarter as many as pairs, their mean loss as much as a pair's."""
     documents = [{"text": CODE * 3, "path": f"{i}.py", "language": "python"} for i in range(9)]
     args = SimpleNamespace(seed=0, seq_len=64, batch_tokens=1024, device_batch=4)
-    end, middle = (small_tokenizer.special[name] for name in ("<|endoftext|>", "<|fim_middle|>"))
+    middle = small_tokenizer.special["<|fim_middle|>"]
     batches = PairBatches(PAIRS, np.zeros((2, 3), np.float32), documents, small_tokenizer, args)
     *pairs, code = batches(0)
     assert [batch["count"] for batch in pairs] == [2] * 4 and code["count"] == 0
-    assert code["input_ids"].shape == (2, 64) and code["pairs"] == 8 and batches.end == end
+    assert code["input_ids"].shape == (2, 64) and code["pairs"] == 8
     assert all(middle in row for row in code["input_ids"])
     assert not torch.equal(code["input_ids"], batches(1)[-1]["input_ids"])
     model = fill_weights(CausalLM(Config(**{**SMALL, "vocab_size": small_tokenizer.vocab_size})))
@@ -249,17 +249,17 @@ def test_real_pairs():
 
 
 def test_the_reference_is_computed_once(small_model, tmp_path, monkeypatch):
-    known = reference_log_probabilities(small_model, PAIRS, 0, 2, tmp_path)
+    known = reference_log_probabilities(small_model, PAIRS, 2, tmp_path)
     with torch.no_grad():
-        sums, _ = log_probabilities(small_model, pair_batch(PAIRS, 0))
+        sums, _ = log_probabilities(small_model, pair_batch(PAIRS))
     assert known.flatten().tolist() == pytest.approx(sums.tolist(), abs=1e-5)
     real = dpo.log_probabilities
     monkeypatch.setattr(dpo, "log_probabilities", None)
-    assert (reference_log_probabilities(small_model, PAIRS, 0, 2, tmp_path) == known).all()
+    assert (reference_log_probabilities(small_model, PAIRS, 2, tmp_path) == known).all()
     monkeypatch.setattr(dpo, "log_probabilities", real)
     with torch.no_grad():
         small_model.model.norm.weight += 0.5
-    assert (reference_log_probabilities(small_model, PAIRS, 0, 2, tmp_path) != known).all()
+    assert (reference_log_probabilities(small_model, PAIRS, 2, tmp_path) != known).all()
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -335,6 +335,9 @@ def test_what_collapses_is_stopped(out, monkeypatch):
     (["--data", "PAIRS", "--seq-len", "8", "--batch-tokens", "64"], "0 pairs are left"),
     (["--data", "PAIRS", "--batch-tokens", "128"], "0 pairs of two rows of 128 tokens"),
     (["--rounds", "0"], "--rounds and --beta must be above 0"),
+    (["--beta", "nan"], "--rounds and --beta must be above 0"),
+    (["--save-every", "0"], "--save-every: must be at least 1"),
+    (["--judge", "http://127.0.0.1:9/v1"], "lists no model"),
     (["--data", "none"], "none: no such file")])
 def test_bad_input(out, monkeypatch, flags, problem):
     flags = [flag.replace("PAIRS", str(out / "pairs.jsonl")) for flag in flags]

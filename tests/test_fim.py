@@ -136,13 +136,6 @@ def test_format_of_the_report(small_tokenizer):
     text = "<|fim_prefix|>def f(x):\n    ret<|fim_suffix|> x\n<|fim_middle|>urn"
     assert small_tokenizer.decode(ids) == text
     assert ids == small_tokenizer.encode(text, allow_special=True)
-    ids = fim_ids(small_tokenizer, *map(small_tokenizer.encode, parts), spm=True)
-    assert small_tokenizer.decode(ids) == (
-        "<|fim_prefix|><|fim_suffix|> x\n<|fim_middle|>def f(x):\n    return")
-    ids = fim_ids(small_tokenizer, *map(small_tokenizer.encode, parts[:2]),
-                  context_ids=small_tokenizer.encode("\n\nX"))
-    assert small_tokenizer.decode(ids) == (
-        "<|fim_prefix|>def f(x):\n    ret<|fim_suffix|> x\n\n\nX<|fim_middle|>")
 
 
 def test_repository_format_of_the_report(published_folder):

@@ -334,7 +334,9 @@ def test_score_command(tmp_path, score):
 
 def test_bad_input(tmp_path, score):
     cases = {'{"task_id": "x", "completion": ""}\n': "line 1: no task 'x'",
+             '{"task_id": ["x"], "completion": ""}\n': "line 1: no task ['x']",
              '{"task_id": "hostile/0"}': "line 1: expected a completion",
+             '{"task_id": "hostile/0", "completion": "", "solution": 5}': "line 1: expected a com",
              '{"task_id": "hostile/0", "completion": "a"}\n{"task': "line 2: not a JSON object",
              "\n": "holds no sample"}
     for samples, message in cases.items():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import model as module
 from kernels import make_attention
 from model import (CONFIGS, CausalLM, Config, KVCache, choose, generate,
-                   generate_naive, load_model, parameter_count, penalize,
+                   generate_naive, load_model, parameter_count,
                    rotary_frequencies, save_model)
 from tokenizer import InputError
 
@@ -178,17 +178,6 @@ def test_sample_takes_each_id_as_often_as_it_should():
     assert shares(temperature=0) == [0, 0, 1, 0]
 
 
-def test_repetition_penalty_is_that_of_transformers():
-    logits = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
-    seen = torch.tensor([[True, True, False, False]])
-    assert penalize(logits, seen, 4.0).tolist() == [[0.5, -8.0, 2.0, -2.0]]
-
-
-def test_repetition_penalty_counts_prompt_and_new_ids(small_model):
-    [new] = generate(small_model, [PROMPTS[0]], 30, repetition_penalty=1e6)
-    assert len(set(new + PROMPTS[0])) == 33
-
-
 def test_empty_prompts_are_refused(small_model):
     for prompts in ([], [[]], [[1], []]):
         with pytest.raises(InputError, match="empty prompt"):
@@ -266,6 +255,8 @@ def test_published_config_is_read(tmp_path):
     ({"hidden_act": "gelu"}, "hidden_act is not silu"),
     ({"head_dim": 64}, "head_dim is not hidden/heads"),
     ({"use_sliding_window": True}, "use_sliding_window is not supported"),
+    ({"num_attention_heads": 32, "num_key_value_heads": 16}, "head_dim is 1, an odd number"),
+    ({"rope_scaling": {"type": "yarn", "factor": "four"}}, "rope_scaling has what is no number"),
     ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling is not yarn with a factor")])
 def test_other_configs_are_refused(small_model, tmp_path, change, message):
     save_model(small_model, tmp_path)

@@ -235,6 +235,10 @@ def test_damaged_tokenizer_files(small_tokenizer, tmp_path):
     path.write_text(whole[:len(whole) // 2])
     with pytest.raises(InputError, match=r"tokenizer.json, line \d+: not valid JSON"):
         Tokenizer.load(tmp_path)
+    for broken in ("[" * 100_000, "1" * 5_000):
+        path.write_text(broken)
+        with pytest.raises(InputError, match=r"tokenizer.json, line 1: not valid JSON"):
+            Tokenizer.load(tmp_path)
     data = json.loads(whole)
     data["added_tokens"] = data["added_tokens"][:5]
     path.write_text(json.dumps(data))
