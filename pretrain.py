@@ -150,7 +150,7 @@ def choose_dtype(device, wanted):
 
 def matmul_rate(device, dtype):
     """Best measured FLOP/s of a large matrix product: the 100 % of the share in the log."""
-    size = 8192 if device.startswith("cuda") else 2048
+    size = 8192 if device.startswith("cuda") else 1024
     a, best = torch.randn(size, size, device=device, dtype=dtype), math.inf
     for _ in range(6):
         start = time.perf_counter()

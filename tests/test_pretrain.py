@@ -201,7 +201,8 @@ def test_two_processes_with_the_default_settings(code, tmp_path):
 
 def test_starting_from_a_checkpoint(finished, code, tmp_path):
     out, _ = finished
-    done = pretrain(tmp_path / "on", code, "--init", str(out / "pretrain"), "--lr", "1e-9")
+    with mock.patch("pretrain.GENERAL", 3_000):
+        done = pretrain(tmp_path / "on", code, "--init", str(out / "pretrain"), "--lr", "1e-9")
     pattern = r"{}.*bpb ([\d.]+),?(?: bpb)? general ([\d.]+)"     # measured before and after
     first, last = ([float(bits) for bits in re.search(pattern.format(start), done.stdout).groups()]
                    for start in ("before: ", r"step +\d+/\d+ "))
