@@ -179,8 +179,8 @@ def units(source):
     if not place or not root.is_dir():
         raise InputError(f"--source {source}: no such folder; expected a folder, an archive "
                          f"({', '.join(ARCHIVES)}), a table ({', '.join(TABLES)}), stdlib, "
-                         f"packages or github:owner/name; before it may stand {', '.join(KINDS)} "
-                         "and a colon")
+                         "packages or github:owner/name, with code:, grounding:, text: or math: "
+                         "before it or not; or code:generated, math:generated, code:http://...")
     skipped = SKIPPED_FOLDERS | (STDLIB_SKIPPED if place == "stdlib" else set())
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders
@@ -441,9 +441,15 @@ def key_header():
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
+def check_server(url):
+    if "@" in url or "?" in url:                                # it would be written to out/data
+        raise InputError("a teacher's URL holds no key: give it as OPENAI_API_KEY")
+
+
 @functools.cache
 def first_model(server):
     """The name of the first model that an OpenAI-compatible server lists."""
+    check_server(server)
     try:
         reply = requests.get(f"{server}/models", timeout=60, headers=key_header())
         if reply.status_code == 200:
@@ -482,8 +488,7 @@ def ask(url, messages, tries=5, **options):
     url: of an OpenAI-compatible server, as http://host:8000/v1, with #model if not its first; the
     key is OPENAI_API_KEY. options: temperature, seed, ... InputError if no answer is to be had.
     """
-    if "@" in url or "?" in url:                                # it would be written to out/data
-        raise InputError("a teacher's URL holds no key: give it as OPENAI_API_KEY")
+    check_server(url)
     question = {"messages": messages, **options}
     name = hashlib.sha256(json.dumps([url, question]).encode()).hexdigest()
     path = cache_folder() / "answers" / f"{name}.json"
@@ -1812,7 +1817,7 @@ def why(path):
     """Print what each rule says of a file."""
     file = read_file(path, path.as_posix(), "")
     if file.data is None and file.reason == "unreadable":
-        raise InputError(f"{path}: no such file, or not to be read")
+        raise InputError(f"{path}: no such file, or it cannot be read")
     found = clean(file, Unit("code", "", "", ""), Contamination(default_benchmarks()))
     language = language_of(file.path, (file.data or b"")[:200])
     print(f"{path}: {language or 'none of the 92 languages'}, {file.size:,} bytes")

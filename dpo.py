@@ -218,11 +218,11 @@ def read_pairs(path, broken):
                             and isinstance(answer[-1], dict) else answer
                             for answer in (chosen, rejected))
         answer = [{"role": "assistant", "content": chosen}]
-        problem = "a prompt that is no list" if not isinstance(prompt, list) else check_messages(
+        fault = "a prompt that is no list" if not isinstance(prompt, list) else check_messages(
             prompt + answer) or check_messages(prompt + [{**answer[0], "content": rejected}])
-        if problem:
-            broken[problem].append(f"{path}, line {number}")
-            first = f"{problem}, line {number}" if number == 1 else first
+        if fault:
+            broken[fault].append(f"{path}, line {number}")
+            first = f"{fault}, line {number}" if number == 1 else first
         else:
             pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected,
                           "source": "file"})
@@ -476,13 +476,14 @@ def main():
         raise InputError("--rounds and --beta must be above 0, --nll not below it")
     check_flags(args)                               # before anything is deleted or sampled
     file_hashes(args.data)
-    if args.judge and "#" not in args.judge:
-        first_model(args.judge)
     out, args.before, args.after = Path(args.out), 0, 0
     first = args.init = str(args.init or newest_model(out, ("sft",)))
     work = out / "dpo.unfinished"                   # from the first round's start to the last's end
     if (out / "dpo").exists() and not (args.fresh or build_only or work.exists()):
         return say(f"{out / 'dpo'} is finished; --fresh trains it again")
+    if args.judge and "#" not in args.judge and (
+            args.fresh or not (out / "preferences_1").exists()):
+        first_model(args.judge)                     # before minutes of answers
     device = start_processes(args.device)
     if RANK == 0 and not build_only:
         old = [*out.glob("dpo_[0-9]*"), *out.glob("preferences_[0-9]*"), work]

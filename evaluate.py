@@ -1296,7 +1296,8 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), k
     if kept and kept.exists():
         whole = kept.read_text(encoding="utf-8").rpartition("\n")[0]    # the last may be cut off
         kept.write_text(whole + "\n" * bool(whole), encoding="utf-8")
-        done = dict(map(json.loads, whole.splitlines()))
+        with contextlib.suppress(ValueError, TypeError):                # damaged: asked again
+            done = dict(map(json.loads, whole.splitlines()))
     which = float(model.head.detach().float().abs().mean())     # other weights, another text
 
     def stop(ids):
@@ -1386,10 +1387,10 @@ def read_samples(path, problems):
     from tokenizer import InputError
     samples = []
     for number, row in read_rows(path):
-        if str(row.get("task_id")) not in problems:
-            raise InputError(f"{path}, line {number}: no task {row.get('task_id')!r} in this "
-                             "benchmark")
-        program = "test" in problems[row["task_id"]]
+        task = row.get("task_id")
+        if not isinstance(task, str) or task not in problems:
+            raise InputError(f"{path}, line {number}: no task {task!r} in this benchmark")
+        program = "test" in problems[task]
         text = row.get("solution" if program and "solution" in row else "completion")
         if not isinstance(text, str):
             raise InputError(f"{path}, line {number}: expected a completion"
@@ -1753,7 +1754,7 @@ def parse_args():
     if args.n > 1 and not args.temperature:
         raise InputError(f"--n {args.n}: equal samples at temperature 0; give --temperature 0.8")
     if args.problems and not args.benchmark:
-        raise InputError("--problems: give the --benchmark whose they are")
+        raise InputError("--problems: give the --benchmark that they belong to")
     return args
 
 
@@ -1836,10 +1837,10 @@ def main():
         scores["bits per byte"] = measure_bits(model, tokenizer, documents, folder)
     if not names:
         return
-    target, stage, chat = Path(args.out) / "evaluate", Path(folder).name, "_chat" * args.chat
+    target, model_name, chat = Path(args.out) / "evaluate", Path(folder).name, "_chat" * args.chat
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        stem = target / f"{stage}_{name}{chat}"
+        stem = target / f"{model_name}_{name}{chat}"
         if name == "needle":
             scores[name] = needle_map(model, tokenizer, documents, f"{stem}.png")
         elif name == "infilling":
@@ -1849,7 +1850,7 @@ def main():
         else:
             chosen = dict(list(problems[name].items())[:args.limit])
             scores[name] = ask_and_grade(model, tokenizer, name, chosen, stem, args)
-    save_scores(target / stage if not args.benchmark else stem, scores, args)
+    save_scores(target / model_name if not args.benchmark else stem, scores, args)
 
 
 if __name__ == "__main__":

@@ -385,7 +385,7 @@ def show(path):
     formats = {
         "file, as trained: what is to be written comes last (PSM)":
             f"{PREFIX}{prefix}{SUFFIX}{suffix}{MIDDLE}{left}{middle}{right}{ENDOFTEXT}",
-        "suffix first (SPM, variant 2): while you type, what was read stays":
+        "suffix first (SPM, variant 2 of arXiv 2207.14255): while you type, what was read stays":
             f"{PREFIX}{SUFFIX}{suffix}{MIDDLE}{prefix}{left}{middle}{right}{ENDOFTEXT}",
         "repository: other files first":
             f"{REPO_NAME}{name}\n{others}{FILE_SEP}{Path(path).name}\n"

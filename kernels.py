@@ -467,7 +467,7 @@ def make_attention(path, document_starts, B, T, past, x):
     if document_starts is None:
         document_starts = torch.zeros(1, T, dtype=torch.long, device=x.device)
     mask = attention_mask(document_starts, past + T, x.dtype)
-    formula = path == "formula" and T > 1       # which would copy the cache for each token
+    formula = path == "formula" and T > 1       # for one token it would copy the whole cache
     return functools.partial(tiled_attention if formula else sdpa_attention, mask=mask)
 
 

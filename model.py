@@ -492,7 +492,7 @@ def default_device():
 def check_device(name):
     """Raise InputError unless tensors can be made on the device."""
     try:
-        torch.empty(1, device=name)
+        torch.empty(1, device=name).tolist()            # "meta" holds no numbers
     except (RuntimeError, AssertionError, AttributeError):
         raise InputError(f"--device {name}: not available here, {default_device()} is") from None
 
@@ -532,6 +532,8 @@ def load_model(folder_or_hub_name, device=None, dtype=None):
                                      f"{shapes.get(name, 'no such tensor')}")
                 with safe_open(file, framework="pt") as tensors:    # anew: frees what was copied
                     state[name] = tensors.get_tensor(name).to(device, dtype)
+                if not state[name].is_floating_point():
+                    raise InputError(f"{file}: {name} holds {state[name].dtype}, not floats")
         except SafetensorError as error:
             raise InputError(f"{file}: cut off or damaged ({error}); "
                              "copy or download it again") from None

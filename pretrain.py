@@ -145,7 +145,8 @@ def choose_dtype(device, wanted):
         return torch.bfloat16, "this GPU computes in it"
     if device == "cpu" and cpu_has_bf16():
         return torch.bfloat16, "this CPU computes in it"
-    return torch.float32, "no bf16 instructions here, which would be two to three times as fast"
+    return torch.float32, ("this CPU has no bf16 instructions; with them it would be two to three "
+                           "times as fast" if device == "cpu" else "no bf16 instructions here")
 
 
 def matmul_rate(device, dtype):
@@ -206,8 +207,8 @@ def orthogonal(matrix, dtype):
 
 class Muon(torch.optim.Optimizer):
     """Momentum made orthogonal (https://kellerjordan.github.io/posts/muon), an update as large as
-    AdamW's (arXiv 2502.16982). torch.optim.Muon is its twin in bf16, in which a CPU without such
-    instructions would spend three quarters of a training step."""
+    AdamW's (arXiv 2502.16982). torch.optim.Muon is the same in bf16 alone, which took three
+    quarters of a training step on a CPU without such instructions."""
 
     def __init__(self, parameters, dtype, weight_decay):
         super().__init__(parameters, dict(lr=0.0, weight_decay=weight_decay))
@@ -453,6 +454,8 @@ def one_line(args, work):
         reason = str(error).strip().split("\n")[0]
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in reason:
             problem = out_of_memory(args)
+        elif "No working C++ compiler" in reason:
+            problem = f"--compile: {reason}; install one, or leave the flag out"
         elif isinstance(error, dist.DistError) or WORLD > 1 and "gloo" in reason:
             problem = f"another process has ended, its reason stands above or below ({reason})"
         else:
@@ -949,10 +952,10 @@ def main():
     parse_mixture(args.mixture)
     if not 0 <= args.fim_rate <= 1:
         raise InputError(f"--fim-rate {args.fim_rate}: must be between 0 and 1")
-    if args.init:
-        Config.from_json(hub_folder(args.init, weights=False) / "config.json")  # before the data
     if (devices := vars(args).pop("plan")) is not None:
         return print_plan(args, devices)
+    if args.init and LOCAL_RANK == 0:               # before the data is made
+        Config.from_json(hub_folder(args.init, weights=False) / "config.json")
     phases = [settings(args, name, not phase) for name in ([phase] if phase else STAGES)]
     if not phase:
         phases[0].after, phases[1].before = phases[1].steps, phases[0].steps

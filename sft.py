@@ -140,15 +140,15 @@ def write_program(chain, drawn, second, rng):
         code = re.sub(rf"\b{NAMES[operation.takes][0]}\b", names[operation.takes], operation.code)
         result = "return" if i == len(chain) - 1 else f"{names[operation.gives]} ="
         body += f"    {result} {fill(code, values)}\n"
-    doc = ", then ".join(steps)
-    return doc[0].upper() + doc[1:], f"def {rng.choice(FUNCTIONS)}({arguments}):\n", body
+    summary = ", then ".join(steps)
+    return summary[0].upper() + summary[1:], f"def {rng.choice(FUNCTIONS)}({arguments}):\n", body
 
 
 def make_task(chain, rng):
     """A composition as a task: HumanEval's fields, and the `parameters` that its text states; None
     where its tests would tell nothing. What tests expect is what the solution returns."""
     drawn, second = draw_parameters(chain, rng)
-    doc, head, body = write_program(chain, drawn, second, rng)
+    summary, head, body = write_program(chain, drawn, second, rng)
     name, space = head[4:head.index("(")], {}
     exec(head + body, space)                    # ours, line by line: it needs no sandbox
     numbers = [values["k"] for values in drawn if "k" in values] or [7]
@@ -168,7 +168,8 @@ def make_task(chain, rng):
         f"    assert candidate({case}) == {out}\n" for case, out in cases.items())
     if second:
         del drawn[second[0]][second[1]]
-    return {"prompt": f'{head}    """{doc}.\n\n    >>> {name}({shown})\n    {expected}\n    """\n',
+    example = f">>> {name}({shown})\n    {expected}\n"
+    return {"prompt": f'{head}    """{summary}.\n\n    {example}    """\n',
             "entry_point": name, "canonical_solution": body, "test": test,
             "parameters": [value for values in drawn for value in values.values()]}
 
@@ -221,7 +222,7 @@ def held_out_tasks(kind, count):
 SYSTEM, ASKED = (turn.partition("\n")[2].split("<|im_end|>")[0] for turn in "\n".join(
     benchmarks()["prompts"]["code chat"]["prompt"]).split("<|im_start|>")[1:3])
 BLOCK = "\n```python\n{code}\n```"
-WAYS = {"write": "Write a Python function `{name}`: {doc}",
+WAYS = {"write": "Write a Python function `{name}`: {summary}",
         "fix": "This function is wrong. Mend it." + BLOCK,
         "explain": "What does this function do?" + BLOCK,
         "complete": "Complete this function." + BLOCK}
@@ -243,7 +244,7 @@ def task_conversation(task, in_words=False):
     head, words = task["prompt"].split("\n")[:2]
     question = ASKED.replace("{prompt}", task["prompt"].strip())
     if in_words:
-        question = WAYS["write"].format(name=head[len("def "):-1], doc=words.strip(' "'))
+        question = WAYS["write"].format(name=head[len("def "):-1], summary=words.strip(' "'))
     made = conversation(question, f"```python\n{head}\n{task['canonical_solution']}```", "tasks",
                         problem=task)
     if not in_words:
@@ -276,31 +277,31 @@ def functions(text):
     """The functions of a Python text with a docstring: (name, first paragraph of it, code)."""
     tree, lines = python_tree(text), text.split("\n")
     for node in ast.walk(tree) if tree else ():
-        if not isinstance(node, ast.FunctionDef) or not (doc := ast.get_docstring(node)) or (
+        if not isinstance(node, ast.FunctionDef) or not (summary := ast.get_docstring(node)) or (
                 node.args.args[:1] and node.args.args[0].arg in ("self", "cls")):
             continue
         code = textwrap.dedent("\n".join(lines[node.lineno - 1:node.end_lineno]))
-        doc = " ".join(doc.split("\n\n")[0].split())
-        if 3 < code.count("\n") + 1 <= LONGEST_FUNCTION and 20 < len(doc) < 200 and (
+        summary = " ".join(summary.split("\n\n")[0].split())
+        if 3 < code.count("\n") + 1 <= LONGEST_FUNCTION and 20 < len(summary) < 200 and (
                 python_tree(code)):
-            yield node.name, doc, code
+            yield node.name, summary, code
 
 
 def code_conversations(documents, seed):
     """Functions on disk, each in one of four ways: written, mended, explained, completed."""
     rng = random.Random(f"{seed} functions")
     for document in documents:
-        for name, doc, code in functions(document["text"]) if (
+        for name, summary, code in functions(document["text"]) if (
                 document["language"] == "python") else ():
             way, answer, shown = rng.choice(list(WAYS)), f"```python\n{code}\n```", code
             if way == "fix" and (shown := mutated(code, rng)) in (None, code):
                 continue
             if way == "explain":
-                answer = doc
+                answer = summary
             if way == "complete":
                 shown = "\n".join(code.split("\n")[:rng.randint(1, code.count("\n"))])
-            yield conversation(WAYS[way].format(name=name, doc=doc, code=shown), answer, "code",
-                               way=way)
+            question = WAYS[way].format(name=name, summary=summary, code=shown)
+            yield conversation(question, answer, "code", way=way)
 
 
 def check_messages(messages):
@@ -325,10 +326,10 @@ def read_conversations(path, broken):
         parts = [row.get("instruction"), row.get("input") or "", row.get("output")]
         if all(isinstance(part, str) for part in parts):
             row = conversation("\n".join(filter(None, parts[:2])), parts[2], "file")
-        problem = check_messages(row["messages"]) if "messages" in row else "unknown shape"
-        if problem:
-            broken[problem].append(f"{path}, line {number}")
-            first = f"{problem}, line {number}" if number == 1 else first
+        fault = check_messages(row["messages"]) if "messages" in row else "unknown shape"
+        if fault:
+            broken[fault].append(f"{path}, line {number}")
+            first = f"{fault}, line {number}" if number == 1 else first
         else:
             found.append({"messages": [{"role": m["role"], "content": m["content"]}
                                        for m in row["messages"]], "source": "file"})

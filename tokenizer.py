@@ -43,6 +43,8 @@ class InputError(Exception):
 
 def run(main):
     """Call a script's main(); what is wrong outside the code ends in one line and exit code 2."""
+    with contextlib.suppress(AttributeError):           # a stream of a test's own
+        sys.stdout.reconfigure(errors="replace")        # names of files may hold anything
     try:
         main()
     except (InputError, OSError) as error:

@@ -282,6 +282,11 @@ def test_damaged_checkpoints(small_model, tmp_path):
     message = r"up_proj.weight has shape \(3, 32\), config.json asks for \(48, 32\)"
     with pytest.raises(InputError, match=message):
         load_model(tmp_path, "cpu")
+    save_file({**tensors, name: torch.zeros(48, 32, dtype=torch.int32)}, path)
+    with pytest.raises(InputError, match="up_proj.weight holds torch.int32, not floats"):
+        load_model(tmp_path, "cpu")
+    with pytest.raises(InputError, match="--device meta: not available here"):
+        load_model(tmp_path, "meta")
     save_file({k: v for k, v in tensors.items() if k != name}, path)
     with pytest.raises(InputError, match=f"1 tensors are missing, the first is {name}"):
         load_model(tmp_path, "cpu")

@@ -307,6 +307,8 @@ def test_out_of_memory_names_the_flag_to_lower():
     assert "try --checkpoint-activations" in message(RuntimeError("can't allocate memory: 1 TB"))
     args.checkpoint_activations = True
     assert "try --seq-len 32" in message(MemoryError())
+    assert "--compile: InvalidCxxCompiler: No working C++ compiler found in x; install one" in (
+        message(RuntimeError("InvalidCxxCompiler: No working C++ compiler found in x\n\nSet ...")))
     with pytest.raises(RuntimeError, match="a mistake"), one_line(args, work):
         raise RuntimeError("a mistake")
 

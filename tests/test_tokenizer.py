@@ -1,6 +1,7 @@
 """pytest tests/test_tokenizer.py"""
 
 import http.server
+import io
 import itertools
 import json
 import random
@@ -352,3 +353,10 @@ def test_a_script_ends_in_one_line(capsys, monkeypatch):
         module.run(fail)
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "script.py: model.safetensors: cut off\n"
+
+
+def test_names_that_are_no_text_are_printed(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", stream)
+    module.run(lambda: print("caf\udce9.py", flush=True))
+    assert stream.buffer.getvalue() == b"caf?.py\n"
