@@ -7,7 +7,7 @@ rows in out/repository (3.2.2). The training loop of every stage is here, once: 
 differ in where batches come from and which loss is taken. What a row is stands in data.py, the
 model in model.py.
 
-    python pretrain.py                            # size tiny: 6 to 11 minutes on 2 CPU cores
+    python pretrain.py                            # size tiny: 6 to 25 minutes on 2 CPU cores
     torchrun --nproc-per-node 8 pretrain.py       # size small on the GPUs of one machine
     python pretrain.py --source ~/my/code --out mine
     python pretrain.py --size mini                # an hour on 2 CPU cores
@@ -153,7 +153,7 @@ def matmul_rate(device, dtype):
     """Best measured FLOP/s of a large matrix product: the 100 % of the share in the log."""
     size = 8192 if device.startswith("cuda") else 1024
     a, best = torch.randn(size, size, device=device, dtype=dtype), math.inf
-    for _ in range(6):
+    for _ in range(20):
         start = time.perf_counter()
         float((a @ a)[0, 0])
         best = min(best, time.perf_counter() - start)
