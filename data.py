@@ -1155,11 +1155,12 @@ def documents(source, dropped=None, contamination=None):
     """Yield the documents of a source, in the order of their paths: text, path, repo, language,
     source. dropped: a list for what is left out, with its reason."""
     contamination = contamination or Contamination([])
-    for found in (found for unit in units(source) for found in cleaned(unit, contamination)):
-        if "text" in found:
-            yield found
-        elif dropped is not None:
-            dropped.append(found)
+    for unit in units(source):
+        for found in cleaned(unit, contamination):
+            if "text" in found:
+                yield found
+            elif dropped is not None:
+                dropped.append(found)
 
 
 def process_unit(unit, stem, benchmark_files):

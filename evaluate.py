@@ -1253,7 +1253,9 @@ def find_problems(name, file=None):
     for number, row in read_rows(file):
         try:
             problem = to_problem(row, name, number)
-            problem["prompt" if "prompt" in problem else "question"] + problem.get("suffix", "")
+            if not all(isinstance(problem.get(name, ""), str)
+                       for name in ("prompt", "question", "suffix")):
+                raise TypeError
             problems[problem["task_id"]] = problem
             if name.endswith("+") and "inputs" not in problem:
                 raise InputError(f"{name} needs EvalPlus's file; these are the plain problems")

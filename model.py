@@ -48,7 +48,8 @@ SHARD_BYTES = 5e9       # a larger model is saved in several files with an index
 # Configurations
 
 
-ROPE_NUMBERS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
+ROPE_NUMBERS = ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
+                "beta_slow")        # of rope_scaling; but for the first they may be missing or null
 
 
 @dataclasses.dataclass
@@ -110,9 +111,10 @@ class Config:
         require(data.get("head_dim") in (None, config.head_dim), "head_dim is not hidden/heads")
         require(config.head_dim % 2 == 0, f"head_dim is {config.head_dim}, an odd number")
         require(not scaling or isinstance(scaling, dict) and "yarn" in scaling.values()
-                and "factor" in scaling, "rope_scaling is not yarn with a factor")
-        require(all(isinstance(value, (int, float)) and value > 0 for key, value in scaling.items()
-                    if key in ROPE_NUMBERS), "rope_scaling has what is no number above 0")
+                and scaling.get("factor"), "rope_scaling is not yarn with a factor")
+        numbers = [value for name in ROPE_NUMBERS if (value := scaling.get(name)) is not None]
+        require(all(isinstance(value, (int, float)) and value > 0 for value in numbers),
+                "rope_scaling has what is no number above 0")
         return config
 
     def to_json(self, path, dtype):
@@ -158,8 +160,8 @@ def rotary_frequencies(config):
     def channel(turns):     # the pair that makes so many turns within the original length
         return d * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(channel(scaling.get("beta_fast", 32))), 0)
-    high = min(math.ceil(channel(scaling.get("beta_slow", 1))), d - 1)
+    low = max(math.floor(channel(scaling.get("beta_fast") or 32)), 0)
+    high = min(math.ceil(channel(scaling.get("beta_slow") or 1)), d - 1)
     slow = ((torch.arange(d // 2, device="cpu") - low) / max(high - low, 1e-3)).clamp(0, 1)
     scale = scaling.get("attention_factor") or 0.1 * math.log(factor) + 1
     return frequencies / factor * slow + frequencies * (1 - slow), scale

@@ -146,6 +146,8 @@ def test_rows_of_a_table(tmp_path):
     assert found == [("a.c", "int one;\n", "text", "q"),
                      ("t.jsonl.gz:3", "int two;\n", "text", "t")]
     assert [reason for reason, _ in dropped] == ["no row with a text"] * 3 + ["over 1 MB"]
+    (tmp_path / "n.json").write_text("5")
+    assert gathered(tmp_path / "n.json") == ([], [("archive broken from here on", "n.json")])
     (tmp_path / "t.json").write_text(json.dumps([{"text": "plain words"}]))
     assert gathered(f"math:{tmp_path / 't.json'}")[0] == [("t.json:1", "plain words", "text", "t")]
 

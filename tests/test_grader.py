@@ -342,13 +342,17 @@ def test_bad_input(tmp_path, score):
     for samples, message in cases.items():
         done = score(samples)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
-    for row in ({"code": "print 1", "test_list": ["f()"]}, {"code": "x = 1", "test_list": []},
+    for row in ({"task_id": "x/0", "prompt": 5, "entry_point": "f", "test": ""},
+                {"code": "print 1", "test_list": ["f()"]}, {"code": "x = 1", "test_list": []},
                 {"question": "", "answer": 5}, {"code": 1, "input": 2, "output": 3}):
         done = score("", problems=row)
         assert done.returncode == 2 and "line 1: no problem" in done.stderr, done.stderr
         assert done.stderr.count("\n") == 1
     done = score("", problems={"language": "java", "prompt": "", "tests": ""})
     assert done.returncode == 2 and "MultiPL-E" in done.stderr
+    for flags in (["--timeout", "-1"], ["--timeout", "nan"], ["--top-p", "0"]):
+        done = score("", *flags)
+        assert done.returncode == 2 and "--timeout above 0 seconds" in done.stderr
     done = score(json.dumps({"task_id": "hostile/0", "completion": ""}),
                  benchmark="humaneval+")
     assert done.returncode == 2 and "needs EvalPlus's file" in done.stderr
@@ -356,6 +360,11 @@ def test_bad_input(tmp_path, score):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InputError, match=f"line {line}: not a JSON object"):
             read_rows(tmp_path / "bad.json")
+    rows = [{"task_id": "a", "prompt": "", "entry_point": "f", "test": ""},
+            {"question": "1 + 1?", "answer": "#### 2"}]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match="holds programs and questions"):
+        evaluate.find_problems("gsm8k", tmp_path / "mixed.jsonl")
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"{}" * 99)[:20])
     with pytest.raises(InputError, match="cut off"):
         read_rows(tmp_path / "cut.gz")

@@ -293,6 +293,11 @@ def test_damaged_checkpoints(small_model, tmp_path):
     save_file({**tensors, "extra": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="extra has shape .* no such tensor"):
         load_model(tmp_path, "cpu")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": ["a"]}')
+    with pytest.raises(InputError, match="has no weight_map to safetensors files"):
+        load_model(tmp_path, "cpu")
+    index.unlink()
     path.unlink()
     with pytest.raises(InputError, match="no such file"):
         load_model(tmp_path, "cpu")

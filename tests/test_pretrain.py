@@ -371,8 +371,8 @@ def test_each_parameter_has_one_optimizer(small_model, kind):
         assert not [name for name in inner if "embed" in name or "bias" in name]
 
 
-def test_muon_is_torchs_in_bf16_and_nearer_to_the_formula_in_fp32():
-    """Bit for bit over three steps; in fp32 singular values are what the polynomial makes them."""
+def test_muon_is_torchs_in_bf16_and_the_polynomial_of_singular_values():
+    """Bit for bit over three steps; elsewhere it does to singular values what it says it does."""
     rng = torch.Generator().manual_seed(0)
     shapes = (48, 32), (32, 48), (32, 32)
     ours = [torch.nn.Parameter(torch.randn(shape, generator=rng)) for shape in shapes]
