@@ -543,17 +543,18 @@ def _loss_head(hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | 
 
     With scale (N,) also the gradients of -(scale * them).sum() for hidden and weight, else (0, D).
     """
-    out, d_hidden, d_weight = _loss_head_shapes(hidden, weight, targets, scale)
-    w, N, V = weight.to(hidden.dtype), len(hidden), len(weight)
-    d_weight = d_weight.float().zero_()
+    out, d_hidden, d_weight = (x.zero_() for x in _loss_head_shapes(hidden, weight, targets, scale))
+    d_weight, w, V = d_weight.float(), weight.to(hidden.dtype), len(weight)
     rows = max(1, CHUNK_LOGITS // V) if why_not_triton(hidden.device) else CHUNK_ROWS
-    for part in (slice(start, start + rows) for start in range(0, N, rows)):
-        logits = hidden[part] @ w.t()                                       # (rows, V)
+    learned = (targets != -100).nonzero()[:, 0]         # of a conversation perhaps a third
+    for part in learned.split(rows):
+        x = hidden[part]
+        logits = x @ w.t()                                                  # (rows, V)
         out[part], gradient = log_probabilities(logits, targets[part],
                                                 None if scale is None else scale[part])
         if scale is not None:
             d_hidden[part] = gradient @ w                                   # (rows, D)
-            d_weight += gradient.t() @ hidden[part]                         # (V, D)
+            d_weight += gradient.t() @ x                                    # (V, D)
         del logits, gradient            # or the next chunk's would be made beside them
     return out, d_hidden, d_weight.to(weight.dtype)
 

@@ -41,7 +41,7 @@ from pretrain import (RANK, WORLD, barrier, fill_in, load_base, next_token_loss,
 from tokenizer import (SYSTEM_PROMPT, InputError, TextStream, Tokenizer, run, whole_folder,
                        write_json, write_text)
 
-PRESETS = {"tiny": dict(seq_len=512, batch_tokens=4096, device_batch=8, steps=700, lr=2e-3),
+PRESETS = {"tiny": dict(seq_len=512, batch_tokens=4096, device_batch=8, steps=500, lr=2e-3),
            "mini": dict(seq_len=512, batch_tokens=8192, device_batch=8, steps=1000, lr=1e-3),
            "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=500, lr=1e-3)}
 # Of the report's parents and released script (arXiv 2412.15115, section 4.1; finetuning/sft)
