@@ -34,6 +34,7 @@ import heapq
 import ipaddress
 import json
 import keyword
+import lzma
 import math
 import multiprocessing
 import os
@@ -59,7 +60,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from evaluate import Sandbox, benchmark_file, benchmarks, cores, read_documents, read_rows
-from fim import (FILE_SEP, FIM_RATE, Node, fim_document, fim_ids, normalize, python_tree,
+from fim import (FILE_SEP, FIM_RATE, Node, fim_document, fim_ids, nodes_of, normalize, python_tree,
                  repository_ids, syntax_nodes, words_of)
 from tokenizer import (ENDOFTEXT, InputError, Tokenizer, cache_folder, fetch, read_json, run,
                        whole_folder, write_json, write_text)
@@ -90,8 +91,7 @@ def generator(seed, purpose, index):
 # ------------------------------------------------------------------------------------------------
 # Languages
 
-# The report's 92, with the endings (or whole names) of their files. Of several languages with one
-# ending the first has it.
+# The report's 92, with the endings (or whole names) of their files
 LANGUAGES = """
 ada adb ads; agda agda; alloy als; antlr g4; applescript applescript scpt; assembly asm s S nasm;
 augeas aug; awk awk; batchfile bat cmd; bluespec bsv; c c h; c# cs csx; c++ cc cpp cxx hpp hh hxx;
@@ -120,14 +120,14 @@ INTERPRETERS = {"python": "python", "bash": "shell", "sh": "shell", "zsh": "shel
                 "tcl", "Rscript": "r", "php": "php", "tcsh": "tcsh", "csh": "tcsh"}
 
 
-def language_of(path, data=b""):
+def language_of(path, data=None):
     """The language of a file by its name, else by its first line (#!); None: not of the 92."""
     name = path.rsplit("/", 1)[-1]
-    ending = name.rsplit(".", 1)[-1] if "." in name else name
+    ending = name.rpartition(".")[2]
     for key in (name, ending, ending.lower()):
         if key in LANGUAGE_OF:
             return LANGUAGE_OF[key]
-    if match := re.match(rb"#!.*?/(?:env\s+)?([A-Za-z]+)[\d.]*\s", data):
+    if match := re.match(rb"#!.*?/(?:env\s+)?([A-Za-z]+)[\d.]*\s", (data or b"")[:200]):
         return INTERPRETERS.get(match[1].decode())
     return None
 
@@ -157,6 +157,8 @@ def units(source):
     synthetic ones math:generated, code:generated and code:http://..., a model that writes programs.
     """
     kind, _, place = source.partition(":")
+    if source.encode(errors="replace").decode() != source:
+        raise InputError(f"--source {source}: its name is not UTF-8")
     if kind not in KINDS:
         kind, place = "code", source
     if place.startswith("github:"):
@@ -218,28 +220,33 @@ def read_unit(unit):
               else read_tar)
     try:
         yield from reader(unit)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, RuntimeError,
-            NotImplementedError, ValueError, TypeError):
+    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError,
+            RuntimeError, ValueError, TypeError):
         yield File(Path(unit.place).name, unit.repo, None, 0, "archive broken from here on")
 
 
+def checked(name, repo, size, plain, read):
+    """A file with what read() gives, unless it is no plain one or larger than it may be."""
+    data, reason = None, None
+    if not plain:
+        reason, size = "link or no plain file", 0               # a pipe would be waited for
+    elif size > LARGEST_FILE or len(data := read()) > LARGEST_FILE:     # its size may be a lie
+        data, reason = None, "over 1 MB"
+    return File(name, repo, data, size, reason)
+
+
 def read_file(path, name, repo):
-    data, reason, size = None, None, 0
+    size = 0
     try:
         status = path.lstat()
         size = status.st_size
         name.encode()
-        if not stat.S_ISREG(status.st_mode):
-            reason, size = "link or no plain file", 0           # a pipe would be waited for
-        elif size > LARGEST_FILE:
-            reason = "over 1 MB"
-        else:
-            data = path.read_bytes()
+        return checked(name, repo, size, stat.S_ISREG(status.st_mode), path.read_bytes)
     except UnicodeError:
-        name, reason = name.encode(errors="replace").decode(), "name not UTF-8"
+        reason = "name not UTF-8"
     except OSError:
         reason = "unreadable"
-    return File(name, repo, data, size, reason)
+    return File(name, repo, None, size, reason)
 
 
 def read_members(unit, members):
@@ -249,17 +256,10 @@ def read_members(unit, members):
         total += size
         if total > LARGEST_ARCHIVE:
             raise InputError(f"{unit.place}: unpacks to more than {LARGEST_ARCHIVE >> 30} GB")
-        reason = None
         if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
-            reason = "path leaves the archive"
-        elif not plain:
-            reason, size = "link or no plain file", 0
-        elif size > LARGEST_FILE:
-            reason = "over 1 MB"
-        data = None if reason else read()
-        if data is not None and len(data) > LARGEST_FILE:       # its size was a lie
-            data, reason = None, "over 1 MB"
-        yield File(name, unit.repo, data, size, reason)
+            yield File(name, unit.repo, None, size, "path leaves the archive")
+        else:
+            yield checked(name, unit.repo, size, plain, read)
 
 
 def read_tar(unit):
@@ -283,7 +283,7 @@ def read_table(unit):
     opener = gzip.open if unit.place.endswith(".gz") else open
     with opener(unit.place, "rb") as file:
         rows = enumerate(iter(lambda: file.readline(4 * LARGEST_FILE), b""), 1)
-        if ".jsonl" not in unit.place:
+        if unit.place.endswith((".json", ".json.gz")):
             rows = enumerate(map(json.dumps, json.load(file)), 1)
         for number, line in rows:
             name = f"{Path(unit.place).name}:{number}"
@@ -294,9 +294,7 @@ def read_table(unit):
             except (ValueError, AttributeError, RecursionError):
                 yield File(name, unit.repo, None, len(line), "no row with a text")
                 continue
-            reason = "over 1 MB" if len(data) > LARGEST_FILE else None
-            yield File(name, str(row.get("repo", unit.repo)), None if reason else data, len(data),
-                       reason)
+            yield checked(name, str(row.get("repo", unit.repo)), len(data), True, lambda: data)
 
 
 def notebook_script(text):
@@ -479,7 +477,7 @@ def reply_to(server, question):
     if reply.status_code < 500 and reply.status_code not in (408, 429):
         raise InputError(f"{server}: {problem}")
     told = reply.headers.get("Retry-After", "")                 # seconds, or a date
-    return None, problem, min(60, int(told)) if told.isdigit() else 0
+    return None, problem, min(60, int(told)) if told.isdecimal() else 0
 
 
 def ask(url, messages, tries=5, **options):
@@ -759,12 +757,10 @@ def candidate_pairs(signatures):
     """
     pairs = set()
     for start in range(0, BANDS * ROWS, ROWS):
-        band = np.ascontiguousarray(signatures[:, start:start + ROWS])
-        _, group = np.unique(band, axis=0, return_inverse=True)
-        order = np.argsort(group, kind="stable")
-        edges = np.flatnonzero(np.diff(group.ravel()[order], prepend=-1, append=-2))
-        for first, last in zip(edges, edges[1:]):
-            crowd = order[first:last].tolist()
+        crowds = defaultdict(list)
+        for i, band in enumerate(signatures[:, start:start + ROWS]):
+            crowds[band.tobytes()].append(i)
+        for crowd in crowds.values():
             pairs.update((i, j) for k, i in enumerate(crowd[:32]) for j in crowd[k + 1:])
     return sorted(pairs)
 
@@ -806,6 +802,7 @@ class Contamination:
 
     STATEMENTS = ("prompt", "text", "question", "problem")      # the fields of problem files
     SOLUTIONS = ("canonical_solution", "code", "solution", "test", "test_list")
+    BETWEEN = {"blanks": NOT_BLANK, "signs": WORDS}             # what stands between words
 
     def __init__(self, files):
         self.names, found = [], defaultdict(list)               # (between, n) -> [(runs, problem)]
@@ -817,21 +814,18 @@ class Contamination:
                 for field in (*self.STATEMENTS, *self.SOLUTIONS):
                     text = row.get(field, "")
                     text = "\n".join(map(str, text)) if isinstance(text, list) else str(text)
-                    for between in ("blanks", "signs"):
+                    for between in self.BETWEEN:
                         self.add(found, between, text, field in self.STATEMENTS)
         self.runs = {}
-        for key, parts in found.items():
+        for key, parts in sorted(found.items()):
             runs = np.concatenate([runs for runs, _ in parts])
             owners = np.repeat([owner for _, owner in parts], [len(runs) for runs, _ in parts])
             order, maybe = np.argsort(runs, kind="stable"), np.zeros(1 << 22, bool)
             maybe[runs & np.uint64(len(maybe) - 1)] = True      # most runs are no hit: a fast no
             self.runs[key] = runs[order], owners[order], maybe
 
-    def words(self, between, text):
-        return word_hashes(text, NOT_BLANK if between == "blanks" else WORDS)
-
     def add(self, found, between, text, statement):
-        words = self.words(between, text)
+        words = word_hashes(text, self.BETWEEN[between])
         n = 10 if len(words) >= 10 else len(words) if statement else 0
         if n >= 3:
             runs = run_hashes(words, n)
@@ -843,18 +837,20 @@ class Contamination:
 
     def hit(self, text):
         """[the problem, the words shared] of the first run that a text shares, or None."""
-        for between in ("blanks", "signs"):
-            words = self.words(between, text)
-            for (this, n), (runs, owners, maybe) in sorted(self.runs.items(), key=lambda x: x[0]):
-                if this == between:
-                    mine = run_hashes(words, n)
-                    places = np.flatnonzero(maybe[mine & np.uint64(len(maybe) - 1)])
-                    at = np.searchsorted(runs, mine[places]) % max(1, len(runs))
-                    for place, i in zip(places[runs[at] == mine[places]],
-                                        at[runs[at] == mine[places]]):
-                        split = text.split() if between == "blanks" else re.findall(r"\w+", text)
-                        return [self.names[owners[i]], " ".join(split[place:place + n])]
+        words = {between: word_hashes(text, own) for between, own in self.BETWEEN.items()}
+        for (between, n), (runs, owners, maybe) in self.runs.items():
+            mine = run_hashes(words[between], n)
+            places = np.flatnonzero(maybe[mine & np.uint64(len(maybe) - 1)])
+            at = np.searchsorted(runs, mine[places]) % max(1, len(runs))
+            hits = np.flatnonzero(runs[at] == mine[places])
+            if len(hits):
+                place, owner = places[hits[0]], owners[at[hits[0]]]
+                split = text.split() if between == "blanks" else re.findall(r"\w+", text)
+                return [self.names[owner], " ".join(split[place:place + n])]
         return None
+
+
+load_contamination = functools.lru_cache(maxsize=1)(Contamination)      # once in a process
 
 
 # ------------------------------------------------------------------------------------------------
@@ -966,15 +962,13 @@ def coarse_to_fine(sizes, load, mark, shares=GROUNDING_STAGES):
             break                                               # too few to learn from
         texts = [load(i) for i in some]
         marks = np.asarray(mark(texts))
-        bar, test = np.median(marks), np.arange(len(some)) % 5 == 0
+        bar, learned = np.median(marks), np.flatnonzero(np.arange(len(some)) % 5)
         good = marks > bar if (marks > bar).any() else marks == bar     # most have the best mark
-        if good[test].all() or not good[test].any():
+        if good[::5].all() or not good[::5].any():
             break                                               # nothing to tell apart
-        names = np.where(good, "grounded", "plain")
-        classifier = Classifier(("plain", "grounded")).fit(
-            *zip(*((text, name) for text, name, out in zip(texts, names, test) if not out)))
-        quality = auc(classifier.predict([texts[i] for i in np.flatnonzero(test)])[:, 1],
-                      good[test])
+        names = np.where(good, "grounded", "plain")[learned]
+        classifier = Classifier(("plain", "grounded")).fit([texts[i] for i in learned], names)
+        quality = auc(classifier.predict(texts[::5])[:, 1], good[::5])
         scores = np.concatenate([classifier.predict([load(i) for i in left[k:k + 256]])[:, 1]
                                  for k in range(0, len(left), 256)])
         order = np.argsort(-scores, kind="stable")
@@ -1008,8 +1002,7 @@ def imported(document):
         if language in ("java", "kotlin", "scala"):
             found = [name.replace(".", "/") for name in found]
         return [re.sub(r"^(crate|self|super)/", "", name.replace("::", "/")) for name in found]
-    tree = python_tree(text)
-    nodes = list(ast.walk(tree)) if tree else []
+    nodes = nodes_of(text)
     names = [alias.name.replace(".", "/") for node in nodes if isinstance(node, ast.Import)
              for alias in node.names]
     for node in nodes:
@@ -1110,7 +1103,7 @@ def clean(file, unit, contamination):
     ending = file.path.rpartition("/")[2].rpartition(".")[2]
     language = "text"
     if unit.kind == "code":
-        language = language_of(file.path, (file.data or b"")[:200])
+        language = language_of(file.path, file.data)
     elif unit.kind != "math" and not unit.place.endswith(TABLES) and ending not in PROSE:
         language = None
     if file.reason and (language or file.reason != "over 1 MB"):
@@ -1134,6 +1127,7 @@ def clean(file, unit, contamination):
             text, _ = prose_and_code(text)
         if len(text) < 200:                                     # not published; ours
             return drop("little prose")
+    text = text.encode(errors="replace").decode()               # escapes may be half a character
     if not text.strip():
         return drop("empty")
     if broken := broken_rule(text, language):
@@ -1173,24 +1167,17 @@ def process_unit(unit, stem, benchmark_files):
             if "reason" in found:
                 dropped.append(found)
                 continue
-            size = output.write((json.dumps(found, ensure_ascii=False) + "\n").encode(
-                errors="replace"))
+            size = output.write((json.dumps(found, ensure_ascii=False) + "\n").encode())
             text = found.pop("text")
             runs = run_hashes(word_hashes(text), SHINGLE)
             same = "\n".join(part.rstrip() for part in text.split("\n")).strip()
-            kept.append({**found, "offset": offset,
-                         "text_bytes": len(text.encode(errors="replace")),
-                         "same": hashlib.sha256(same.encode(errors="replace")).hexdigest(),
+            kept.append({**found, "offset": offset, "text_bytes": len(text.encode()),
+                         "same": hashlib.sha256(same.encode()).hexdigest(),
                          "shingles": len(runs)})
             signatures.append(signature(runs))
             offset += size
     np.save(f"{stem}.npy", np.array(signatures, np.uint32).reshape(-1, BANDS * ROWS))
     write_json(Path(f"{stem}.json"), {"kept": kept, "dropped": dropped})     # last: it is done
-
-
-@functools.lru_cache(maxsize=1)
-def load_contamination(files):
-    return Contamination(files)
 
 
 def process_units(found, folder, benchmark_files, workers):
@@ -1221,12 +1208,11 @@ class Corpus:
     """
 
     def __init__(self, stems):
-        self.files, self.rows, self.dropped = [], [], []
+        self.rows, self.dropped = [], []
         signatures = [np.zeros((0, BANDS * ROWS), np.uint32)]
-        for number, stem in enumerate(stems):
+        for stem in stems:
             about = read_json(Path(f"{stem}.json"))
-            self.files.append(open(f"{stem}.jsonl", "rb"))
-            self.rows += [{**row, "unit": number} for row in about["kept"]]
+            self.rows += [{**row, "stem": stem} for row in about["kept"]]
             self.dropped += about["dropped"]
             signatures.append(np.load(f"{stem}.npy"))
         order = sorted(range(len(self.rows)), key=lambda i: (
@@ -1236,8 +1222,9 @@ class Corpus:
 
     def line(self, row):
         """A document's line of JSON."""
-        self.files[row["unit"]].seek(row["offset"])
-        line = self.files[row["unit"]].readline()
+        with open(f"{row['stem']}.jsonl", "rb") as file:
+            file.seek(row["offset"])
+            line = file.readline()
         if row["path"].rpartition(".")[2] in AMBIGUOUS:         # its language may be another now
             line = {**json.loads(line), "language": row["language"]}
             line = (json.dumps(line, ensure_ascii=False) + "\n").encode()
@@ -1258,7 +1245,8 @@ class Corpus:
         accuracy = {}
         for ending, languages in AMBIGUOUS.items():
             known = {name: [] for name in languages}
-            unsure = [row for row in self.rows if row["path"].endswith("." + ending)]
+            unsure = [row for row in self.rows if row["path"].endswith("." + ending)
+                      and row["language"] in languages]                     # not of kind text
             for row in self.rows if unsure else []:
                 if row["language"] in known and not row["path"].endswith("." + ending):
                     known[row["language"]].append(row)
@@ -1308,15 +1296,14 @@ class Corpus:
                 row.update(reason=f"grounding stage {stage}", value=None)
         return done
 
-    def drop_near_copies(self, validation):
+    def drop_near_copies(self, train, validation):
         """Leave out what has a similarity of NEAR_HELD_OUT or more with a held-out document."""
-        held = {id(row) for row in validation}
         sets = [self.shingles(row) for row in validation]
         every, owners = np.concatenate(sets), np.repeat(range(len(sets)), list(map(len, sets)))
         order = np.argsort(every, kind="stable")
         every, owners = every[order], owners[order]
-        for row in self.kept():
-            if id(row) in held or not row["shingles"]:
+        for row in train:
+            if not row["shingles"]:
                 continue
             own = self.shingles(row)
             low, high = np.searchsorted(every, own), np.searchsorted(every, own, side="right")
@@ -1336,7 +1323,7 @@ def split(rows):
     is measured on the same text. A corpus of one module is split by file. Text from a module that
     is held out is held out too; of other text and mathematics, a twentieth of the files.
     """
-    code = [row for row in rows if row["kind"] == "code"] or rows
+    code = [row for row in rows if row["kind"] == "code"]
     candidates = [row for row in code if row["source"] == "stdlib"] or code
     by_module = len({row["path"].split("/")[0] for row in candidates}) > 1
 
@@ -1380,12 +1367,11 @@ def funnel(rows, dropped):
         entry["bytes"] += row["bytes"]
         if reason != "kept" and len(entry["examples"]) < 3:
             entry["examples"].append(row["path"])
-        for group in ("language", "source"):
-            if reason == "kept" or group == "source":
-                entry = table[group].setdefault(row[group], {"documents": 0, "bytes": 0, "text": 0})
-                entry["documents"] += 1
-                entry["bytes"] += row["bytes"]
-                entry["text"] += row["text_bytes"] if reason == "kept" else 0
+        for group in ("language", "source") if reason == "kept" else ("source",):
+            entry = table[group].setdefault(row[group], {"documents": 0, "bytes": 0, "text": 0})
+            entry["documents"] += 1
+            entry["bytes"] += row["bytes"]
+            entry["text"] += row["text_bytes"] if reason == "kept" else 0
     return table
 
 
@@ -1437,8 +1423,7 @@ def draw_grounding(stages, path):
 
 def default_benchmarks():
     """The benchmark files that are here: the ladder, and what evaluate.py has fetched."""
-    found = {str(benchmark_file(entry)) for entry in benchmarks()["benchmarks"].values()
-             if "file" in entry}
+    found = {str(benchmark_file(entry)) for entry in benchmarks()["benchmarks"].values()}
     return [path for path in sorted(found) if Path(path).exists()]
 
 
@@ -1487,8 +1472,6 @@ def write_corpus(folder, corpus, parts, manifest):
         if manifest["grounding"]:
             draw_grounding(manifest["grounding"], new / "grounding.png")
         write_json(new / "manifest.json", manifest)
-    for file in corpus.files:
-        file.close()
 
 
 def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
@@ -1503,16 +1486,15 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
             work.mkdir(parents=True)
             write_text(work / "state", state)
         corpus = Corpus(process_units(found, work, benchmark_files, workers or cores()))
-        if not corpus.rows:
+        if not any(row["kind"] == "code" for row in corpus.rows):
             raise InputError(f"--source {' '.join(sources)}: no source code found there")
         total, accuracy = len(corpus.rows) + len(corpus.dropped), corpus.name_ambiguous()
         corpus.drop_duplicates()
         grounding = corpus.filter_grounding(next(
-            (unit.place for unit in found if unit.place.startswith("http")), None))
-        _, validation = split(corpus.kept())
-        corpus.drop_near_copies(validation)
-        held = {id(row) for row in validation}
-        parts = {"train": [row for row in corpus.kept() if id(row) not in held],
+            (unit.place for unit in found if unit.place.startswith(("http://", "https://"))), None))
+        train, validation = split(corpus.kept())
+        corpus.drop_near_copies(train, validation)
+        parts = {"train": [row for row in train if "reason" not in row],
                  "validation": [row for row in validation if row["kind"] == "code"]}
         for kind in ("text", "math", "grounding"):
             if rows := [row for row in validation if row["kind"] == kind]:
@@ -1607,17 +1589,13 @@ class Stream:
                              f"give more {name} or a smaller --seq-len")
         self.rows = (len(self.ids) - 1) // T - 1            # of an epoch; one to spare: the offset
 
-    def start_epoch(self, epoch):
-        """Where the epoch's first slice begins and in which order they come."""
-        rng = generator(self.seed, f"order {self.name}", epoch)
-        self.offset, self.order = int(rng.integers(self.T)), rng.permutation(self.rows)
-        self.epoch = epoch
-
     def slice(self, index):
         """Slice `index` of the endless run: where it starts, a list of T + 1 ids."""
         epoch, place = divmod(index, self.rows)
-        if epoch != self.epoch:
-            self.start_epoch(epoch)
+        if epoch != self.epoch:             # where its first slice begins, the order of all
+            rng = generator(self.seed, f"order {self.name}", epoch)
+            self.offset, self.order = int(rng.integers(self.T)), rng.permutation(self.rows)
+            self.epoch = epoch
         start = self.offset + int(self.order[place]) * self.T
         return start, self.ids[start:start + self.T + 1].tolist()
 
@@ -1820,11 +1798,14 @@ def why(path):
     if file.data is None and file.reason == "unreadable":
         raise InputError(f"{path}: no such file, or it cannot be read")
     found = clean(file, Unit("code", "", "", ""), Contamination(default_benchmarks()))
-    language = language_of(file.path, (file.data or b"")[:200])
+    language = language_of(file.path, file.data)
     print(f"{path}: {language or 'none of the 92 languages'}, {file.size:,} bytes")
     if file.data and language:
         text = normalize(file.data.decode("utf-8-sig", errors="replace"))
-        for rule in RULES:
+        if language == "jupyter-notebook":
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                text = notebook_script(text)
+        for rule in RULES if text.strip() else ():
             if rule.of is None or language in rule.of:
                 value = rule.value(text, text.split("\n"))
                 print(f"  {'DROPS' if rule.drops(value) else 'keeps'}  {rule.name}: {value}")

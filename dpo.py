@@ -42,13 +42,13 @@ from sft import (ASKED_TOKENS, check_messages, compare, file_hashes, prompt_of, 
                  task_conversation, training_tasks)
 from tokenizer import InputError, read_json, run, whole_folder, write_json, write_text
 
-PRESETS = {"tiny": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=160, lr=5e-4),
-           "mini": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=160, lr=3e-4),
+PRESETS = {"tiny": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=200, lr=5e-4),
+           "mini": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=200, lr=3e-4),
            "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=100, lr=5e-5)}
 # Of the report's parent and of the released script (arXiv 2412.15115, section 4.2; finetuning/dpo)
 PUBLISHED = dict(seq_len=3072, batch_tokens=3072 * 1024, device_batch=4, steps=1000, lr=7e-7)
 BETA, NLL = 1, 10               # ours, by measurement; beta of the released script: 0.1
-TASKS, SAMPLES, TEMPERATURE = 4000, 4, 0.8      # not published; ours
+TASKS, SAMPLES, TEMPERATURE = 5000, 4, 0.8      # not published; ours
 PAIRS_A_TASK = 4
 HELD_OUT_PAIRS = 0.1
 CODE_ROWS = 0.25                # rows of code with gaps for each pair, that they be not forgotten

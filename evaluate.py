@@ -53,6 +53,7 @@ import sys
 import sysconfig
 import textwrap
 import time
+import traceback
 import types
 import warnings
 import zlib
@@ -343,10 +344,9 @@ def candidate(requests, replies):
     """Load a program and answer each request [args, kwargs] with what its function returns."""
     try:
         program, entry_point = receive(requests)
-        names = load_program(program)
-        if not callable(names.get(entry_point)):
+        function = load_program(program).get(entry_point)
+        if not callable(function):
             return send(replies, [f"no entry point: {entry_point} is not defined", "", ""])
-        function = names[entry_point]
     except BaseException as error:
         reason, *rest = failure(error)
         syntax = isinstance(error, SyntaxError) and f"syntax: line {error.lineno}: {error.msg}"
@@ -449,13 +449,10 @@ def judge(names, job, function):
             return {"passed": False, "reason": function.reason}
         if isinstance(error, MemoryError):
             return {"passed": False, "reason": "memory: in the test"}
-        line, trace = 0, error.__traceback__
-        while trace:
-            if trace.tb_frame.f_code.co_filename == "<test>":
-                line = trace.tb_lineno
-            trace = trace.tb_next
+        lines = [0] + [line for frame, line in traceback.walk_tb(error.__traceback__)
+                       if frame.f_code.co_filename == "<test>"]
         what = "" if isinstance(error, AssertionError) else failure(error)[0] + " in "
-        where = str(error) if str(error) and not what else test.split("\n")[line - 1].strip()
+        where = str(error) if str(error) and not what else test.split("\n")[lines[-1] - 1].strip()
         return {"passed": False, "reason": f"wrong answer: {what}{where[:200]}"}
 
 
@@ -505,11 +502,10 @@ class Tester:
 
     def serve(self, jobs, results):
         """Read jobs and write results until there are no more."""
-        kinds = {"check": self.check, "inside": self.inside, "program": self.program}
         with contextlib.suppress(EOFError):
             while job := receive(jobs):
                 random.seed()                                   # no candidate knows its numbers
-                send(results, kinds[job["kind"]](job))
+                send(results, getattr(self, job["kind"])(job))  # check, inside or program
                 job = None
                 gc.collect()                                    # what the test's frames still hold
 
@@ -591,15 +587,13 @@ class Worker:
         for name in PRELOADED:
             importlib.import_module(name)
         sys.path += packages
-        if hasattr(sys, "set_int_max_str_digits"):
-            sys.set_int_max_str_digits(0)
+        sys.set_int_max_str_digits(0)
         self.jobs, self.results = os.dup(0), os.dup(1)
         self.null, self.filter = os.open(os.devnull, os.O_RDWR), None
         self.layers, self.tester, self.myself = jail(readable, without), None, None
         if "namespaces" in self.layers:
             with contextlib.suppress(OSError, AttributeError):      # an old kernel
                 self.myself = os.pidfd_open(os.getpid())
-                self.number_anew()
         gc.collect()
         gc.freeze()                                             # so that forks copy less
         if "seccomp" not in without and "no-new-privileges" in self.layers:
@@ -633,10 +627,8 @@ class Worker:
                 set_capabilities(0)
             for target, fd in enumerate((stdin, stdout, None)):
                 os.dup2(self.null if fd is None else fd, target)
-            low = 3
-            for fd in (*sorted(keep), 1 << 16):
-                os.closerange(low, fd)
-                low = fd + 1
+            for low, high in itertools.pairwise((2, *sorted(keep), 1 << 16)):
+                os.closerange(low + 1, high)
             set_limits(seconds, threads=self.filter)
             if self.filter:
                 system("prctl", SECCOMP, 2, self.filter, 0, 0)
@@ -787,19 +779,18 @@ class Sandbox:
         graded in one process with its test. Only the problem decides that, never the program.
         """
         own = assemble(problem, problem.get("canonical_solution") or "    pass\n")
-        entry_point, test = problem["entry_point"], problem["test"]
+        rest = problem["entry_point"], own, problem["test"], timeout
         data = encode(problem.get("inputs"))
-        result = self.check(program, entry_point, own, test, timeout, data=data)
+        result = self.check(program, *rest, data=data)
         if not result["passed"] and problem.get("canonical_solution"):
-            key = problem["prompt"], test
+            key = problem["prompt"], problem["test"]
             if key not in self.crosses:                         # a busy machine is no reason
-                own_result = self.check(own, entry_point, own, test, timeout, data=data)
-                self.crosses[key] = own_result["reason"].split(":")[0] in (
+                reason = self.check(own, *rest, data=data)["reason"]
+                self.crosses[key] = reason.split(":")[0] in (
                     "passed", "timeout", "killed", "memory")
             if not self.crosses[key]:
-                result = self.check(program, entry_point, own, test, timeout, True, data)
-                return Grade(result["passed"], result["reason"], weak=True)
-        return Grade(result["passed"], result["reason"])
+                return Grade(**self.check(program, *rest, inside=True, data=data), weak=True)
+        return Grade(**result)
 
     def run(self, source, stdin="", timeout=3.0):
         """Run a script -> (what it printed, "ok" or what went wrong)."""
@@ -939,10 +930,9 @@ MBPP_ARGUMENTS = [
     ("75 413 444 753", lambda first, *rest: [[tuple(item) for item in first], *rest]),
     ("250 307 405 446 617 720 763 808", lambda first, *rest: [tuple(first), *rest]),
     ("106 750", lambda first, second: [first, tuple(second)]),
-    ("259 401 445", lambda *args: [tuple(tuple(item) for item in part) for part in args]),
     ("278", lambda first: [tuple(tuple(item) if isinstance(item, list) else item
                                  for item in first)]),
-    ("580 615 791", lambda *args: [deep_tuple(item) for item in args]),
+    ("259 401 445 580 615 791", lambda *args: list(map(deep_tuple, args))),
     ("115", lambda first: [[set(item) if isinstance(item, list) and item else {}
                             for item in first]]),
     ("124", lambda first, second: [float(first), complex(second)]),
@@ -952,7 +942,7 @@ MBPP_ARGUMENTS = [
 
 def mbpp_arguments(task, inputs):
     """The arguments of the calls of a task of MBPP+ as its solution expects them."""
-    convert = next((convert for tasks, convert in MBPP_ARGUMENTS if str(task) in tasks.split()),
+    convert = next((convert for tasks, convert in MBPP_ARGUMENTS if task in tasks.split()),
                    lambda *args: list(args))
     return [convert(*args) for args in inputs]
 
@@ -969,10 +959,9 @@ def called_name(code, test):
 
 def evalplus_problem(row, name):
     """HumanEval+ and MBPP+: our solution is compared with the problem's own on many inputs."""
-    task = int(row["task_id"].split("/")[-1])
     inputs = row["base_input"] + (list(row["plus_input"]) if name.endswith("+") else [])
     if row["task_id"].startswith("Mbpp"):
-        inputs = mbpp_arguments(task, inputs)
+        inputs = mbpp_arguments(row["task_id"].split("/")[-1], inputs)
     settings = f"NAME, TOLERANCE = {row['entry_point']!r}, {row['atol']!r}\n"
     return {**{key: row[key] for key in ("task_id", "prompt", "entry_point", "canonical_solution")},
             "inputs": inputs, "test": settings + EVALPLUS_TEST}
@@ -991,17 +980,14 @@ def mbpp_problem(row):
 def cruxeval_problem(row, name):
     """The arguments or the value of a call of f; f itself is the test's."""
     problem = {**row, "task_id": row["id"], "entry_point": "answer"}
+    code, answer = f"{row['code']}\n\n\n", "def answer():\n    return "
     if name.startswith("cruxeval-input"):
         return {**problem, "canonical_solution": f"f({row['input']})",
-                "prompt": f"{row['code']}\n\n\ndef f(*args, **kwargs):\n"
-                          "    return args, kwargs\n\n\ndef answer():\n    return ",
-                "test": f"{row['code']}\n\n\ndef check(candidate):\n"
-                        "    args, kwargs = candidate()\n"
+                "prompt": f"{code}def f(*args, **kwargs):\n    return args, kwargs\n\n\n{answer}",
+                "test": f"{code}def check(candidate):\n    args, kwargs = candidate()\n"
                         f"    assert f(*args, **kwargs) == {row['output']}\n"}
-    return {**problem, "canonical_solution": row["output"],
-            "prompt": f"{row['code']}\n\n\ndel f\n\n\ndef answer():\n    return ",
-            "test": f"{row['code']}\n\n\ndef check(candidate):\n"
-                    f"    assert candidate() == f({row['input']})\n"}
+    return {**problem, "canonical_solution": row["output"], "prompt": f"{code}del f\n\n\n{answer}",
+            "test": f"{code}def check(candidate):\n    assert candidate() == f({row['input']})\n"}
 
 
 def to_problem(row, name="", number=0):
@@ -1026,12 +1012,11 @@ def to_problem(row, name="", number=0):
         return cruxeval_problem(row, name)
     if {"question", "answer"} <= set(row):                  # GSM8K
         return {"task_id": f"gsm8k/{number}", "question": row["question"],
-                "answer": final_number(row["answer"].split("####")[-1]),
+                "answer": float(final_number(row["answer"].split("####")[-1])),
                 "canonical_solution": row["answer"]}
     if {"prompt", "suffix", "canonical_solution", "language"} <= set(row):      # HumanEval-FIM
-        return {"task_id": f"{row['language']}/{number}", "group": row["language"],
-                "line": row["canonical_solution"],
-                **{key: row[key] for key in ("prompt", "suffix", "canonical_solution")}}
+        return {**row, "task_id": f"{row['language']}/{number}", "group": row["language"],
+                "line": row["canonical_solution"]}
     return None
 
 
@@ -1171,26 +1156,33 @@ def bits_by_position(model, tokenizer, documents, T, parts):
     return (nats / math.log(2) / length).tolist()
 
 
+def batches_of(rows, more=0):
+    """The numbers of rows of ids in batches: those of like length share one. more: ids to come."""
+    batches = []
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if not batches or (len(batches[-1]) + 1) * (len(rows[i]) + more) > TOKENS_AT_ONCE:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
 def answer_bits(model, prompts, answers):
     """The bits that each answer costs after its prompt; all are lists of ids."""
     import torch
 
-    bits, order = [0.0] * len(prompts), sorted(
-        range(len(prompts)), key=lambda i: len(prompts[i]) + len(answers[i]))
-    size = max(1, TOKENS_AT_ONCE // model.config.max_position_embeddings)
+    rows, nats = [prompt + answer for prompt, answer in zip(prompts, answers)], {}
     with torch.no_grad():
-        for batch in (order[start:start + size] for start in range(0, len(order), size)):
-            rows = [prompts[i] + answers[i] for i in batch]
-            ids = torch.tensor([row + [0] * (max(map(len, rows)) - len(row)) for row in rows],
+        for batch in batches_of(rows):
+            longest = len(rows[batch[-1]])
+            ids = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in batch],
                                device=model.head.device)                            # (B, T + 1)
             targets = torch.full_like(ids[:, 1:], -100)                             # (B, T)
             for row, i in enumerate(batch):
-                inside = slice(len(prompts[i]) - 1, len(rows[row]) - 1)
+                inside = slice(len(prompts[i]) - 1, len(rows[i]) - 1)
                 targets[row, inside] = ids[row, 1:][inside]
             known = model(ids[:, :-1], targets=targets, reduce="none")              # (B, T)
-            for i, total in zip(batch, known.masked_fill(targets == -100, 0).sum(1).tolist()):
-                bits[i] = -total / math.log(2)
-    return bits
+            nats.update(zip(batch, known.sum(1).tolist()))
+    return [-nats[i] / math.log(2) for i in range(len(rows))]
 
 
 def read_documents(path):
@@ -1225,14 +1217,16 @@ def benchmarks():
 
 def benchmark_file(benchmark):
     """Where the problems of an entry of benchmarks() lie: the ladder with us, others in a cache."""
-    if benchmark["file"] == "ladder.jsonl":
-        return ASSETS / "ladder.jsonl"
     from tokenizer import cache_folder
-    return cache_folder() / "benchmarks" / benchmark["file"]
+    ours = benchmark["file"] == "ladder.jsonl"
+    return (ASSETS if ours else cache_folder() / "benchmarks") / benchmark["file"]
 
 
-def find_problems(name, file=None):
-    """task_id -> problem, of a file, the cache or the official place."""
+TEXT_FIELDS = ("prompt", "suffix", "test", "entry_point", "code", "input", "output", "question")
+
+
+def find_problems(name, file=None, limit=None):
+    """task_id -> problem, of a file, the cache or the official place; limit: only the first."""
     from tokenizer import InputError, fetch
     benchmark = benchmarks()["benchmarks"][name]
     if file is None:
@@ -1253,8 +1247,9 @@ def find_problems(name, file=None):
     for number, row in read_rows(file):
         try:
             problem = to_problem(row, name, number)
-            if not all(isinstance(problem.get(name, ""), str)
-                       for name in ("prompt", "question", "suffix")):
+            texts = [problem.get(field, "") for field in TEXT_FIELDS]
+            texts.append(problem.get("canonical_solution") or "")           # it may be null
+            if not all(isinstance(text, str) for text in texts):
                 raise TypeError
             problems[problem["task_id"]] = problem
             if name.endswith("+") and "inputs" not in problem:
@@ -1268,18 +1263,7 @@ def find_problems(name, file=None):
         raise InputError(f"{file}: holds no problem")
     if len({"test" in problem for problem in problems.values()}) > 1:
         raise InputError(f"{file}: holds programs and questions; give a file of one kind")
-    return problems
-
-
-def batches_of(prompts, max_new_tokens):
-    """The numbers of prompts in batches: those of like length share one."""
-    batches = []
-    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-        if not batches or ((len(batches[-1]) + 1) * (len(prompts[i]) + max_new_tokens)
-                           > TOKENS_AT_ONCE):
-            batches.append([])
-        batches[-1].append(i)
-    return batches
+    return dict(itertools.islice(problems.items(), limit))
 
 
 def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), kept=None,
@@ -1296,9 +1280,9 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), k
     prompts = [prompt[-(T - max_new_tokens):] for prompt in prompts]
     results, done = [None] * len(prompts), {}
     if kept and kept.exists():
-        whole = kept.read_text(encoding="utf-8").rpartition("\n")[0]    # the last may be cut off
-        kept.write_text(whole + "\n" * bool(whole), encoding="utf-8")
         with contextlib.suppress(ValueError, TypeError):                # damaged: asked again
+            whole = kept.read_text(encoding="utf-8").rpartition("\n")[0]    # the last: cut off?
+            kept.write_text(whole + "\n" * bool(whole), encoding="utf-8")
             done = dict(map(json.loads, whole.splitlines()))
     which = float(model.head.detach().float().abs().mean())     # other weights, another text
 
@@ -1355,12 +1339,9 @@ def prompt_ids(model, tokenizer, way, problem):
         T = model.config.max_position_embeddings
         return infill_prompt(tokenizer, problem["prompt"], problem["suffix"],
                              T - min(way["max_new_tokens"], T // 2))
-
-    def value(field):
-        text = problem[field[1]]
-        return text.strip() if field[1] == "prompt" else text
-
-    text = re.sub(r"\{(prompt|code|input|output|question)\}", value, "\n".join(way["prompt"]))
+    fields = {**problem, "prompt": problem.get("prompt", "").strip()}
+    text = re.sub(r"\{(prompt|code|input|output|question)\}", lambda field: fields[field[1]],
+                  "\n".join(way["prompt"]))
     return tokenizer.encode(text, allow_special=True)
 
 
@@ -1398,14 +1379,14 @@ def read_samples(path, problems):
             raise InputError(f"{path}, line {number}: expected a completion"
                              + " or a solution" * program)
         samples.append(row)
+    if not samples:
+        raise InputError(f"{path}: holds no sample")
     if repeated := len(samples) - len(set(map(json.dumps, samples))):
         print(f"{path}: {repeated} lines repeat another; all are graded")
     present = {sample["task_id"] for sample in samples}
     if missing := [task_id for task_id in problems if task_id not in present]:
         print(f"{len(missing)} of {len(problems)} tasks have no sample, {missing[0]} the first: "
               "the score is of the others")
-    if not samples:
-        raise InputError(f"{path}: holds no sample")
     return samples
 
 
@@ -1418,14 +1399,12 @@ def grade_samples(name, samples, problems, results, args):
     slow = any("inputs" in problem for problem in problems.values())
     done, settings = [], {"benchmark": name, "timeout": args.timeout or (20.0 if slow else 3.0)}
     if args.resume and results.exists():
-        for line, sample in zip(results.read_text(encoding="utf-8").split("\n"), samples):
-            try:
+        with contextlib.suppress(ValueError, TypeError):    # cut off or damaged: graded again
+            for line, sample in zip(results.read_text(encoding="utf-8").split("\n"), samples):
                 row = json.loads(line)
-            except ValueError:                              # cut off while it was written
-                break
-            if not isinstance(row, dict) or {**row, **sample, **settings} != row:
-                break
-            done.append(row)
+                if {**row, **sample, **settings} != row:
+                    break
+                done.append(row)
     todo, problem = samples[len(done):], next(iter(problems.values()))
     if "test" in problem:
         pairs = [(problems[s["task_id"]], s["solution"] if "solution" in s else
@@ -1444,7 +1423,7 @@ def grade_samples(name, samples, problems, results, args):
     return done
 
 
-def print_scores(name, rows, problems, ks=(1, 10, 100)):
+def print_scores(name, rows, problems):
     """Print pass@k with its interval and why the others failed -> scores."""
     counts, groups = {}, {}
     for row in rows:
@@ -1454,9 +1433,10 @@ def print_scores(name, rows, problems, ks=(1, 10, 100)):
     smallest = min(map(len, counts.values()))
     scores = {"samples": len(rows), "problems": len(counts)}
     lines = "line" in next(iter(problems.values()))
-    for k in (k for k in ks if k <= smallest):
+    for k in (k for k in (1, 10, 100) if k <= smallest):
         values = [pass_at_k(len(passed), sum(passed), k) for passed in counts.values()]
-        word, [low, high] = "exact match" if lines else f"pass@{k}", bootstrap(values)
+        word = "exact match" if lines and k == 1 else f"pass@{k}"
+        low, high = bootstrap(values)
         scores[word] = sum(values) / len(values)
         print(f"{name} {word}: {scores[word]:.4f} (95 % between {low:.3f} and {high:.3f}, "
               f"{len(values)} problems)")
@@ -1569,11 +1549,10 @@ def measure_infilling(model, tokenizer, gaps, path=None):
     scores = {}
     for kind, rows in groups.items():
         values = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
+        density = sum(values.pop("bits")) / sum(values.pop("bytes"))
         score = {name: sum(own) / len(own) for name, own in values.items() if own}
-        score["length"] = statistics.median(values["length"])
-        score["bits per byte"] = sum(values["bits"]) / sum(values["bytes"])
-        scores[kind] = {name: round(value, 4) for name, value in score.items()
-                        if name not in ("bits", "bytes")}
+        score |= {"length": statistics.median(values["length"]), "bits per byte": density}
+        scores[kind] = {name: round(value, 4) for name, value in score.items()}
     names = list(dict.fromkeys(name for score in scores.values() for name in score))
     print(f"infilling of held-out code, {len(gaps)} gaps, {tokens / seconds:,.0f} tokens/s\n"
           f"  {'':12}" + "".join(f"{name:>14}" for name in names))
@@ -1600,14 +1579,14 @@ def draw_insertions(pairs, path):
         for part, colour in parts:                      # each line a row of coloured pieces
             for i, piece in enumerate(part.split("\n")):
                 rows += [[]] * (i > 0)
-                rows[-1] = [*rows[-1], (piece.replace("$", r"\$"), colour)]
+                rows[-1].append((piece, colour))
     figure = Figure(figsize=(9, 0.19 * len(rows)))
     for line, pieces in enumerate(rows):
         column = 1
         for piece, colour in pieces:                    # 9 points of a monospaced font: 0.0753 inch
             figure.text(column * 0.0753 / 9, 1 - (line + 1) / (len(rows) + 1), piece, color=colour,
-                        family="monospace", fontsize=9, va="center")
-            column += len(piece.replace(r"\$", "$"))
+                        family="monospace", fontsize=9, va="center", parse_math=False)
+            column += len(piece)
     figure.savefig(path, dpi=120)
 
 
@@ -1627,12 +1606,16 @@ def plant(tokenizer, hay, length, depth, draw):
     Both contexts end with the function's head, so that the body is due. Context and body have
     `length` ids together; depth, from 0 to 1, says where the function stands.
     """
+    from tokenizer import InputError
     first, second, argument = (draw.choice(words) for words in NEEDLE_WORDS)
     a, b, c = (draw.randrange(11, 990) for _ in range(3))
     head = f"\ndef {first}_{second}({argument}):\n"
     body = f"    {argument} = {argument} * {a} + {b}\n    return {argument} % {c}\n"
     function, question, answer = map(tokenizer.encode, (head + body, head, body))
     room = length - len(question) - len(answer)
+    if room < len(function):
+        raise InputError(f"needle: {length} tokens of context cannot hold a function of "
+                         f"{len(function)} and be asked for it")
     start = draw.randrange(max(1, len(hay) - room))
     hay = hay[start:start + room]
     cut = int(depth * (len(hay) - len(function)))
@@ -1685,7 +1668,7 @@ def draw_map(maps, lengths, path):
     name = next((name for name, rows in maps.items() if any(map(any, rows))), [*maps][-1])
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    most = 100 if "%" in name else max(map(max, maps[name]))
+    most = 100 if "%" in name else max(0, *map(max, maps[name]))
     image = axes.imshow(maps[name], cmap="YlGn", aspect="auto", vmin=0, vmax=most)
     for row, values in enumerate(maps[name]):
         for column, value in enumerate(values):
@@ -1765,8 +1748,9 @@ def score(args):
     from tokenizer import InputError
     if not args.samples or args.benchmark in (None, "infilling", "needle"):
         raise InputError("score needs --samples and the --benchmark that they answer")
+    if args.limit:
+        raise InputError("score: all samples of the file are graded; --limit is for a model's own")
     problems = find_problems(args.benchmark, args.problems)
-    problems = dict(list(problems.items())[:args.limit])
     samples = read_samples(args.samples, problems)
     print_layers(problems, args)
     results = args.samples.with_name(f"{args.samples.name}_results.jsonl")
@@ -1829,7 +1813,7 @@ def main():
                      if document["text"]]
         if not documents:
             raise InputError(f"{files[0]}: no text to measure")
-    problems = {name: find_problems(name, args.problems) for name in names
+    problems = {name: find_problems(name, args.problems, args.limit) for name in names
                 if name not in ("infilling", "needle")}
     model, tokenizer = load(folder, args.device or default_device())
     T, scores = model.config.max_position_embeddings, {}
@@ -1839,7 +1823,8 @@ def main():
         scores["bits per byte"] = measure_bits(model, tokenizer, documents, folder)
     if not names:
         return
-    target, model_name, chat = Path(args.out) / "evaluate", Path(folder).name, "_chat" * args.chat
+    target, chat = Path(args.out) / "evaluate", "_chat" * args.chat
+    model_name = Path(os.path.abspath(folder)).name             # of "." too
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         stem = target / f"{model_name}_{name}{chat}"
@@ -1850,8 +1835,7 @@ def main():
             scores.update({f"infilling, {kind}": values for kind, values in measure_infilling(
                 model, tokenizer, gaps, f"{stem}.png").items()})
         else:
-            chosen = dict(list(problems[name].items())[:args.limit])
-            scores[name] = ask_and_grade(model, tokenizer, name, chosen, stem, args)
+            scores[name] = ask_and_grade(model, tokenizer, name, problems[name], stem, args)
     save_scores(target / model_name if not args.benchmark else stem, scores, args)
 
 

@@ -81,13 +81,16 @@ def python_tree(text):
             return None
 
 
+def nodes_of(text):
+    """All nodes of a Python text's syntax tree; none if it does not parse."""
+    return [*ast.walk(tree)] if (tree := python_tree(text)) else []
+
+
 def syntax_nodes(text):
     """The nodes of a Python text that make a middle, in its order; none if it does not parse.
 
     Of what has a body (or an else) it is that, of a call its arguments, of other statements all.
     """
-    if not (tree := python_tree(text)):
-        return []
     lines, found = text.split("\n"), []
     starts = np.cumsum([0, *(len(line) + 1 for line in lines)]).tolist()
 
@@ -96,7 +99,7 @@ def syntax_nodes(text):
         return starts[line - 1] + (column if text.isascii() else
                                    len(text.encode()[:column].decode(errors="ignore")))
 
-    for node in ast.walk(tree):
+    for node in nodes_of(text):
         if kind := KIND_OF.get(type(node)):
             parts = [node.args + node.keywords] if kind == "expression" else (
                 [node.body, getattr(node, "orelse", [])] if hasattr(node, "body") else [[node]])
@@ -231,6 +234,12 @@ def suffix_start(suffix):
     return start if len(start.split()) > 3 else ""
 
 
+def repeats(ids, least=5):
+    """Whether a list of ids ends with the same piece, of at least so many, three times over."""
+    return any(ids[-n:] == ids[-2 * n:-n] == ids[-3 * n:-2 * n]
+               for n in range(least, len(ids) // 3 + 1))
+
+
 def infill_prompt(tokenizer, prefix, suffix, room, files=(), name="", path=""):
     """A prompt of at most `room` ids for the gap between prefix and suffix.
 
@@ -251,7 +260,8 @@ def infill_all(model, tokenizer, gaps, max_new_tokens=64, guard=True, on_text=No
                name="", path="", **sampling):
     """The texts that a model puts into gaps, (prefix, suffix) each; one batch, greedy by default.
 
-    It ends at a stop token, and with guard also where it starts to write the suffix once more.
+    It ends at a stop token, and with guard also where it starts to write the suffix once more, or
+    has written the same piece three times over.
     What does not fit the model's context is left out far from the cursor; files, name and path as
     in `infill_prompt`. on_text(row, piece) sees the text as it comes. InputError: no room.
     """
@@ -274,7 +284,7 @@ def infill_all(model, tokenizer, gaps, max_new_tokens=64, guard=True, on_text=No
         add(row, streams[row].add(token))
 
     generate(model, prompts, max_new_tokens, on_token=on_token,
-             stop=lambda ids: streams[last[0]].stopped,
+             stop=lambda ids: streams[last[0]].stopped or guard and repeats(ids),
              stop_ids=control_stops(tokenizer), vocab_size=tokenizer.vocab_size, **sampling)
     for row, stream in enumerate(streams):
         add(row, stream.finish())
@@ -411,7 +421,7 @@ def parse_args():
     parser.add_argument("--temperature", type=float, default=0.0,
                         help="0: always the likeliest token (default: %(default)s)")
     parser.add_argument("--no-guard", action="store_true",
-                        help="do not end what begins to repeat the text after the gap")
+                        help="do not end what begins to repeat itself or the text after the gap")
     parser.add_argument("--seed", type=int, default=0, help="for temperature > 0 (default: 0)")
     parser.add_argument("--device", default=default_device(), help="default: %(default)s")
     args = parser.parse_args()

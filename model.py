@@ -393,7 +393,7 @@ class KVCache:
         return self.k[layer][:, :end], self.v[layer][:, :end]
 
     def keep(self, rows):
-        """Forget all rows of the batch but these."""
+        """Forget all rows of the batch but these, one named twice becomes two."""
         for kept in (self.k, self.v):
             kept[:] = [tensor[rows] for tensor in kept]
 
@@ -443,12 +443,17 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0
     if not prompts or not all(prompts):
         raise InputError("generate: an empty prompt; give at least one id")
     B, device = len(prompts), model.head.device
-    input_ids, starts = pad_left(prompts, device)
-    cache = KVCache(model, B, input_ids.shape[1] + max_new_tokens)
+    once = {prompt: n for n, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    input_ids, starts = pad_left(list(once), device)
+    cache = KVCache(model, len(once), input_ids.shape[1] + max_new_tokens)
     generators = [torch.Generator().manual_seed((seed + row) % 2 ** 63) for row in range(B)]
     new, rows = [[] for _ in prompts], list(range(B))       # rows: those that still go on
     for _ in range(max_new_tokens):
         logits = model(input_ids, starts, cache=cache, last=True)[:, -1].float()    # (B, V)
+        if len(logits) < len(rows):             # the same prompts were read once: a row for each
+            shared = [once[tuple(prompt)] for prompt in prompts]
+            logits, starts = logits[shared], None if starts is None else starts[shared]
+            cache.keep(shared)
         if vocab_size:
             logits[:, vocab_size:] = float("-inf")
         chance = torch.stack([torch.rand(1, generator=generators[row]) for row in rows]).to(device)

@@ -34,7 +34,7 @@ from data import (Batches, Classifier, Contamination, ask_all, default_benchmark
 from evaluate import (ASSETS, benchmarks, bits_per_byte, bootstrap, code_block, complete,
                       find_problems, grades, held_out_gaps, measure_infilling, pass_at_k,
                       prompt_ids, read_rows)
-from fim import control_stops, load, newest_model, python_tree, words_of
+from fim import control_stops, load, newest_model, nodes_of, python_tree, words_of
 from model import generate
 from pretrain import (RANK, WORLD, barrier, fill_in, load_base, next_token_loss, print_table, say,
                       size_of, start_processes, stop_processes, train, training_flags)
@@ -275,8 +275,8 @@ def mutated(code, rng):
 
 def functions(text):
     """The functions of a Python text with a docstring: (name, first paragraph of it, code)."""
-    tree, lines = python_tree(text), text.split("\n")
-    for node in ast.walk(tree) if tree else ():
+    lines = text.split("\n")
+    for node in nodes_of(text):
         if not isinstance(node, ast.FunctionDef) or not (summary := ast.get_docstring(node)) or (
                 node.args.args[:1] and node.args.args[0].arg in ("self", "cls")):
             continue
@@ -366,7 +366,7 @@ def taught_conversations(url, documents, tokenizer, seed):
         marks = ask_all(url, [user(TEACHER_SCORE.format(*pair))
                               for pair in zip(questions, answers)], temperature=0.0)
         for question, answer, mark in zip(questions, answers, marks):
-            numbers = [min(10, int(n)) / 10 for n in re.findall(r"\d+", mark)]
+            numbers = [min(10, int(n[:9])) / 10 for n in re.findall(r"\d+", mark)]
             given = {"taught": numbers} if len(numbers) == len(CHECKLIST) else {}
             yield conversation(question, answer, "teacher", **given)
 
@@ -378,11 +378,6 @@ def taught_conversations(url, documents, tokenizer, seed):
 def share(values):
     values = list(values)
     return sum(map(bool, values)) / max(1, len(values))
-
-
-def nodes_of(code):
-    tree = python_tree(code)
-    return list(ast.walk(tree)) if tree else []
 
 
 def consistent(question, answer, code):
@@ -683,8 +678,7 @@ class Rows:
                     if self.lengths[i] <= room:
                         row.append(i)
                         room -= self.lengths[i]
-                chosen = set(row)
-                order = [i for i in order[:self.WAITING] if i not in chosen] + order[self.WAITING:]
+                        order.remove(i)
                 self.rows.append(row)
         return self.rows[index]
 
@@ -860,8 +854,8 @@ def train_stage(args, device):
     say(f"{fits.count(False):,} longer than {args.seq_len} tokens are left out")
     if not any(fits):
         raise InputError("no conversation is left; give a larger --seq-len")
-    encoded = [one for one, fit in zip(encoded, fits) if fit]
-    best = best_of_each([made for made, fit in zip(conversations, fits) if fit])
+    encoded = list(itertools.compress(encoded, fits))
+    best = best_of_each(itertools.compress(conversations, fits))
     batches = ConversationBatches(load_documents(args.out, "train"), tokenizer, args, encoded, best)
     heldout = load_documents(args.out, "validation")
 

@@ -48,7 +48,8 @@ def run(main):
     try:
         main()
     except (InputError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        line = str(error).replace("\n", "\\n")          # the name of a file may hold one
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -14,7 +14,7 @@ from conftest import CODE, ROOT, SMALL, fill_weights
 import fim
 from fim import (MIDDLE, PREFIX, SPANS, STOP_TOKENS, SUFFIX, draw, fim_document, fim_ids, gap,
                  infill, infill_all, load, newest_model, normalize, infill_prompt, relevant_files,
-                 repository_ids, shorten, span, suffix_start, syntax_nodes)
+                 repeats, repository_ids, shorten, span, suffix_start, syntax_nodes)
 from model import CausalLM, Config, generate, save_model
 from tokenizer import PATTERN, InputError, Tokenizer
 
@@ -225,6 +225,27 @@ def test_the_guard_ends_what_repeats_the_suffix(checkpoint, monkeypatch):
     gaps = [("a = 2\n", suffix), ("", "")]
     assert infill_all(model, tokenizer, gaps, 20) == ["total = 1", "total = 1" + suffix + "more"]
     assert infill(model, tokenizer, *gaps[0], 20, guard=False) == "total = 1" + suffix + "more"
+
+
+def test_the_guard_ends_what_repeats_itself(checkpoint, monkeypatch):
+    """The same piece, of five tokens or more, three times over."""
+    assert repeats([0, *[1, 2, 3, 4, 5] * 3]) and repeats([*range(9)] * 3)
+    for fine in ([1, 2, 3, 4] * 3, [*[1, 2, 3, 4, 5] * 3, 9], [1, 2, 3, 4, 5] * 2, []):
+        assert not repeats(fine)
+    model, tokenizer = load(checkpoint, "cpu")
+    line = "        self.total = total\n"
+
+    def parrot(model, prompts, max_new_tokens, on_token, stop, **other):
+        said = []
+        for token in tokenizer.encode(line * 9):
+            said.append(token)
+            on_token(0, token)
+            if stop(said):
+                break
+
+    monkeypatch.setattr(fim, "generate", parrot)
+    assert infill(model, tokenizer, "", "", 200) == line * 3
+    assert infill(model, tokenizer, "", "", 200, guard=False) == line * 9
 
 
 def test_many_gaps_are_filled_as_each_alone(checkpoint):

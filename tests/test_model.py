@@ -124,6 +124,18 @@ def test_batch_of_unequal_prompts_gives_what_each_gives_alone(small_model):
     assert torch.allclose(logits, padded, atol=1e-5)
 
 
+def test_the_same_prompt_is_read_once_for_several_answers(small_model, monkeypatch):
+    read, forward = [], CausalLM.forward
+    monkeypatch.setattr(CausalLM, "forward", lambda self, ids, *rest, **flags: (
+        read.append(tuple(ids.shape)), forward(self, ids, *rest, **flags))[1])
+    several = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
+    together = generate(small_model, several, 12, temperature=1.0, seed=5)
+    assert read[:2] == [(2, len(PROMPTS[1])), (4, 1)]
+    assert together == [generate(small_model, [prompt], 12, temperature=1.0, seed=5 + row)[0]
+                        for row, prompt in enumerate(several)]
+    assert len(set(map(tuple, together))) == 4
+
+
 def test_prompt_read_in_two_parts(small_model):
     cache = KVCache(small_model, 1, 7)
     small_model(torch.tensor([PROMPTS[1][:4]]), cache=cache)
