@@ -244,8 +244,8 @@ def test_the_guard_ends_what_repeats_itself(checkpoint, monkeypatch):
                 break
 
     monkeypatch.setattr(fim, "generate", parrot)
-    assert infill(model, tokenizer, "", "", 200) == line * 3
-    assert infill(model, tokenizer, "", "", 200, guard=False) == line * 9
+    assert infill(model, tokenizer, "", "", 20) == line * 3
+    assert infill(model, tokenizer, "", "", 20, guard=False) == line * 9
 
 
 def test_many_gaps_are_filled_as_each_alone(checkpoint):
