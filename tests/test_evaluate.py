@@ -144,6 +144,8 @@ def test_what_was_written_is_not_asked_again(model, small_tokenizer, tmp_path, m
     assert asked == sizes[2:]
     complete(model, small_tokenizer, prompts, 8, ["e"], (), kept)           # another question
     assert sum(asked) == sum(sizes[2:]) + 40
+    kept.write_bytes(b"\xff")                                               # damaged
+    assert complete(model, small_tokenizer, prompts, 9, ["e"], (), kept) == texts
 
 
 def asked(monkeypatch, model, tokenizer, name, row, answers, *flags):
@@ -219,6 +221,8 @@ def test_humaneval_fim(model, small_tokenizer, monkeypatch):
     assert scores["py"] == pytest.approx(1 / 3) and scores["js"] == 1
     assert scores["edit similarity"] == pytest.approx((100 + 80 + 0 + 100) / 4)
     assert scores["exact match"] == pytest.approx((1 / 3 + 1) / 2)      # the mean over problems
+    scores = evaluate.print_scores("humaneval-fim", rows[:3] * 4, {"id": problem})
+    assert scores["exact match"] == pytest.approx(1 / 3) and scores["pass@10"] == 1
 
 
 def test_the_reports_number_stands_beside_ours(model, small_tokenizer, monkeypatch, tmp_path,
@@ -261,6 +265,8 @@ def test_needle(model, small_tokenizer, tmp_path):
     assert scores["repeated"] == 0 and abs(scores["bits saved per byte"]) < 3
     assert len(scores["maps"]["repeated, %"]) == 5 and scores["lengths"][-1] == 240
     assert (tmp_path / "n.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(InputError, match="60 tokens of context cannot hold a function"):
+        plant(small_tokenizer, hay, 60, 0, random.Random(3))
     with pytest.raises(InputError, match="give more with --text"):
         evaluate.needle_map(model, small_tokenizer, [{"text": "a"}], tmp_path / "n.png")
 

@@ -327,8 +327,9 @@ def test_score_command(tmp_path, score):
     assert "kept" not in score(lines, "--resume", benchmark="ladder").stdout
     other = lines.replace("return sum", "return 1 or sum")
     assert "kept" not in score(other, "--resume").stdout      # another sample
-    (tmp_path / "s.jsonl_results.jsonl").write_text('{"task_id": "hos')         # cut off
-    assert "pass@1: 0.5000" in score(lines, "--resume").stdout
+    for damaged in (b'{"task_id": "hos', b"\xff", b"5\n"):
+        (tmp_path / "s.jsonl_results.jsonl").write_bytes(damaged)
+        assert "pass@1: 0.5000" in score(lines, "--resume").stdout
     assert "1 lines repeat" in score(json.dumps(good) + "\n" + lines).stdout
 
 
@@ -344,10 +345,14 @@ def test_bad_input(tmp_path, score):
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
     for row in ({"task_id": "x/0", "prompt": 5, "entry_point": "f", "test": ""},
                 {"code": "print 1", "test_list": ["f()"]}, {"code": "x = 1", "test_list": []},
-                {"question": "", "answer": 5}, {"code": 1, "input": 2, "output": 3}):
+                {"question": "", "answer": 5}, {"question": "", "answer": "it is none"},
+                {"code": 1, "input": 2, "output": 3}, {"code": "", "input": "", "output": 3},
+                {**PROBLEM, "canonical_solution": 5}, {**PROBLEM, "entry_point": 5}):
         done = score("", problems=row)
         assert done.returncode == 2 and "line 1: no problem" in done.stderr, done.stderr
         assert done.stderr.count("\n") == 1
+    done = score(json.dumps({"task_id": "hostile/0", "completion": ""}), "--limit", "1")
+    assert done.returncode == 2 and "all samples of the file are graded" in done.stderr
     done = score("", problems={"language": "java", "prompt": "", "tests": ""})
     assert done.returncode == 2 and "MultiPL-E" in done.stderr
     for flags in (["--timeout", "-1"], ["--timeout", "nan"], ["--top-p", "0"]):
