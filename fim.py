@@ -20,6 +20,7 @@ and how they are packed into rows is data.py's business, training pretrain.py's.
 
 import argparse
 import ast
+import contextlib
 import math
 import os
 import re
@@ -45,15 +46,14 @@ FIM_RATE = 0.5              # not published; value of DeepSeek-Coder (arXiv 2401
 SPANS = {"characters": 0.35, "lines": 0.25, "words": 0.1, "syntax": 0.3}
 EMPTY = 0.01                # share of empty middles, of empty prefixes and of empty suffixes; ours
 LINES, WORDS = 10, 16       # of a middle, at most; lines: value of ExecRepoBench; words: ours
-# Syntax nodes by their weights in the span sampler of ExecRepoBench, by the report's authors;
-# comments (0.05), which Python's ast does not hold, are left out
-NODES = {"import": 0.1, "return": 0.1, "if": 0.15, "for": 0.15, "while": 0.1, "class": 0.1,
-         "function": 0.1, "assignment": 0.05, "expression": 0.05}
-KIND_OF = {ast.Import: "import", ast.ImportFrom: "import", ast.Return: "return", ast.If: "if",
-           ast.For: "for", ast.AsyncFor: "for", ast.While: "while", ast.ClassDef: "class",
-           ast.FunctionDef: "function", ast.AsyncFunctionDef: "function",
-           ast.Assign: "assignment", ast.AnnAssign: "assignment", ast.AugAssign: "assignment",
-           ast.Call: "expression"}
+# Syntax nodes, their weights in the span sampler of ExecRepoBench, by the report's authors, and
+# their classes; comments (0.05), which Python's ast does not hold, are left out
+NODES = {"import": (0.1, ast.Import, ast.ImportFrom), "return": (0.1, ast.Return),
+         "if": (0.15, ast.If), "for": (0.15, ast.For, ast.AsyncFor), "while": (0.1, ast.While),
+         "class": (0.1, ast.ClassDef), "function": (0.1, ast.FunctionDef, ast.AsyncFunctionDef),
+         "assignment": (0.05, ast.Assign, ast.AnnAssign, ast.AugAssign),
+         "expression": (0.05, ast.Call)}
+KIND_OF = {node: kind for kind, (_, *nodes) in NODES.items() for node in nodes}
 FILES_SHARE = 0.5           # of a prompt's room, for other files; not published; ours
 SUFFIX_SHARE = 0.25         # of a prompt's room, for the suffix; not published; ours
 MARK = "<FILL>"
@@ -129,7 +129,7 @@ def span(text, kind, rng, nodes=()):
     """
     if kind == "syntax" and nodes:
         present = {node.kind for node in nodes}
-        kind = draw({name: NODES[name] for name in NODES if name in present}, rng)
+        kind = draw({name: NODES[name][0] for name in NODES if name in present}, rng)
         chosen = [node for node in nodes if node.kind == kind]
         return chosen[rng.integers(len(chosen))][1:]
     if kind == "words" and text:                                 # up to 16 of what BPE never joins
@@ -171,7 +171,7 @@ def fim_document(text, rng, nodes=()):
 def fim_ids(tokenizer, prefix_ids, suffix_ids, middle_ids=()):
     """The three parts in the order in which a model reads them, without the closing
     <|endoftext|>. Each was encoded by itself: at a cursor nobody knows what follows."""
-    prefix, middle, suffix = (special_id(tokenizer, name) for name in (PREFIX, MIDDLE, SUFFIX))
+    prefix, middle, suffix = (tokenizer.special[name] for name in (PREFIX, MIDDLE, SUFFIX))
     return [prefix, *prefix_ids, suffix, *suffix_ids, middle, *middle_ids]
 
 
@@ -180,16 +180,10 @@ def repository_ids(tokenizer, name, files, path):
 
     files: (path, text) of those before it. The file follows, as it is or as `fim_ids`.
     """
-    ids = [special_id(tokenizer, REPO_NAME), *tokenizer.encode(name + "\n")]
+    ids = [tokenizer.special[REPO_NAME], *tokenizer.encode(name + "\n")]
     for other, text in files:
-        ids += [special_id(tokenizer, FILE_SEP), *tokenizer.encode(f"{other}\n{text}\n")]
-    return [*ids, special_id(tokenizer, FILE_SEP), *tokenizer.encode(path + "\n")]
-
-
-def special_id(tokenizer, name):
-    if name not in tokenizer.special:
-        raise InputError(f"the tokenizer has no {name}: this model was not made for infilling")
-    return tokenizer.special[name]
+        ids += [tokenizer.special[FILE_SEP], *tokenizer.encode(f"{other}\n{text}\n")]
+    return [*ids, tokenizer.special[FILE_SEP], *tokenizer.encode(path + "\n")]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -319,26 +313,22 @@ def relevant_files(folder, file, prefix, suffix, count=8):
         subfolders[:] = sorted(name for name in subfolders if name[0] != "."
                                and name not in ("node_modules", "__pycache__"))
         for path in (Path(place, name) for name in sorted(names)):
-            if (path.suffix == file.suffix and path.name[0] != "." and not path.is_symlink()
-                    and path.is_file() and path.name.isprintable()
-                    and path.stat().st_size < 1_000_000 and path.resolve() != file.resolve()):
-                try:
+            with contextlib.suppress(InputError, OSError):      # binary, locked or gone
+                if (path.suffix == file.suffix and path.name[0] != "." and not path.is_symlink()
+                        and path.is_file() and path.name.isprintable()
+                        and path.stat().st_size < 1_000_000 and path.resolve() != file.resolve()):
                     texts[path.relative_to(folder).as_posix()] = normalize(read_text(path))
-                except (InputError, OSError):
-                    continue
     counts = {path: Counter(word for word in words_of(text) if word in query)
               for path, text in texts.items()}
     spread = Counter(word for count in counts.values() for word in count)
     mean = sum(map(len, texts.values())) / max(1, len(texts)) or 1
-    length = {path: len(text) / mean for path, text in texts.items()}
 
     def score(path):                                    # BM25 with its usual k = 1.2, b = 0.75
         return sum(math.log(1 + (len(texts) - spread[word] + 0.5) / (spread[word] + 0.5))
-                   * n * 2.2 / (n + 1.2 * (0.25 + 0.75 * length[path]))
+                   * n * 2.2 / (n + 1.2 * (0.25 + 0.75 * (len(texts[path]) / mean)))
                    for word, n in counts[path].items())
 
-    scores = {path: score(path) for path in texts if counts[path]}
-    best = sorted(scores, key=lambda path: (scores[path], path))[-count:]
+    best = sorted(filter(counts.get, texts), key=lambda path: (score(path), path))[-count:]
     return [(path, texts[path]) for path in best]
 
 
@@ -359,12 +349,11 @@ def gap(text, line, path, column=None):
     if not 1 <= line <= len(lines):
         raise InputError(f"{path}: has lines 1 to {len(lines)}, there is no line {line}")
     before, here, after = lines[:line - 1], lines[line - 1], lines[line:]
-    if column is None:
-        return "\n".join([*before, ""]), here, "\n".join(["", *after])
-    if not 1 <= column <= len(here) + 1:
+    start, stop = (0, len(here)) if column is None else (column - 1, column - 1)
+    if not 0 <= start <= len(here):
         raise InputError(f"{path}: a cursor in line {line} stands in columns 1 to {len(here) + 1}, "
                          f"not {column}")
-    return "\n".join([*before, here[:column - 1]]), "", "\n".join([here[column - 1:], *after])
+    return "\n".join([*before, here[:start]]), here[start:stop], "\n".join([here[stop:], *after])
 
 
 def inks():
@@ -390,16 +379,15 @@ def show(path):
         start, end = span(text, kind, rng, syntax_nodes(text))
         print(f"--- {kind}: {share:.0%} of what is cut\n"
               f"{text[:start]}{left}{text[start:end]}{right}{text[end:]}")
-    prefix, middle, suffix = text[:start], text[start:end], text[end:]
-    name, others = "my-project", f"{FILE_SEP}other.py\nX = 1\n\n"
+    prefix, suffix = text[:start], text[end:]
+    middle = f"{left}{text[start:end]}{right}{ENDOFTEXT}"
+    file = f"{PREFIX}{prefix}{SUFFIX}{suffix}{MIDDLE}{middle}"
     formats = {
-        "file, as trained: what is to be written comes last (PSM)":
-            f"{PREFIX}{prefix}{SUFFIX}{suffix}{MIDDLE}{left}{middle}{right}{ENDOFTEXT}",
+        "file, as trained: what is to be written comes last (PSM)": file,
         "suffix first (SPM, variant 2 of arXiv 2207.14255): while you type, what was read stays":
-            f"{PREFIX}{SUFFIX}{suffix}{MIDDLE}{prefix}{left}{middle}{right}{ENDOFTEXT}",
-        "repository: other files first":
-            f"{REPO_NAME}{name}\n{others}{FILE_SEP}{Path(path).name}\n"
-            f"{PREFIX}{prefix}{SUFFIX}{suffix}{MIDDLE}{left}{middle}{right}{ENDOFTEXT}"}
+            f"{PREFIX}{SUFFIX}{suffix}{MIDDLE}{prefix}{middle}",
+        "repository: other files first": f"{REPO_NAME}my-project\n{FILE_SEP}other.py\nX = 1\n\n"
+                                         f"{FILE_SEP}{Path(path).name}\n{file}"}
     for title, whole in formats.items():
         print(f"--- {title}\n" + re.sub(r"<\|\w+\|>", lambda m: violet + m[0] + plain, whole))
 

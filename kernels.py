@@ -415,8 +415,7 @@ def attention_mask(document_starts, S, dtype):
     """
     T = document_starts.shape[1]
     index = torch.arange(S, device=document_starts.device)
-    seen = index <= index[S - T:, None]                                 # (T, S)
-    seen = seen & (index >= document_starts[:, :, None])                # (B, T, S)
+    seen = (index <= index[S - T:, None]) & (index >= document_starts[:, :, None])  # (B, T, S)
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill_(~seen, float("-inf"))[:, None]
 

@@ -94,10 +94,9 @@ class Config:
         data = {"tie_word_embeddings": False, "rope_theta": rope.get("rope_theta", 1e4),
                 "rope_scaling": scaled, "rms_norm_eps": 1e-6,
                 **{name: value for name, value in data.items() if value is not None}}
-        given = {field.name: data[field.name] for field in dataclasses.fields(cls)
-                 if field.name in data}
+        given = {}
         for field in dataclasses.fields(cls):
-            value = given.get(field.name, field.default)
+            value = given[field.name] = data.get(field.name, field.default)
             require(value is not dataclasses.MISSING, f"lacks {field.name}")
             number = (int, float) if field.type is float else int
             if field.type in (int, float) and "token_id" not in field.name:
@@ -152,7 +151,7 @@ def rotary_frequencies(config):
     d, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
     # on the CPU also when load_model() builds the model on "meta"
     frequencies = theta ** (-torch.arange(0, d, 2, dtype=torch.float32, device="cpu") / d)
-    if scaling is None:
+    if not scaling:
         return frequencies, 1.0
     length = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
     factor = scaling["factor"]
@@ -284,8 +283,7 @@ class Decoder(nn.Module):
         return cos.to(dtype), sin.to(dtype)
 
     def forward(self, input_ids, document_starts=None, cache=None, dtype=None, attention="auto"):
-        x = self.embed_tokens(input_ids)                                            # (B, T, D)
-        x = x.to(dtype or x.dtype)
+        x = self.embed_tokens(input_ids).to(dtype=dtype)                            # (B, T, D)
         (B, T), past = input_ids.shape, cache.length if cache is not None else 0
         # what depends on positions alone is made once for all layers
         rotary = self.rotary(input_ids, document_starts, past, x.dtype)
@@ -297,7 +295,7 @@ class Decoder(nn.Module):
             else:
                 x = block(x, rotary, attend, cache, layer)
         if cache is not None:
-            cache.length += input_ids.shape[1]
+            cache.length += T
         return self.norm(x)
 
 
@@ -456,7 +454,8 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0
             cache.keep(shared)
         if vocab_size:
             logits[:, vocab_size:] = float("-inf")
-        chance = torch.stack([torch.rand(1, generator=generators[row]) for row in rows]).to(device)
+        chance = temperature and torch.stack(                   # the likeliest needs none
+            [torch.rand(1, generator=generators[row]) for row in rows]).to(device)  # (B, 1)
         chosen, going = choose(logits, temperature, top_k, top_p, chance), []       # (B,)
         for place, (row, token) in enumerate(zip(rows, chosen.tolist())):
             if token in stop_ids:
@@ -500,7 +499,7 @@ def check_device(name):
     """Raise InputError unless tensors can be made on the device."""
     try:
         torch.empty(1, device=name).tolist()            # "meta" holds no numbers
-    except (RuntimeError, AssertionError, AttributeError):
+    except (RuntimeError, AssertionError, AttributeError, ImportError):
         raise InputError(f"--device {name}: not available here, {default_device()} is") from None
 
 
@@ -522,6 +521,7 @@ def load_model(folder_or_hub_name, device=None, dtype=None):
     with torch.device("meta"):
         model = CausalLM(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
     device, state = device or default_device(), {}
     check_device(device)
     for file in (folder / name for name in weight_names(folder)):
@@ -529,18 +529,16 @@ def load_model(folder_or_hub_name, device=None, dtype=None):
             raise InputError(f"{file}: no such file; the folder holds no whole checkpoint")
         try:
             with safe_open(file, framework="pt") as tensors:
-                found = {name: tuple(tensors.get_slice(name).get_shape())
-                         for name in tensors.keys()}
-            if config.tie_word_embeddings:
-                found.pop("lm_head.weight", None)
-            for name, shape in found.items():
-                if shape != shapes.get(name):
+                names = sorted(set(tensors.keys()) - ignored)
+            for name in names:
+                with safe_open(file, framework="pt") as tensors:    # anew: frees what was copied
+                    tensor = tensors.get_tensor(name)
+                if (shape := tuple(tensor.shape)) != shapes.get(name):
                     raise InputError(f"{file}: {name} has shape {shape}, config.json asks for "
                                      f"{shapes.get(name, 'no such tensor')}")
-                with safe_open(file, framework="pt") as tensors:    # anew: frees what was copied
-                    state[name] = tensors.get_tensor(name).to(device, dtype)
-                if not state[name].is_floating_point():
-                    raise InputError(f"{file}: {name} holds {state[name].dtype}, not floats")
+                if not tensor.is_floating_point():
+                    raise InputError(f"{file}: {name} holds {tensor.dtype}, not floats")
+                state[name] = tensor.to(device, dtype)
         except SafetensorError as error:
             raise InputError(f"{file}: cut off or damaged ({error}); "
                              "copy or download it again") from None
@@ -566,8 +564,7 @@ def save_model(model, folder, state=None):
     shards, size = [{}], 0
     for name, tensor in state.items():
         if size and size + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-            size = 0
+            shards, size = [*shards, {}], 0
         shards[-1][name] = tensor
         size += tensor.nbytes
     places = {}

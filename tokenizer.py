@@ -119,7 +119,7 @@ def cache_folder():
     return Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
 
 
-def download(url, part, largest=1 << 40):
+def download(url, part, largest):
     """Append to the file part what it lacks of url. requests.RequestException: not all came;
     InputError: more than `largest` bytes."""
     have = part.stat().st_size if part.exists() else 0
@@ -142,7 +142,7 @@ def download(url, part, largest=1 << 40):
                     raise InputError(f"{url}: larger than {largest:,} bytes")
 
 
-def fetch(url, path, sha256=None, tries=3, largest=1 << 40):
+def fetch(url, path, sha256=None, largest=1 << 40):
     """Download url to path, whole or not at all; a broken download goes on where it stopped.
 
     Raises InputError if the server has no such file, it is larger, or its SHA-256 is another one.
@@ -151,12 +151,12 @@ def fetch(url, path, sha256=None, tries=3, largest=1 << 40):
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(1, tries + 1):
+    for left in (2, 1, 0):                                  # tries
         try:
             download(url, part, largest)
             break
         except requests.RequestException as error:          # a short reply is one of them
-            if attempt == tries:
+            if not left:
                 raise InputError(f"{url}: cannot be downloaded ({type(error).__name__}); "
                                  "the same command goes on where it stopped") from None
     if sha256 and hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
@@ -340,7 +340,7 @@ def learn_merges(words, count):
                 pair_words[now].add(w)
             changed.update(zip(word, word[1:]), zip(joined, joined[1:]))
             spelled[w] = joined
-        for p in changed - {pair}:
+        for p in changed:
             if pair_count[p] > 0:
                 heapq.heappush(heap, (-pair_count[p], p))
     return merges
@@ -401,8 +401,8 @@ class Tokenizer:
             pairs = [(to_bytes(left), to_bytes(right)) for left, right in pairs]
             tokens = [bytes([byte]) for byte in TO_CHAR] + [left + right for left, right in pairs]
             wrong = [i for i, token in enumerate(tokens) if vocabulary.get(to_chars(token)) != i]
-            numbers = sorted(special.values())
-            follow = numbers == list(range(len(tokens), len(tokens) + len(numbers)))
+            after = [*range(len(tokens), len(tokens) + len(special))]
+            follow = sorted(special.values()) == after and all(name.encode() for name in special)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(f"{path}: not a byte-level BPE tokenizer of Qwen's kind") from None
         if missing := [name for name in SPECIAL_TOKENS if name not in special]:
@@ -473,9 +473,7 @@ class Tokenizer:
 
     def byte_lengths(self):
         """The number of bytes of text that each id stands for (0 for control tokens)."""
-        lengths = [0] * self.vocab_size
-        lengths[:len(self.tokens)] = map(len, self.tokens)
-        return lengths
+        return [*map(len, self.tokens), *[0] * len(self.special)]
 
     def render_chat(self, messages, tools=None, add_generation_prompt=False):
         """Messages -> ChatML text, equal to the published template (facts: report, table 2).
@@ -530,13 +528,10 @@ class TextStream:
         data = b"" if token_id is None else self.tokenizer.decode_bytes([token_id])
         self.held += self.utf8.decode(data, final)
         cuts = [cut for stop in self.stop_strings if (cut := self.held.find(stop)) >= 0]
-        if cuts:
-            self.stopped = True
-            shown, self.held = self.held[:min(cuts)], ""
-            return shown
+        self.stopped = bool(cuts)
         keep = 0 if final else max((n for stop in self.stop_strings for n in range(1, len(stop))
                                     if self.held.endswith(stop[:n])), default=0)
-        cut = len(self.held) - keep
+        cut = min(cuts, default=len(self.held) - keep)
         shown, self.held = self.held[:cut], self.held[cut:]
         return shown
 

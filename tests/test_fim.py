@@ -291,13 +291,6 @@ def test_relevant_files(tmp_path):
         relevant_files(tmp_path / "none", tmp_path / "own.py", "", "")
 
 
-def test_a_tokenizer_without_sentinels(checkpoint, monkeypatch):
-    model, tokenizer = load(checkpoint, "cpu")
-    monkeypatch.setattr(tokenizer, "special", {"<|endoftext|>": 0})
-    with pytest.raises(InputError, match="no <.fim_prefix.>: this model was not made for infill"):
-        infill(model, tokenizer, "a", "b", 8)
-
-
 def test_gap():
     assert gap("ab\ncd\n", 2, "f", 1) == ("ab\n", "", "cd\n")
     assert gap("ab\ncd\n", 1, "f", 3) == ("ab", "", "\ncd\n")

@@ -254,6 +254,8 @@ def test_published_config_is_read(tmp_path):
     config = Config.from_json(path)
     assert config.rope_theta == 1e6 and config.rope_scaling["factor"] == 4.0
     assert config.eos_token_id == [151645, 151643]
+    path.write_text(json.dumps({**published, "rope_scaling": {}}))          # as good as none
+    CausalLM(Config(**{**SMALL, "rope_scaling": Config.from_json(path).rope_scaling}))
 
 
 @pytest.mark.parametrize("change,message", [
@@ -295,8 +297,9 @@ def test_damaged_checkpoints(small_model, tmp_path):
     with pytest.raises(InputError, match=message):
         load_model(tmp_path, "cpu")
     save_file({**tensors, name: torch.zeros(48, 32, dtype=torch.int32)}, path)
-    with pytest.raises(InputError, match="up_proj.weight holds torch.int32, not floats"):
-        load_model(tmp_path, "cpu")
+    for dtype in (None, torch.float32):
+        with pytest.raises(InputError, match="up_proj.weight holds torch.int32, not floats"):
+            load_model(tmp_path, "cpu", dtype)
     with pytest.raises(InputError, match="--device meta: not available here"):
         load_model(tmp_path, "meta")
     save_file({k: v for k, v in tensors.items() if k != name}, path)

@@ -250,6 +250,13 @@ def test_damaged_tokenizer_files(small_tokenizer, tmp_path):
     path.write_text(json.dumps(data))
     with pytest.raises(InputError, match="do not fit together, first at id 259"):
         Tokenizer.load(tmp_path)
+    for name in (None, 5, "\ud83d", ""):
+        data = json.loads(whole)
+        last = data["added_tokens"][-1]
+        data["added_tokens"].append({**last, "id": last["id"] + 1, "content": name})
+        path.write_text(json.dumps(data))
+        with pytest.raises(InputError, match="not a byte-level BPE|do not fit together"):
+            Tokenizer.load(tmp_path)
     path.write_text(json.dumps({"model": {"type": "Unigram", "vocab": []}}))
     with pytest.raises(InputError, match="not a byte-level BPE tokenizer"):
         Tokenizer.load(tmp_path)
