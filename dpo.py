@@ -16,6 +16,7 @@ The loop is pretrain.py's train(), the tasks are sft.py's, the sandbox is evalua
 
 import argparse
 import ast
+import contextlib
 import functools
 import hashlib
 import json
@@ -74,19 +75,16 @@ def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejecte
 
 def log_probabilities(model, batch):
     """A batch of 2 P rows -> what each answer's tokens sum to, in fp32, and how many they are."""
-    kept = batch["targets"] != -100                                                 # (2 P, T)
     known = model(batch["input_ids"], targets=batch["targets"], reduce="none")      # (2 P, T)
-    return known.float().masked_fill(~kept, 0).sum(1), kept.sum(1)                  # (2 P,) each
+    return known.sum(1), (batch["targets"] != -100).sum(1)                          # (2 P,) each
 
 
 def preference_loss(model, batch, beta, kind, nll):
     """The loss of a batch of P pairs, summed, and its metrics under their usual names."""
     sums, counts = log_probabilities(model, batch)                                  # (2 P,)
-    policy, reference = sums, batch["reference"]
-    if kind in ("length", "ipo"):
-        policy, reference = sums / counts, reference / counts
+    size = counts if kind in ("length", "ipo") else 1
+    policy, reference = ((x / size).chunk(2) for x in (sums, batch["reference"]))   # (P,) each
     own = -(sums / counts).chunk(2)[0]              # of the chosen answers, in nats per token
-    policy, reference = policy.chunk(2), reference.chunk(2)                         # (P,) each
     preference = dpo_loss(*policy, *reference, beta, kind)
     losses = own if kind == "chosen" else preference + nll * own
     with torch.no_grad():
@@ -115,12 +113,12 @@ def step_loss(model, batch, beta, kind, nll):
 
 def same_code(a, b):
     """Whether two answers differ in comments and blanks alone."""
-    trees = [python_tree(textwrap.dedent(code_of(text))) for text in (a, b)]
-    return ast.dump(trees[0]) == ast.dump(trees[1]) if all(trees) else a.strip() == b.strip()
-
-
-def code_of(answer):
-    return answer.removeprefix("```python\n").removesuffix("```")
+    trees = [python_tree(textwrap.dedent(text.removeprefix("```python\n").removesuffix("```")))
+             for text in (a, b)]
+    with contextlib.suppress(RecursionError):           # of an expression with a thousand parts
+        if all(trees):
+            return ast.dump(trees[0]) == ast.dump(trees[1])
+    return a.strip() == b.strip()
 
 
 def pieces(text):
@@ -151,8 +149,8 @@ def sampled_pairs(model, tokenizer, args, number, counts):
         texts = {f"```python\n{text.rstrip()}\n```": passed for text, ends, passed in found if ends}
         passing, failing = ([text for text, passed in texts.items() if passed == wanted]
                             for wanted in (True, False))
-        counts["tasks that are always solved"] += not failing
-        counts["tasks that are never solved"] += not passing
+        counts["tasks that are always solved"] += bool(passing) and not failing
+        counts["tasks that are never solved"] += bool(failing) and not passing
         prompt = task_conversation(task)["messages"][:-1]
         pairs += [{"prompt": prompt, "chosen": a, "rejected": b, "source": "sandbox"}
                   for a, b in closest(passing, failing)]
@@ -300,8 +298,7 @@ def pair_ids(tokenizer, pair):
 def pair_batch(pairs):
     """P pairs of ids -> input_ids and targets (2 P, T): the chosen rows, then the rejected ones.
     T is a multiple of 32, as every new shape costs a CPU time and memory."""
-    rows = [(prompt, chosen) for prompt, chosen, _ in pairs]
-    rows += [(prompt, rejected) for prompt, _, rejected in pairs]
+    rows = [(pair[0], pair[side]) for side in (1, 2) for pair in pairs]
     longest = max(len(prompt) + len(answer) for prompt, answer in rows) - 1
     T = math.ceil(longest / 32) * 32
     inputs = torch.zeros(len(rows), T, dtype=torch.long)    # what follows an answer is never seen
@@ -338,14 +335,11 @@ class PairBatches:
         first = step * self.pairs + RANK * share
         numbers = sorted((self.number(first + j) for j in range(share)),
                          key=lambda i: sum(map(len, self.encoded[i])))
-        pairs = [self.batch(numbers[j:j + self.device_pairs])
-                 for j in range(0, share, self.device_pairs)]
+        parts = [numbers[j:j + self.device_pairs] for j in range(0, share, self.device_pairs)]
+        pairs = [{**pair_batch([self.encoded[i] for i in part]),
+                  "reference": self.reference[:, part].flatten()} for part in parts]    # (2 P,)
         code = self.code(step)
         return pairs + [{**rows, "count": 0, "pairs": share / len(code)} for rows in code]
-
-    def batch(self, numbers):
-        return {**pair_batch([self.encoded[i] for i in numbers]),
-                "reference": self.reference[:, numbers].flatten()}                  # (2 P,)
 
 
 @torch.no_grad()
@@ -383,6 +377,8 @@ def draw_preferences(folder):
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 3)
+    axes[0].axhline(math.log(2), ls="--", color="C3", label="ln 2: nothing learned")
+    axes[2].set_ylim(0, 1.03)
     for axis, title, unit, names in zip(
             axes, ("Loss of pairs", "Rewards", "Pairs told apart"),
             ("nats a pair", "nats an answer", "share of the pairs"),
@@ -391,9 +387,6 @@ def draw_preferences(folder):
             axis.plot(steps, [row[name] for row in rows], label=name)
         axis.set(title=title, xlabel="step", ylabel=unit)
         axis.grid(alpha=0.3)
-    axes[0].axhline(math.log(2), ls="--", color="C3", label="ln 2: nothing learned")
-    axes[2].set_ylim(0, 1.03)
-    for axis in axes:
         axis.legend()
     figure.savefig(folder / "preferences.png", dpi=110)
 

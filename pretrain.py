@@ -23,6 +23,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import logging
 import math
 import os
 import re
@@ -34,7 +35,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,6 +60,8 @@ from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is meant
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")     # is read
+logging.getLogger().addFilter(          # of a damaged checkpoint: load_resume() says it in a line
+    lambda record: "metadata is not found" not in record.getMessage())
 
 # What --size sets unless a flag says otherwise, for each phase. batch_tokens: per step, over all
 # devices; rope_theta: as in figure 2 of the report, below 0.5B ours
@@ -184,7 +187,11 @@ def sum_over_ranks(*numbers):
 
 
 def barrier():
-    sum_over_ranks(0)
+    """Wait for all processes; InputError if one has ended."""
+    try:
+        sum_over_ranks(0)
+    except RuntimeError:
+        raise InputError("another process has ended, its reason stands above or below") from None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -238,12 +245,11 @@ def make_optimizers(model, kind):
     for name, parameter in model.named_parameters():
         group = vectors if parameter.dim() < 2 else inner if ".layers." in name else outer
         group.append(parameter)
-    decay = dict(weight_decay=WEIGHT_DECAY)
-    groups = [dict(params=outer, scale=EMBEDDING_LR, **decay) if kind == "muon" else
-              dict(params=inner + outer, **decay), dict(params=vectors, weight_decay=0.0)]
-    adamw = [torch.optim.AdamW(groups, betas=BETAS, eps=1e-8)]
+    groups = [dict(params=outer, scale=EMBEDDING_LR) if kind == "muon" else
+              dict(params=inner + outer), dict(params=vectors, weight_decay=0.0)]
+    adamw = torch.optim.AdamW(groups, betas=BETAS, weight_decay=WEIGHT_DECAY)
     dtype = model.compute_dtype or torch.float32
-    return [Muon(inner, dtype, **decay)] + adamw if kind == "muon" else adamw
+    return [Muon(inner, dtype, WEIGHT_DECAY), adamw] if kind == "muon" else [adamw]
 
 
 def learning_rate(step, steps, peak, warmup=WARMUP, decay=DECAY):
@@ -264,17 +270,17 @@ FREE_FLAGS = {"out", "fresh", "device_batch", "save_every", "eval_every", "devic
 def check_same_run(work, args):
     """Refuse to go on with another run's folder; the settings are written at the first call."""
     settings = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
-    settings = json.loads(json.dumps(settings))         # as it will be read back
     path = work / "run.json"
     barrier()                                           # the first process has cleared the folder
     before = read_json(path) if path.exists() else settings
+    if not isinstance(before, dict):
+        raise InputError(f"{path}: holds no settings of a run; --fresh starts anew")
     for name in sorted(set(settings) | set(before)):
         if settings.get(name) != before.get(name):
             raise InputError(f"{work} holds a run with {name.replace('_', '-')} "
                              f"{before.get(name)}, this one has {settings.get(name)}; give the "
                              "same flags to go on, another --out, or --fresh to start anew")
-    barrier()
-    if RANK == 0:
+    if RANK == 0:                                       # the others' settings are the same
         write_json(path, settings)
 
 
@@ -317,7 +323,7 @@ def save_resume(work, step, model, optimizers):
 
 def load_resume(work, model, optimizers):
     """Continue from the newest checkpoint that is whole -> the number of steps done."""
-    steps = resume_steps(work) if RANK == 0 else []
+    steps = resume_steps(work)[:KEPT] if RANK == 0 else []     # one more after a kill
     steps = [int(step) for step in sum_over_ranks(*steps, *[0] * (KEPT - len(steps)))]
     for step in filter(None, steps):                    # the same for all processes
         folder, state = work / "resume" / f"step_{step}", training_state(model, optimizers)
@@ -343,9 +349,10 @@ def read_metrics(folder, before=math.inf):
     """The lines of metrics.jsonl up to a step; a torn last line is left out."""
     metrics, path = [], folder / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            metrics.append(json.loads(line))
-    return [line for line in metrics if line["step"] <= before]
+        with contextlib.suppress(ValueError, TypeError, KeyError):      # torn, or not ours
+            if (row := json.loads(line))["step"] <= before:
+                metrics.append(row)
+    return metrics
 
 
 def log_line(row, steps, seconds):
@@ -357,7 +364,9 @@ def log_line(row, steps, seconds):
             f"lr {row['lr']:.1e}  norm {row['grad_norm']:.2g}  "
             f"{row['tokens_per_second'] / 1e3:,.1f}k tok/s  MFU {row['mfu']:.0%}  "
             f"{row['memory_gb']:.3g} GB  {seconds / 60:.1f} min left")
-    return line if len(line) <= 120 else line.replace("  ", " ")
+    for wide, narrow in ("  ", " "), (" tok/s", "/s"), (" min left", " min"):
+        line = line if len(line) <= 120 else line.replace(wide, narrow)
+    return line[:120]
 
 
 def draw(folder, before=0, earlier=()):
@@ -481,20 +490,17 @@ class Log:
     def __init__(self, work, args, first, flops, peak):
         self.work, self.args, self.flops, self.peak = work, args, flops, peak
         self.every, self.waiting = max(1, args.steps // 50), None
-        self.norms, self.seconds, self.waited = deque(maxlen=100), 0.0, 0.0
-        self.steps = self.tokens = 0
+        self.norms, self.since = deque(maxlen=100), Counter()   # since: the last row
         if RANK == 0:
             rows = read_metrics(work, before=first)
             write_text(work / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        self.bar = tqdm(total=args.steps, initial=first, unit="step",
-                        disable=RANK > 0 or not sys.stderr.isatty())
+        self.bar = tqdm(total=args.steps, initial=first, unit="step", disable=RANK > 0 or None)
 
     def note(self, step, lr, count, sums, norm, tokens, seconds, waited):
         """Keep what a step gave, sums and norm still on the device, until it is read. tokens: of
         the step on this process; seconds: of the step, of which it waited some for its batch."""
         self.waiting = step, lr, count, sums, norm
-        self.seconds, self.waited = self.seconds + seconds, self.waited + waited
-        self.steps, self.tokens = self.steps + 1, self.tokens + tokens
+        self.since.update(steps=1, tokens=tokens, seconds=seconds, waited=waited)
 
     def read(self, measured=None):
         """Read what was noted; write its row every so often, and whenever there are measures."""
@@ -515,17 +521,17 @@ class Log:
         self.bar.update()
         if not measured and step % self.every and step < self.args.steps:
             return
-        speed = WORLD * self.tokens / self.seconds
+        since, self.since = self.since, Counter()
+        speed = WORLD * since["tokens"] / since["seconds"]
         row = {"step": step, "loss": loss, **means, "lr": lr, "grad_norm": norm,
-               "tokens_per_second": speed, "mfu": speed * self.flops / self.peak,
-               "data_share": self.waited / self.seconds, "memory_gb": memory(), **(measured or {})}
+               "tokens_per_second": speed, "mfu": speed * self.flops / self.peak, "data_share":
+               since["waited"] / since["seconds"], "memory_gb": memory(), **(measured or {})}
         if RANK == 0:
             with open(self.work / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
-            left = (self.args.steps - step) * self.seconds / self.steps
+            left = (self.args.steps - step) * since["seconds"] / since["steps"]
             tqdm.write(log_line(row, self.args.steps, left))
             sys.stdout.flush()
-        self.seconds, self.waited, self.steps, self.tokens = 0.0, 0.0, 0, 0
 
 
 def start(model, args, work):
@@ -572,6 +578,10 @@ def finish(model, tokenizer, args, work, folder):
         tokenizer.save(work)
         earlier = read_metrics(folder.with_name(STAGES["file"])) if args.before else ()
         draw(work, args.before, earlier)
+        if args.after:              # what there is of the next phase came from an earlier model
+            other = folder.with_name(f"{STAGES['repository']}.unfinished")
+            shutil.rmtree(other, ignore_errors=True)
+            other.mkdir()
         move_folder(work, folder)
         shutil.rmtree(folder / "resume", ignore_errors=True)
     barrier()
@@ -614,6 +624,8 @@ def train(model, tokenizer, batches, loss_fn, args, evaluate=None):
                 saved = done
         log.read()
         finish(model, tokenizer, args, work, folder)
+    for number in stops:                                # what came during the last step
+        signal.raise_signal(number)
 
 
 def load_base(name, device):
@@ -642,7 +654,8 @@ def training_flags(parser):
     parser.add_argument("--out", default="out",
                         help="root folder of the stages (default: %(default)s)")
     parser.add_argument("--size", choices=CONFIGS, help="shape, vocabulary, rows, batch and steps "
-                        "(default: that of the model, else tiny on CPU and MPS, small on CUDA)")
+                        "(default: tiny on CPU and MPS, small on CUDA; in sft.py and dpo.py that "
+                        "of the model)")
     parser.add_argument("--init", metavar="FOLDER", help="checkpoint folder or hub name to start "
                         "from, with its tokenizer (default: what the stage before has left)")
     parser.add_argument("--fresh", action="store_true", help="start anew, with data made anew")
@@ -735,7 +748,7 @@ def memory_plan(config, args, devices, bf16, program=0.0):
     triton = args.device == "cuda"
     scores = 0 if triton else a * config.num_attention_heads * T / 2    # a CPU keeps them
     layers = a * D * L + block + scores if args.checkpoint_activations else (block + scores) * L
-    copies = a * (2 * blocks / L + V * D) if devices > 1 else a * P if bf16 else 0
+    copies = a * (2 * blocks / L + P - blocks) if devices > 1 else a * P if bf16 else 0
     rows = CHUNK_ROWS if triton else max(1, CHUNK_LOGITS // V)
     return {"program": program, "weights": 4 * P / devices / 1e9,
             "gradients": 4 * P / devices / 1e9,
@@ -750,16 +763,16 @@ def print_table(rows):
         print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths)))
 
 
-def print_plan(args, devices):
+def print_plan(args, phase, devices):
     """A table for the published sizes, or for --size alone: memory by part, then time and cost."""
     if devices < 1:
         raise InputError("--plan: must be at least 1")
     name, room, peak, price = PLANNED_GPU
     on_gpu = args.device == "cuda"
-    bf16 = args.dtype != "float32" and (on_gpu or cpu_has_bf16())
+    bf16 = args.dtype == "bfloat16" or args.dtype == "auto" and (on_gpu or cpu_has_bf16())
     memories, times = [], []
     for size in [args.size] if args.size else list(CONFIGS)[len(PRESETS["file"]):]:
-        one = settings(argparse.Namespace(**{**vars(args), "size": size}), "file")
+        one = settings(argparse.Namespace(**{**vars(args), "size": size}), phase)
         parts = memory_plan(CONFIGS[size], one, devices, bf16, 0.0 if on_gpu else memory())
         least = argparse.Namespace(**{**vars(one), "checkpoint_activations": True})
         least = sum(memory_plan(CONFIGS[size], least, devices, bf16, parts["program"]).values())
@@ -793,12 +806,10 @@ def next_token_loss(model, batch):
 def data_and_tokenizer(args):
     """Make what is missing on one process, read it on all -> (train, held out, tokenizer)."""
     ours = not args.init and args.size in PRESETS["file"]   # a tokenizer of our own
-    vocab_size = CONFIGS[args.size].vocab_size if ours else None
-    name = Path(args.out) / "tokenizer" if vocab_size else args.init
-    name = name or f"Qwen/Qwen2.5-Coder-{args.size}"
+    name = Path(args.out) / "tokenizer" if ours else args.init or f"Qwen/Qwen2.5-Coder-{args.size}"
     sources, made = args.source, Path(args.out) / "data" / "manifest.json"
     if args.phase == "repository" and not sources and made.exists():
-        sources = read_json(made)["sources"]
+        sources = read_json(made).get("sources")
     sources = sources or DEFAULT_SOURCES + (
         [] if args.size in ("tiny", "mini") else ["packages", "text:packages"])
     if RANK == 0:
@@ -806,15 +817,15 @@ def data_and_tokenizer(args):
         table = prepare_data(args.out, sources, fresh)
         if args.phase == "file":
             print_corpus(args.out, table)
-        if vocab_size:
-            prepare_tokenizer(args.out, vocab_size, args.fresh)
-    if LOCAL_RANK == 0 and not vocab_size:              # one download a machine
+        if ours:
+            prepare_tokenizer(args.out, CONFIGS[args.size].vocab_size, args.fresh)
+    if LOCAL_RANK == 0 and not ours:                    # one download a machine
         hub_folder(name, weights=bool(args.init))
     barrier()
     tokenizer = Tokenizer.load(name)
     parts = {"code": "validation", "text": "validation_text", "math": "validation_math"}
     heldout = {kind: load_documents(args.out, part) for kind, part in parts.items()
-               if Path(args.out, "data", f"{part}.jsonl").exists()}
+               if kind == "code" or Path(args.out, "data", f"{part}.jsonl").exists()}
     if args.init and args.phase == "file" and "stdlib" not in sources:      # what may be forgotten
         heldout["general"], size = [], 0
         for document in documents("stdlib"):
@@ -845,16 +856,15 @@ def make_model(args, tokenizer, device):
 
 def watch(model, tokenizer):
     """Print what the model now makes of a fixed gap and a fixed beginning, to see it learn."""
-    model.eval()
     (prefix, suffix), end = WATCHED, tokenizer.special[ENDOFTEXT]
-    filled = infill(model, tokenizer, prefix, suffix, WATCHED_TOKENS)
-    [new] = generate(model, [[end, *tokenizer.encode(prefix)]], WATCHED_TOKENS,
+    length = min(WATCHED_TOKENS, model.config.max_position_embeddings // 4)
+    filled = infill(model, tokenizer, prefix, suffix, length)
+    [new] = generate(model, [[end, *tokenizer.encode(prefix)]], length,
                      vocab_size=min(tokenizer.special.values()))    # text alone: no gap begins here
     for text, after in ((filled, suffix), (tokenizer.decode(new), "")):
         line = f"{prefix}⟦{text}⟧{after}".rstrip().replace("\n", "⏎")
         if RANK == 0:
             tqdm.write(f"    {re.sub(' +', ' ', line)}"[:120])
-    model.train()
 
 
 def draw_positions(folder, models, heldout, device):
@@ -917,14 +927,13 @@ def train_phase(args, device):
     say("held-out bits per byte: " + ", ".join(f"{name} {n:.3f}" for name, n in others.items()))
 
     def evaluate(model, step):
-        names = {"code": "bpb", **{kind: f"bpb {kind}" for kind in ("text", "math", "general")}}
-        bits = {names[kind]: bits_per_byte(model, tokenizer, documents)
+        bits = {f"bpb {kind}".removesuffix(" code"): bits_per_byte(model, tokenizer, documents)
                 for kind, documents in heldout.items()}
         if step:
             watch(model, tokenizer)
         return {**bits, **others}
 
-    if args.init and newest_resume(work) == 0:
+    if args.init and (args.fresh or newest_resume(work) == 0):
         say("before: " + ", ".join(f"{name} {bits:.3f}" for name, bits in evaluate(model, 0).items()
                                    if name not in others))
     train(model, tokenizer, batches, next_token_loss, args, evaluate)
@@ -953,7 +962,7 @@ def main():
     if not 0 <= args.fim_rate <= 1:
         raise InputError(f"--fim-rate {args.fim_rate}: must be between 0 and 1")
     if (devices := vars(args).pop("plan")) is not None:
-        return print_plan(args, devices)
+        return print_plan(args, phase or "file", devices)
     if args.init and LOCAL_RANK == 0:               # before the data is made
         Config.from_json(hub_folder(args.init, weights=False) / "config.json")
     phases = [settings(args, name, not phase) for name in ([phase] if phase else STAGES)]
