@@ -152,6 +152,8 @@ def test_comments_and_blanks_are_no_difference():
     assert same_code("```python\nn = 1  # one\n```", "```python\nn=1\n```")
     assert not same_code("```python\nn = 1\n```", "```python\nn = 2\n```")
     assert same_code("yes it is\n", "yes it is") and not same_code("yes it", "yes")
+    long = "n = 1" + " + 1" * 1500                          # deeper than Python's recursion
+    assert same_code(long, long + "\n") and not same_code(long, long + " + 1")
 
 
 def test_lengths_are_balanced():
@@ -166,18 +168,18 @@ def test_lengths_are_balanced():
 def test_pairs_from_the_sandbox(monkeypatch, small_model, small_tokenizer):
     """Of each task the passing and the failing answers, each text once, none cut off."""
     found = [[("a", True, True), ("a", True, True), ("b", True, False), ("c", False, False)],
-             [("a", True, True)] * 4, [("b", True, False)] * 4]
+             [("a", True, True)] * 4, [("b", True, False)] * 4, [("c", False, False)] * 4]
     monkeypatch.setattr(dpo, "solve", lambda *args, **sampling: found)
-    monkeypatch.setattr(dpo, "TASKS", 3)
+    monkeypatch.setattr(dpo, "TASKS", 4)
     args, counts = SimpleNamespace(seed=0, weak_sandbox=False), Counter()
     [pair] = sampled_pairs(small_model, small_tokenizer, args, 1, counts)
     assert pair["chosen"] == "```python\na\n```" and pair["rejected"] == "```python\nb\n```"
     assert [message["role"] for message in pair["prompt"]] == ["system", "user"]
-    assert counts == {"answers": 12, "that pass": 6, "tasks that are always solved": 1,
+    assert counts == {"answers": 16, "that pass": 6, "tasks that are always solved": 1,
                       "tasks that are never solved": 1}
     for answers, what in ((found[1], "everything"), (found[2], "nothing")):
-        monkeypatch.setattr(dpo, "solve", lambda *args, own=answers, **sampling: [own] * 3)
-        with pytest.raises(InputError, match=f"solves {what} of 3 tasks"):
+        monkeypatch.setattr(dpo, "solve", lambda *args, own=answers, **sampling: [own] * 4)
+        with pytest.raises(InputError, match=f"solves {what} of 4 tasks"):
             sampled_pairs(small_model, small_tokenizer, args, 1, Counter())
 
 

@@ -26,7 +26,9 @@ from model import CONFIGS, CausalLM, Config, load_model
 from pretrain import (
     Log,
     Muon,
+    check_same_run,
     choose_dtype,
+    finish,
     flops_per_token,
     learning_rate,
     log_line,
@@ -39,6 +41,7 @@ from pretrain import (
     orthogonal,
     read_metrics,
     resume_steps,
+    watch,
 )
 from tokenizer import InputError, Tokenizer, read_json, run
 
@@ -432,6 +435,28 @@ def test_torn_metrics_are_read(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
     assert [row["step"] for row in read_metrics(tmp_path, before=1)] == [1]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n[]\n5\n{"loss": 2}\n{"step": 2}\n')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(InputError, match="run.json: holds no settings of a run"):
+        check_same_run(tmp_path, argparse.Namespace(lr=1))
+
+
+def test_a_short_context_is_watched_too(small_tokenizer, capsys):
+    model = CausalLM(Config(**{**SMALL, "vocab_size": 416, "max_position_embeddings": 16}))
+    watch(fill_weights(model), small_tokenizer)
+    assert capsys.readouterr().out.count("⟦") == 2
+
+
+def test_a_new_file_phase_leaves_nothing_of_an_old_repository_phase(small_model, small_tokenizer,
+                                                                    tmp_path):
+    old = tmp_path / "repository.unfinished"
+    (old / "resume" / "step_4").mkdir(parents=True)
+    (tmp_path / "pretrain.unfinished").mkdir()
+    (tmp_path / "pretrain.unfinished" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    finish(small_model, small_tokenizer, argparse.Namespace(before=0, after=9),
+           tmp_path / "pretrain.unfinished", tmp_path / "pretrain")
+    assert newest_resume(old) == 0 and old.exists() and (tmp_path / "pretrain").exists()
 
 
 def test_newest_checkpoint_is_a_whole_one(tmp_path):
@@ -444,6 +469,9 @@ def test_log_line_is_never_wide():
     row = dict(step=1_239_999, loss=12.3456, bpb=1.234, lr=3e-4, grad_norm=99.5, mfu=0.5,
                tokens_per_second=12_345_678.9, memory_gb=123.4)
     assert len(log_line(row, 1_240_000, 1e6)) <= 120
+    row.update({"bpb text": 1.234, "bpb math": 1.234, "bpb general": 1.234})
+    line = log_line(row, 1_240_000, 1e6)
+    assert len(line) <= 120 and "general 1.234" in line
 
 
 def test_picture(finished):
