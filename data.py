@@ -1109,7 +1109,7 @@ def clean(file, unit, contamination):
     if file.reason and (language or file.reason != "over 1 MB"):
         return drop(file.reason)
     if not language:
-        return drop("language unknown", ending[:20])
+        return drop("language unknown", ending[:20].encode(errors="replace").decode())
     try:
         text = normalize(file.data.decode("utf-8-sig"))
     except UnicodeError:
@@ -1486,10 +1486,10 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
             work.mkdir(parents=True)
             write_text(work / "state", state)
         corpus = Corpus(process_units(found, work, benchmark_files, workers or cores()))
-        if not any(row["kind"] == "code" for row in corpus.rows):
-            raise InputError(f"--source {' '.join(sources)}: no source code found there")
         total, accuracy = len(corpus.rows) + len(corpus.dropped), corpus.name_ambiguous()
         corpus.drop_duplicates()
+        if not any(row["kind"] == "code" for row in corpus.kept()):
+            raise InputError(f"--source {' '.join(sources)}: no source code found there")
         grounding = corpus.filter_grounding(next(
             (unit.place for unit in found if unit.place.startswith(("http://", "https://"))), None))
         train, validation = split(corpus.kept())

@@ -1280,10 +1280,12 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), k
     prompts = [prompt[-(T - max_new_tokens):] for prompt in prompts]
     results, done = [None] * len(prompts), {}
     if kept and kept.exists():
-        with contextlib.suppress(ValueError, TypeError):                # damaged: asked again
+        try:
             whole = kept.read_text(encoding="utf-8").rpartition("\n")[0]    # the last: cut off?
             kept.write_text(whole + "\n" * bool(whole), encoding="utf-8")
             done = dict(map(json.loads, whole.splitlines()))
+        except (ValueError, TypeError):                                 # damaged: asked again
+            kept.unlink()
     which = float(model.head.detach().float().abs().mean())     # other weights, another text
 
     def stop(ids):

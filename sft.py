@@ -7,7 +7,7 @@ answers alone, and fill-in-the-middle stays in the mix so that it is not forgott
 
 The loop is pretrain.py's train(), the sandbox evaluate.py's. Preferences are dpo.py's business.
 
-    python sft.py                       # build, train, measure; 5 to 15 minutes on 2 cores
+    python sft.py                       # build, train, measure; 5 to 13 minutes on 2 cores
     python sft.py --chat                # talk with the newest model
     python sft.py --build               # out/instructions alone: conversations, scores, a picture
     python sft.py --data FILE           # conversations of your own beside them (JSON or JSON lines)

@@ -55,13 +55,16 @@ LONG = {"test_data.py", "test_grader.py", "test_kernels.py"}    # they take as l
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session):
-    """Run half of the tests in a copy of this process, as most tests keep one core busy; its
-    reports come through a file."""
+    """Run half of the tests in a copy of this process, as most of them keep one core busy; its
+    reports come through a file, when both halves have ended."""
+    config, option = session.config, session.config.option
     halves = [[item for item in session.items if (item.path.name in LONG) == own]
               for own in (False, True)]
-    if not all(halves) or session.config.option.collectonly:
+    if (not all(halves) or option.collectonly or option.usepdb or option.trace or option.setupshow
+            or sys.platform == "darwin"):               # where a fork is not safe
         return (yield)
-    reports, config = tempfile.TemporaryFile("w+"), session.config
+    config._tmp_path_factory.getbasetemp()              # one for both
+    reports = tempfile.TemporaryFile("w+")
     child = os.fork()
     session.items[:] = halves[child == 0]
     if child == 0:
@@ -70,22 +73,26 @@ def pytest_runtestloop(session):
         capture.start_global_capturing()
         config.pluginmanager.unregister(name="terminalreporter")
         config.pluginmanager.register(Reports(config, reports))
+        status = 1
         try:
-            return (yield)
+            result = yield
+            status = 0
+            return result
         finally:
-            reports.flush()
-            os._exit(0)
+            os._exit(status)
     try:
         result = yield
     except BaseException:
         os.kill(child, signal.SIGINT)
+        os.waitpid(child, 0)
         raise
-    if os.waitpid(child, 0)[1]:
-        pytest.exit("the process with the other half of the tests was killed", 1)
+    status = os.waitpid(child, 0)[1]
     reports.seek(0)
     for line in reports:
         report = config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
         config.hook.pytest_runtest_logreport(report=report)
+    if status and not option.maxfail:                   # with -x it ends at a failure
+        pytest.exit("the process with the other half of the tests ended early", 1)
     return result
 
 
@@ -97,7 +104,7 @@ class Reports:
 
     def pytest_runtest_logreport(self, report):
         report = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
-        print(json.dumps(report), file=self.file)
+        print(json.dumps(report), file=self.file, flush=True)
 
 
 def reference_data(name):

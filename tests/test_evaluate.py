@@ -144,8 +144,12 @@ def test_what_was_written_is_not_asked_again(model, small_tokenizer, tmp_path, m
     assert asked == sizes[2:]
     complete(model, small_tokenizer, prompts, 8, ["e"], (), kept)           # another question
     assert sum(asked) == sum(sizes[2:]) + 40
-    kept.write_bytes(b"\xff")                                               # damaged
-    assert complete(model, small_tokenizer, prompts, 9, ["e"], (), kept) == texts
+    for damaged in (b"\xff", b"5\n"):
+        kept.write_bytes(damaged)
+        assert complete(model, small_tokenizer, prompts, 9, ["e"], (), kept) == texts
+        before = len(asked)
+        assert complete(model, small_tokenizer, prompts, 9, ["e"], (), kept) == texts
+        assert len(asked) == before
 
 
 def asked(monkeypatch, model, tokenizer, name, row, answers, *flags):

@@ -255,7 +255,8 @@ def test_published_config_is_read(tmp_path):
     assert config.rope_theta == 1e6 and config.rope_scaling["factor"] == 4.0
     assert config.eos_token_id == [151645, 151643]
     path.write_text(json.dumps({**published, "rope_scaling": {}}))          # as good as none
-    CausalLM(Config(**{**SMALL, "rope_scaling": Config.from_json(path).rope_scaling}))
+    empty = CausalLM(Config(**{**SMALL, "rope_scaling": Config.from_json(path).rope_scaling}))
+    assert torch.equal(empty.model.frequencies, CausalLM(Config(**SMALL)).model.frequencies)
 
 
 @pytest.mark.parametrize("change,message", [
