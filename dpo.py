@@ -7,7 +7,7 @@ thought of both before (the reference), which is computed once and stored.
 
 The loop is pretrain.py's train(), the tasks are sft.py's, the sandbox is evaluate.py's.
 
-    python dpo.py                       # sample, grade, pair, train, measure; 10 to 18 minutes
+    python dpo.py                       # sample, grade, pair, train, measure; 12 to 18 minutes
     python dpo.py --rounds 3            # ... and again with the better model
     python dpo.py --build               # out/preferences_1 alone: the pairs and why others fell out
     python dpo.py --data FILE           # pairs of your own: prompt, chosen, rejected (JSON lines)

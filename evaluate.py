@@ -14,7 +14,7 @@ and GSM8K, our own ladder for small models, the needle in the code, bits per byt
 This file knows models and benchmarks, not training (pretrain.py) nor where data comes from
 (data.py): held-out documents reach it as a file.
 
-    python evaluate.py                              # the newest model in out/; 2 minutes
+    python evaluate.py                              # the newest model in out/; 2 to 3 minutes
     python evaluate.py --benchmark humaneval --model FOLDER --problems HumanEval.jsonl.gz [--chat]
     python evaluate.py --benchmark needle           # a heat map, PNG; 20 seconds
     python evaluate.py score --benchmark humaneval --problems HumanEval.jsonl.gz --samples S.jsonl
@@ -1222,6 +1222,7 @@ def benchmark_file(benchmark):
     return (ASSETS if ours else cache_folder() / "benchmarks") / benchmark["file"]
 
 
+# What a problem holds of these is text
 TEXT_FIELDS = ("prompt", "suffix", "test", "entry_point", "code", "input", "output", "question")
 
 

@@ -544,9 +544,9 @@ def _loss_head(hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | 
     """
     out, d_hidden, d_weight = (x.zero_() for x in _loss_head_shapes(hidden, weight, targets, scale))
     d_weight, w, V = d_weight.float(), weight.to(hidden.dtype), len(weight)
-    if why_not_triton(hidden.device):               # what is not learned is left out; a GPU would
-        parts = (targets != -100).nonzero()[:, 0].split(max(1, CHUNK_LOGITS // V))  # be waited for
-    else:
+    if why_not_triton(hidden.device):                   # what is not learned is left out
+        parts = (targets != -100).nonzero()[:, 0].split(max(1, CHUNK_LOGITS // V))
+    else:                                               # to count it, a GPU would be waited for
         parts = [slice(i, i + CHUNK_ROWS) for i in range(0, len(hidden), CHUNK_ROWS)]
     for part in parts:
         x = hidden[part]
