@@ -203,7 +203,7 @@ def fetch_github(place):
     owner, name, ref = match.groups()
     server = os.environ.get("MINICODER_GITHUB", "https://codeload.github.com")
     ref = ref or "HEAD"
-    target = cache_folder() / "github" / f"{owner}--{name}--{ref.replace('/', '-')}.tar.gz"
+    target = cache_folder() / "github" / f"{owner}--{name}--{ref.replace('/', '%2F')}.tar.gz"
     return fetch(f"{server}/{owner}/{name}/tar.gz/{ref}", target, largest=LARGEST_ARCHIVE)
 
 
@@ -494,11 +494,13 @@ def ask(url, messages, tries=5, **options):
         return read_json(path)["answer"]
     server, _, model = url.partition("#")
     question["model"] = model or first_model(server)
+    rest = 0
     for attempt in range(tries):
+        time.sleep(rest * RETRY_SECONDS)
         answer, problem, rest = reply_to(server, question)
         if answer is not None:
             break
-        time.sleep((rest or 2 ** attempt) * RETRY_SECONDS)
+        rest = rest or 2 ** attempt
     else:
         raise InputError(f"{server}: no answer ({problem}); the same command goes on from here")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -1401,7 +1403,7 @@ def draw_funnel(table, path):
                                 for key, _ in items])
         axes.bar_label(bars, fmt="{:.3g}", padding=2)
         axes.invert_yaxis()
-        axes.margins(x=0.12)
+        axes.margins(x=0.18)
         axes.set(title=title, xlabel="MB")
     figure.savefig(path, dpi=120)
 
@@ -1414,9 +1416,10 @@ def draw_grounding(stages, path):
     bars = axes.bar(names, [stage["bytes"] / 1e6 for stage in stages], color="tab:gray")
     axes.bar_label(bars, [f"{stage['bytes'] / 1e6:.1f} MB" for stage in stages])
     axes.set(title="text-code grounding, from coarse to fine", ylabel="left after the stage, MB")
+    axes.margins(y=0.1)
     marks = axes.twinx()
     marks.plot(names, [stage["mean mark"] for stage in stages], "o-", color="tab:green")
-    marks.set_ylabel("mean mark of what is left", color="tab:green")
+    marks.set_ylabel("mean mark of what is left, 0 to 1", color="tab:green")
     marks.set_ylim(0)
     figure.savefig(path, dpi=120)
 

@@ -1587,6 +1587,7 @@ def draw_insertions(pairs, path):
     for line, pieces in enumerate(rows):
         column = 1
         for piece, colour in pieces:                    # 9 points of a monospaced font: 0.0753 inch
+            piece = piece if column + len(piece) < 119 else piece[:118 - column] + "…"
             figure.text(column * 0.0753 / 9, 1 - (line + 1) / (len(rows) + 1), piece, color=colour,
                         family="monospace", fontsize=9, va="center", parse_math=False)
             column += len(piece)
