@@ -770,8 +770,8 @@ def candidate_pairs(signatures):
 def near_duplicates(signatures, load):
     """Of each row the first row that it is a near-duplicate of, itself if none.
 
-    load(i): the shingles of row i. Candidates are verified; verified pairs are joined, so that of
-    a chain of copies the first remains.
+    load(i): the shingles of row i. `candidate_pairs` are verified (`jaccard` of at least NEAR);
+    verified pairs are joined, so that of a chain of copies the first remains.
     """
     first = list(range(len(signatures)))
 

@@ -126,7 +126,8 @@ def pieces(text):
 
 
 def closest(passed, failed, most=PAIRS_A_TASK):
-    """Pairs of one that passes and one that fails, the most alike first, none used twice."""
+    """Pairs of one that passes and one that fails, the most alike (`edit_similarity` of their
+    `pieces`) first, none used twice."""
     ranked = sorted(((-edit_similarity(pieces(a), pieces(b)), a, b)
                      for a in passed for b in failed), key=lambda row: row[0])
     used, pairs = set(), []

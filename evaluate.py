@@ -1074,7 +1074,8 @@ def compare(problem, completion):
 
 
 def pass_at_k(n, c, k):
-    """The chance that one of k of n samples passes when c do, unbiased (arXiv 2107.03374, 3)."""
+    """The chance that one of k of n samples passes when c do, unbiased (arXiv 2107.03374, 3).
+    ValueError unless 0 <= c <= n and 1 <= k <= n."""
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"pass@{k} of {n} samples, {c} of them right")
     return 1.0 - math.prod(1 - k / i for i in range(n - c + 1, n + 1)) if n - c >= k else 1.0

@@ -124,8 +124,10 @@ def draw(weights, rng):
 def span(text, kind, rng, nodes=()):
     """Where a middle of a kind of SPANS lies in text -> (start, end), in characters.
 
-    nodes: those of `syntax_nodes` that lie in the text. A text without any is cut by lines, one
-    without a line that is not blank by characters. rng: numpy Generator.
+    lines: half of the time one, else 2 to LINES, without the last line's end, and half of the time
+    from where the code begins. words: 1 to WORDS pre-tokens. syntax: a kind by its weight in NODES,
+    then one of its nodes. nodes: those of `syntax_nodes` that lie in the text. A text without any
+    is cut by lines, one without a line that is not blank by characters. rng: numpy Generator.
     """
     if kind == "syntax" and nodes:
         present = {node.kind for node in nodes}

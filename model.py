@@ -169,7 +169,8 @@ def rotary_frequencies(config):
 def rotate(x, cos, sin):
     """Turn channel i against channel i + d/2: x (B, T, H, d), cos and sin (B, T, 1, d).
 
-    The first half becomes x1 cos - x2 sin, the second x2 cos + x1 sin; sin carries the signs.
+    The first half becomes x1 cos - x2 sin, the second x2 cos + x1 sin; the sin that is given holds
+    the signs: its first half is negative.
     """
     swapped = x.roll(x.shape[-1] // 2, dims=-1)                         # (x2, x1)
     return torch.addcmul(x * cos, swapped, sin)
@@ -399,8 +400,8 @@ class KVCache:
 def choose(logits, temperature, top_k, top_p, chance):
     """Choose one id per row: logits (B, V), chance (B, 1) in [0, 1) -> (B,).
 
-    Temperature 0: the likeliest. top_k: only the k best (0: all). top_p: only the fewest best
-    that reach this probability.
+    Temperature 0: the likeliest. top_k: only the k best (0: all). top_p: of these only the fewest
+    best that reach this share of their probability.
     """
     if temperature == 0:
         return logits.argmax(-1)

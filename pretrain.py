@@ -201,7 +201,8 @@ def barrier():
 def orthogonal(matrix, dtype):
     """The matrix with every singular value near 1: five steps of Newton and Schulz, in a dtype.
 
-    Each step takes a singular value s to as + bs^3 + cs^5, whose slope at 0 is as steep as can be.
+    First the whole is divided by its norm; then each step takes a singular value s to
+    as + bs^3 + cs^5 (NEWTON_SCHULZ), whose slope at 0 is as steep as can be.
     """
     a, b, c = NEWTON_SCHULZ
     x = (matrix if matrix.size(0) <= matrix.size(1) else matrix.T).to(dtype)    # rows <= columns
@@ -422,7 +423,8 @@ def one_step(model, optimizers, batch_list, loss_fn, count, lr):
     """Forward, backward and update over the batches of a step -> (sums, gradient norm).
 
     The loss is averaged over the targets of the whole step, wherever they are; FSDP averages
-    gradients over processes, hence the factor. sums: of the loss and of each of its metrics. All
+    gradients over processes, hence the factor. count: those targets; lr: of each group, times its
+    `scale`; gradients are clipped to CLIP. sums: of the loss and of each of its metrics. All
     results are tensors on the device: reading them would make the CPU wait, so that happens a
     step later.
     """

@@ -253,7 +253,8 @@ def task_conversation(task, in_words=False):
 
 
 def mutated(code, rng):
-    """A function with one operator, constant or truth value changed; None where there is none."""
+    """A function with one operator (SWAPS), whole number (n + 1) or truth value changed, the rest
+    as it was written; None where there is none."""
     tree = ast.parse(code)
     places = [node for node in ast.walk(tree)
               if type(getattr(node, "op", getattr(node, "ops", [None])[0])) in SWAPS
@@ -616,7 +617,8 @@ def chat_ids(tokenizer, messages, last_turn=False, published_mask=False):
 
     Learned are what an assistant says and the <|im_end|> after it, in all turns or the last alone.
     published_mask: as the released script has it, the turns' marks of all roles and the line ends
-    too. Contents are text: a control token written in one stays what was written.
+    after <|im_end|> too. SYSTEM_PROMPT comes first where no system message does. Contents are text:
+    a control token written in one stays what was written.
     """
     begin, end = (tokenizer.special[name] for name in ("<|im_start|>", "<|im_end|>"))
     if messages[0]["role"] != "system":

@@ -480,6 +480,7 @@ class Tokenizer:
 
         messages: dicts with role and content; an assistant's may have tool_calls (dicts with name
         and arguments, or with both under "function"). tools: JSON-like function signatures.
+        InputError: no message, or an unknown role.
         """
         if not messages:
             raise InputError("a chat needs at least one message")

@@ -141,7 +141,7 @@ def test_code_beside_the_pairs(small_tokenizer):
 
 
 def test_the_closest_pairs():
-    passed, failed = ["return n + 12", "m = n\nreturn m + 12"], ["return n + 13", "while n: pass"]
+    passed, failed = ["return n + 12", "m = n\nreturn m + 12"], ["while n: pass", "return n + 13"]
     assert closest(passed, failed) == [("return n + 12", "return n + 13"),
                                        ("m = n\nreturn m + 12", "while n: pass")]
     assert closest(passed, failed, 1) == [("return n + 12", "return n + 13")]

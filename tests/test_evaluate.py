@@ -435,7 +435,8 @@ def test_pass_at_k():
 def test_edit_similarity():
     """2 M / T by hand: abcd and abxd share a, b, d."""
     cases = {("abcd", "abxd"): 75.0, ("", ""): 100.0, ("a", ""): 0.0, ("kitten", "sitting"):
-             200 * 4 / 13, ("x = 1", "x = 1"): 100.0, ("ab", "ba"): 50.0}
+             200 * 4 / 13, ("x = 1", "x = 1"): 100.0, ("ab", "ba"): 50.0,
+             ("abcdxx", "xxadbc"): 50.0}
     for (a, b), score in cases.items():
         assert edit_similarity(a, b) == edit_similarity(b, a) == pytest.approx(score)
 

@@ -184,6 +184,7 @@ def test_sample_takes_each_id_as_often_as_it_should():
     assert shares() == [0.1, 0.2, 0.4, 0.3]
     assert shares(top_k=2) == pytest.approx([0, 0, 4 / 7, 3 / 7], abs=2e-3)
     assert shares(top_p=0.75) == pytest.approx([0, 2 / 9, 4 / 9, 3 / 9], abs=2e-3)  # .4 + .3 < .75
+    assert shares(top_k=2, top_p=0.5) == [0, 0, 1, 0]                       # .4 is .57 of .7
     assert shares(top_p=0.65) == pytest.approx([0, 0, 4 / 7, 3 / 7], abs=2e-3)
     assert shares(top_p=0.0001) == shares(top_p=0) == [0, 0, 1, 0]
     assert shares(temperature=0.5) == pytest.approx([1 / 30, 4 / 30, 16 / 30, 9 / 30], abs=2e-3)

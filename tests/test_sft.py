@@ -125,11 +125,11 @@ def test_functions_become_conversations():
 
 
 def test_mutations_change_one_thing():
-    code = "def f(a):\n    if a < 3 and True:\n        return a + 1\n    return -a\n"
+    code = "def f(a):\n    if a < 3 and True:  # so\n        return a + 1\n    return -a\n"
     found = {mutated(code, random.Random(i)) for i in range(60)}
     assert code not in found and len(found) == 6
     for wrong in found:
-        assert ast.dump(ast.parse(wrong)) != ast.dump(ast.parse(code))
+        assert ast.dump(ast.parse(wrong)) != ast.dump(ast.parse(code)) and "  # so\n" in wrong
     assert mutated("def f(a):\n    return a\n", random.Random(0)) is None
 
 
