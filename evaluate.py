@@ -1,11 +1,13 @@
-"""How good a model is, and a grader that cannot be fooled.
+"""How good a model is, and a grader that is hard to fool.
 
 Programs that a model wrote are run to see whether they are right, and such programs may do
 anything: hang, fill the memory, read files, or return an object that equals everything. So each
 check takes two locked-in processes. The *candidate* holds the program and no test; the *tester*
 holds the test, calls check(candidate) and sees of the candidate only plain values that came
 through a pipe. What the candidate prints, its exit code and late answers count for nothing. A
-third, the *worker*, forks them, ends them in time and sees neither programs nor tests.
+third, the *worker*, forks them, ends them in time and sees neither programs nor tests. One door
+stays ajar: a clock tells which files were read before, so that samples could leave signs for one
+another in the system's cache.
 
 On top of that stand benchmarks in the formats of HumanEval, MBPP, EvalPlus, infilling, CRUXEval
 and GSM8K, our own ladder for small models, the needle in the code, bits per byte, and pass@k
@@ -24,6 +26,7 @@ This file knows models and benchmarks, not training (pretrain.py) nor where data
 
 import argparse
 import ast
+import atexit
 import builtins
 import bz2
 import contextlib
@@ -52,6 +55,7 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+import threading
 import time
 import traceback
 import types
@@ -165,15 +169,17 @@ rt_sigreturn 15 139, pread64 17 67, readv 19 65, writev 20 66, access 21 -, sche
 mremap 25 216, madvise 28 233, nanosleep 35 101, getpid 39 172, exit 60 93, uname 63 160,
 getcwd 79 17, readlink 89 -, gettimeofday 96 169, getrusage 98 165, times 100 153, getuid 102 174,
 getgid 104 176, geteuid 107 175, getegid 108 177, sigaltstack 131 132, gettid 186 178, time 201 -,
-recvmsg 47 212, futex 202 98, getdents64 217 61, clock_getres 229 114, exit_group 231 94,
-newfstatat 262 79, pselect6 270 72, ppoll 271 73, set_robust_list 273 99, pipe2 293 59,
-getrandom 318 278, membarrier 324 283, statx 332 291, rseq 334 293
+recvmsg 47 212, getdents64 217 61, clock_getres 229 114, exit_group 231 94, newfstatat 262 79,
+pselect6 270 72, ppoll 271 73, set_robust_list 273 99, getrandom 318 278, membarrier 324 283,
+statx 332 291, rseq 334 293
 """
 # Allowed where an argument has none (0) or one (1) of some bits: files are opened for reading
-# only, what is started shares the process (a thread), and clocks and cores are asked for without
-# the number of another process. Fields: numbers, argument, bits, 0 or 1.
+# only, what is started shares the process (a thread), what waits (futex) is private to it, and
+# clocks and cores are asked for without the number of another process. Fields: numbers, argument,
+# bits, 0 or 1. A pipe's number would tell how many were made before it: there are none.
 CHECKED = [(2, None, 1, 0o1103, 0), (257, 56, 2, 0o1103, 0), (56, 220, 0, 0x10000, 1),
-           (228, 113, 0, 1 << 31, 0), (230, 115, 0, 1 << 31, 0), (204, 123, 0, (1 << 32) - 1, 0)]
+           (202, 98, 1, 128, 1), (228, 113, 0, 1 << 31, 0), (230, 115, 0, 1 << 31, 0),
+           (204, 123, 0, (1 << 32) - 1, 0)]
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}    # as the kernel numbers them
 PRELOADED = """__future__ math cmath re string random itertools functools collections heapq bisect
 operator copy datetime decimal fractions statistics typing hashlib dataclasses enum threading
@@ -192,7 +198,7 @@ def seccomp_filter(machine):
         if numbers[column] is not None:
             program += [(equal, 0, 4, numbers[column]), (load, 0, 0, 16 + 8 * argument),
                         (test, 1 - wanted, wanted, bits), (answer, 0, 0, allow),
-                        (answer, 0, 0, error + (errno.ENOSYS if wanted else errno.EACCES))]
+                        (answer, 0, 0, error + (errno.EAGAIN if wanted else errno.EACCES))]
     for call in CALLS.split(","):
         if (number := call.split()[1 + column]) != "-":
             program += [(equal, 0, 1, int(number)), (answer, 0, 0, allow)]
@@ -327,7 +333,7 @@ def failure(error):
     builtin = next(c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins")
     message = ""
     with contextlib.suppress(BaseException):
-        message = str(error)[:200]
+        message = str(error.args[0] if isinstance(error, KeyError) else error)[:200]
     reason = {"MemoryError": "memory"}.get(builtin, "exception")
     return [f"{reason}: {type(error).__name__}: {message}".removesuffix(": "), builtin, message]
 
@@ -351,23 +357,41 @@ def candidate(requests, replies):
         reason, *rest = failure(error)
         syntax = isinstance(error, SyntaxError) and f"syntax: line {error.lineno}: {error.msg}"
         return send(replies, [syntax or reason, *rest])
-    send(replies, {"value": None, "after": None})
+    send(replies, {"value": None, "after": None, "error": None})
     while request := receive(requests):
-        args, kwargs = decode(request)
+        (args, kwargs), value, error = decode(request), None, None
         try:
             value = function(*args, **kwargs)
-        except BaseException as error:
-            send(replies, failure(error))
-            continue
+        except BaseException as raised:
+            error = failure(raised)
         try:
             after = encode([args, kwargs])
-            reply = {"value": encode(value), "after": None if after == request else after}
-        except (TypeError, RecursionError) as error:
-            reply = [f"protocol: {error}", "TypeError", str(error)]
+            reply = {"value": encode(value), "after": None if after == request else after,
+                     "error": error}
+        except (TypeError, RecursionError) as problem:
+            reply = error or [f"protocol: {problem}", "TypeError", str(problem)]
         send(replies, reply)
 
 
 ENDINGS = (StopIteration, StopAsyncIteration)       # would end a loop of the test's instead
+
+
+def become(old, new):
+    """Give old, an argument, the contents that it has in the candidate -> it, or new."""
+    if isinstance(old, list) and isinstance(new, list):
+        old[:] = [*map(become, old, new), *new[len(old):]]
+    elif isinstance(old, dict) and isinstance(new, dict):
+        items = {key: become(old.get(key), item) for key, item in new.items()}
+        old.clear()
+        old.update(items)
+    elif isinstance(old, set) and isinstance(new, set):
+        old.clear()
+        old.update(new)
+    elif isinstance(old, bytearray) and isinstance(new, bytearray):
+        old[:] = new
+    else:
+        return new
+    return old
 
 
 class Lost(BaseException):
@@ -392,12 +416,14 @@ class Proxy:
             self.lost("killed")
 
     def reply(self):
+        """Its answer -> (None or a failure, the value, None or the arguments as they are now)."""
         try:
             reply = receive(self.replies, MESSAGE_BYTES)
             if type(reply) is list:
-                reason, builtin, message = (str(part)[:300] for part in reply)
-                return reason, builtin, message
-            return None, decode(reply["value"]), reply["after"] and decode(reply["after"])
+                reply = {"value": None, "after": None, "error": reply}
+            if error := reply["error"]:
+                reason, builtin, message = error = [str(part)[:300] for part in error]
+            return error, decode(reply["value"]), reply["after"] and decode(reply["after"])
         except EOFError:
             self.lost("killed")
         except MemoryError:
@@ -408,8 +434,8 @@ class Proxy:
     def start(self, program, entry_point):
         """Hand the program over; raises Lost if it cannot be loaded."""
         self.ask([program, entry_point])
-        if reason := self.reply()[0]:
-            self.lost(reason)
+        if error := self.reply()[0]:
+            self.lost(error[0])
 
     def __call__(self, *args, **kwargs):
         request = encode([args, kwargs])
@@ -417,21 +443,19 @@ class Proxy:
             self.lost("protocol: an answer before it was asked")
         self.calls += 1
         self.ask(request)
-        reason, value, after = self.reply()
-        if reason:
-            kind = getattr(builtins, value, None)
-            self.reason, self.raised = reason, Exception(after)
-            if isinstance(kind, type) and issubclass(kind, Exception) and kind not in ENDINGS:
-                with contextlib.suppress(TypeError):
-                    self.raised = kind(after)
-            raise self.raised
+        error, value, after = self.reply()
         if after:                               # it changed what it was given: so do we
             for old, new in zip((*args, *kwargs.values()), (*after[0], *after[1].values())):
-                if isinstance(old, (list, bytearray)):
-                    old[:] = new
-                elif isinstance(old, (dict, set)):
-                    old.clear()
-                    old.update(new)
+                become(old, new)
+        if error:
+            self.reason, name, message = error
+            kind, self.raised = getattr(builtins, name, None), Exception(message)
+            if isinstance(kind, type) and issubclass(kind, Exception) and kind not in ENDINGS:
+                for base in kind.__mro__:       # the nearest that takes a message and no more
+                    with contextlib.suppress(TypeError):
+                        self.raised = base(message)
+                        break
+            raise self.raised
         return value
 
 
@@ -478,14 +502,18 @@ def inside(requests, replies):
 def script(*_):
     """Run a program as a script. Before its standard input comes the program itself."""
     program, module = receive(0), types.ModuleType("__main__")
-    sys.modules["__main__"] = module
+    sys.modules["__main__"], sys.argv = module, ["program.py"]
     try:
         exec(compile(program, "program.py", "exec"), module.__dict__)
     except SystemExit as end:
         if end.code:
             raise
-    finally:
-        sys.stdout.flush()
+    finally:                                                    # what Python does at its end
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.__stdout__):
+            with contextlib.suppress(AttributeError, ValueError):       # None, or closed
+                stream.flush()
 
 
 KINDS = {b"c": candidate, b"i": inside, b"s": script}       # what a tester asks a worker to fork
@@ -588,6 +616,7 @@ class Worker:
             importlib.import_module(name)
         sys.path += packages
         sys.set_int_max_str_digits(0)
+        builtins.exit = builtins.quit = sys.exit                # which -S leaves out
         self.jobs, self.results = os.dup(0), os.dup(1)
         self.null, self.filter = os.open(os.devnull, os.O_RDWR), None
         self.layers, self.tester, self.myself = jail(readable, without), None, None
@@ -735,8 +764,8 @@ class Sandbox:
                 "evaluate.Worker(**evaluate.json.loads(sys.argv[1])).serve()")
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", code, json.dumps(self.options)],
-            env={"OPENBLAS_NUM_THREADS": "1"}, cwd="/", bufsize=0, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, start_new_session=True)
+            env={"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}, cwd="/", bufsize=0,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self.layers = self.answer(60)
         if self.layers is None:
             self.close()
@@ -881,12 +910,12 @@ def close(value, expected, tolerance):
     if isinstance(expected, (list, tuple)):
         return len(value) == len(expected) and all(
             close(*pair, tolerance) for pair in zip(value, expected))
-    return value == expected or abs(value - expected) <= tolerance + 1e-7 * abs(expected)
+    return value == expected or abs(value - expected) <= tolerance + 1e-7 * abs(expected) < math.inf
 
 
 def right(value, expected, inputs, tolerance):
     if NAME == "find_zero":
-        return abs(sum(c * value ** i for i, c in enumerate(inputs[0]))) <= tolerance
+        return abs(sum(c * math.pow(value, i) for i, c in enumerate(inputs[0]))) <= tolerance
     if NAME == "are_equivalent" or NAME == "sum_div" and value == 0:
         return True
     if NAME == "surface_Area":
@@ -986,7 +1015,7 @@ def cruxeval_problem(row, name):
                 "prompt": f"{code}def f(*args, **kwargs):\n    return args, kwargs\n\n\n{answer}",
                 "test": f"{code}def check(candidate):\n    args, kwargs = candidate()\n"
                         f"    assert f(*args, **kwargs) == {row['output']}\n"}
-    return {**problem, "canonical_solution": row["output"], "prompt": f"{code}del f\n\n\n{answer}",
+    return {**problem, "canonical_solution": row["output"], "prompt": answer,
             "test": f"{code}def check(candidate):\n    assert candidate() == f({row['input']})\n"}
 
 

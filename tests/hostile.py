@@ -88,7 +88,8 @@ FORGED = ["passed", True, 6, None, [], {"passed": True}, {"verdict": "passed"}, 
           {"status": "passed"}, {"result": "passed"}, ["passed", ""], [True, "passed"],
           {"type": "verdict", "passed": True}, {"ok": True}, {"ok": 6}, {"value": 6},
           {"ok": True, "value": 6}, {"return": 6}, {"result": 6}, {"id": 0, "result": 6},
-          ["ok", 6], ["value", 6], ["return", 6], {"done": True}, {"exit": 0}, ["end"]]
+          ["ok", 6], ["value", 6], ["return", 6], {"done": True}, {"exit": 0}, ["end"],
+          {"value": 6, "after": None, "error": None}]
 
 
 def frame(text):
@@ -744,9 +745,7 @@ def total(numbers):
 total.__code__ = total.__code__.replace(co_code=bytes([100, 255, 124, 250, 83, 0]), co_consts=())
 """,
 "43a descriptors": attempt("""
-    fds = list(os.pipe())
-    for _ in range(1000):
-        fds.append(os.dup(fds[0]))
+    fds = [os.open(os.__file__, os.O_RDONLY) for _ in range(1000)]
     won = True
 """),
 "43b many files": attempt_in_call("""
@@ -1030,16 +1029,18 @@ def total(numbers):
             except OSError:
                 pass
 """, PATTERN),
-# A pipe refuses addresses that are not there, where a direct read would crash.
+# access() refuses addresses that are not there, where a direct read would crash.
 "48d test in inherited memory": attempt_in_call("""
     import ctypes
-    libc = ctypes.CDLL(None)
-    source, sink = os.pipe()
+    import errno
+    libc = ctypes.CDLL(None, use_errno=True)
     for start in (id(bytearray(5000)), id(object()), id(PATTERN)):
         start, pages = start & ~4095, []
         for address in range(max(4096, start - (1 << 24)), start + (1 << 24), 4096):
-            if libc.write(sink, ctypes.c_void_p(address), ctypes.c_size_t(4096)) == 4096:
-                pages.append(os.read(source, 4096))
+            ctypes.set_errno(0)
+            libc.access(ctypes.c_void_p(address), 0)
+            if ctypes.get_errno() != errno.EFAULT:
+                pages.append(ctypes.string_at(address, 4096))
         won = won or PATTERN.search(b"".join(pages).decode("latin-1")) is not None
 """, PATTERN),
 "48e plant for the next": attempt("""
@@ -1242,10 +1243,10 @@ import os
 
 
 def total(numbers):
-    source, sink = os.pipe()
+    source = os.open(os.__file__, os.O_RDONLY)
     for fd in range(64):
         try:
-            os.dup2(source if fd % 2 else sink, fd)
+            os.dup2(source, fd)
         except OSError:
             pass
     return None
@@ -1289,6 +1290,17 @@ def total(numbers):
         limits = resource.prlimit(parent, resource.RLIMIT_NOFILE)
         resource.prlimit(parent, resource.RLIMIT_NOFILE, limits)
         won = True
+"""),
+# Wakes who waits at the same place of the same file, in whatever process.
+"67a signs at a place of a file": attempt("""
+    import ctypes
+    libc, word = ctypes.CDLL(None), ctypes.c_int(0)
+    futex, wake = {"x86_64": 202, "aarch64": 98}[os.uname().machine], 1
+    won = libc.syscall(futex, ctypes.byref(word), wake, 1, None, None, 0) >= 0
+"""),
+# The kernel counts pipes: with each one's number goes how many the programs before have made.
+"67b signs by the number of pipes": attempt("""
+    won = os.stat(os.pipe()[0]).st_ino > 0
 """),
 }
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -145,19 +146,20 @@ def test_only_the_problem_decides_how_it_is_graded(box):
 
 
 SCAN = """
-import ctypes, os, re
+import ctypes, errno, re
 def scan():
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None, use_errno=True)
     libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_long]
-    source, sink = os.pipe()
     mark, top, found = b"sec" + b"ret_", libc.sbrk(0), set()
     own = bytearray(mark + b"own")
     around = [id(o) + (1 << 23) for o in (bytearray(5000), object(), own)]
     for end in (top, *around):
         pages = []
         for page in range((end & ~4095) - (1 << 24), end, 4096):
-            if libc.write(sink, ctypes.c_void_p(page), ctypes.c_size_t(4096)) == 4096:
-                pages.append(os.read(source, 4096))
+            ctypes.set_errno(0)
+            libc.access(ctypes.c_void_p(page), 0)               # refuses what is not there
+            if ctypes.get_errno() != errno.EFAULT:
+                pages.append(ctypes.string_at(page, 4096))
         found.update(re.findall(mark + b"([a-z]+)", b"".join(pages)))
     return sorted(found)
 """
@@ -232,6 +234,16 @@ def test_programs():
     assert run_program("import sys; sys.exit(0)", "x" * 200_000) == ("", "ok")
     assert run_program("import os; os.close(1); sum(range(10**6))") == ("", "ok")
     assert run_program("import os; os.close(0); print(1)", "x" * 200_000) == ("1\n", "ok")
+    assert run_program("print(1)\nexit()\nprint(2)") == ("1\n", "ok")
+    assert run_program("import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.1), "
+                       "print(1))).start()") == ("1\n", "ok")
+    assert run_program("import atexit\natexit.register(print, 1)") == ("1\n", "ok")
+    assert run_program("import argparse, sys\nargparse.ArgumentParser().parse_args()\n"
+                       "print(sys.argv)") == ("['program.py']\n", "ok")
+    assert run_program("import fileinput\nprint(*map(int, fileinput.input()))", "1\n2") == (
+        "1 2\n", "ok")
+    assert run_program("import threading\nb = threading.Barrier(40)\nfor _ in range(40):\n"
+                       "    threading.Thread(target=b.wait).start()") == ("", "ok")
     echo = "import sys\nfor line in sys.stdin: print(line * 40, end='')"
     assert run_program(echo, "0123456789\n" * 2000) == ("0123456789\n" * 80_000, "ok")
 
@@ -260,6 +272,42 @@ def test_published_solutions_pass(file, name, count, weak):
     assert [p["task_id"] for p, result in zip(problems, results) if result.weak] == weak
 
 
+def test_what_comes_back_from_a_call(box):
+    """Changed arguments, at any depth and before an error, too; the error and its message."""
+    cases = [
+        ("a[0].sort()", "row = [3, 1]; candidate([row]); assert row == [1, 3]", True),
+        ("a[0].sort()", "row = [3, 1]; candidate([row]); assert row == [3, 1]", False),
+        ("a['x'].append(2); a['y'] = 3", "d = {'x': [1]}; x = d['x']; candidate(d); "
+         "assert d == {'x': [1, 2], 'y': 3} and x is d['x']", True),
+        ("a.pop(); a[0] = 5", "a = [1, 2]; candidate(a); assert a == [5]", True),
+        ("a.clear(); raise ValueError('no')", "a = [1]\ntry:\n    candidate(a)\n"
+         "except ValueError as e:\n    assert a == [] and str(e) == 'no'", True),
+        ("a.clear(); raise ValueError", "a = [1]\ntry:\n    candidate(a)\n"
+         "except ValueError:\n    pass\nassert a == [1]", False),
+        ("raise KeyError('k')", "try:\n    candidate([])\nexcept KeyError as e:\n"
+         "    assert e.args == ('k',)", True),
+        ("b'\\xff'.decode()", "try:\n    candidate([])\nexcept ValueError:\n    pass", True)]
+    for body, test, passes in cases:
+        lines = test.replace("; ", "\n") if "try" not in test else test
+        problem = {"prompt": "def f(a):\n", "entry_point": "f",
+                   "test": "def check(candidate):\n" + textwrap.indent(lines, "    ") + "\n"}
+        assert box.grade(problem, f"    {body}\n").passed == passes, (body, test)
+
+
+def test_what_counts_as_near(box):
+    def row(name, solution):
+        return {"task_id": "HumanEval/x", "prompt": f"def {name}(xs):\n", "entry_point": name,
+                "canonical_solution": f"    return {solution}\n", "base_input": [[[1, 0, 1]]],
+                "plus_input": [], "atol": 1e-4}
+    for solution, answer, passes in (("1.0", "1.00001", True), ("1.0", "1.001", False),
+                                     ("float('inf')", "float('inf')", True),
+                                     ("float('inf')", "1.0", False), ("1.0", "1e309", False)):
+        problem = to_problem(row("g", solution), "humaneval")
+        assert box.grade(problem, f"    return {answer}\n").passed == passes, (solution, answer)
+    problem = to_problem(row("find_zero", "1.0"), "humaneval")
+    assert not box.grade(problem, "    return 1j\n").passed                       # of x * x + 1
+
+
 def test_evalplus(box):
     rows = [row for _, row in read_rows(reference_data("eval/HumanEvalPlus.jsonl.gz"))]
     for row in rows[:4] + [rows[32]]:
@@ -282,8 +330,10 @@ def test_cruxeval(box):
         assert not box.grade(problem, wrong).passed, wrong
     problem = to_problem(row, "cruxeval-output")
     assert box.grade(problem, "3").passed
-    for wrong in ("f(1, 2)", "f( 1,2 )", "4", "", "??"):
+    kept = "g()\nimport sys\ng = lambda: eval(sys._getframe(1).f_code.co_consts[0], {})(1, 2)"
+    for wrong in ("f(1, 2)", "f( 1,2 )", "4", "", "??", kept):
         assert not box.grade(problem, wrong).passed, wrong
+    assert "return a + b" not in problem["prompt"]          # nor does its code stand beside it
 
 
 def test_ladder():
