@@ -361,13 +361,14 @@ def run_filter(program, arch, number, *args):
 
 
 def test_system_calls():
-    allow, no_call, denied = 0x7FFF0000, 0x50000 + errno.ENOSYS, 0x50000 + errno.EACCES
+    allow, no_call, denied, again = 0x7FFF0000, *(
+        0x50000 + number for number in (errno.ENOSYS, errno.EACCES, errno.EAGAIN))
     for column, (machine, arch) in enumerate(MACHINES.items()):
         program = seccomp_filter(machine)
         allowed = {int(n) for call in CALLS.split(",") if (n := call.split()[1 + column]) != "-"}
         opens, clone = ([(2, 1), (257, 2)], 56) if column == 0 else ([(56, 2)], 220)
-        clocks, cores = ([228, 230], 204) if column == 0 else ([113, 115], 123)
-        for number in set(range(600)) - {clone, cores, *clocks, *dict(opens)}:
+        clocks, cores, futex = ([228, 230], 204, 202) if column == 0 else ([113, 115], 123, 98)
+        for number in set(range(600)) - {clone, cores, futex, *clocks, *dict(opens)}:
             answer = allow if number in allowed else no_call
             assert run_filter(program, arch, number) == answer, (machine, number)
         for number, place in opens:
@@ -381,7 +382,9 @@ def test_system_calls():
         assert run_filter(program, arch, cores, 0) == allow
         assert run_filter(program, arch, cores, 7) == denied
         assert run_filter(program, arch, clone, 0x3D0F00) == allow              # a thread
-        assert run_filter(program, arch, clone, 0x1200011) == no_call           # a process
+        assert run_filter(program, arch, clone, 0x1200011) == again             # a process
+        assert run_filter(program, arch, futex, 0, 128) == allow                # of the process
+        assert run_filter(program, arch, futex, 0, 0) == again                  # of all
         assert run_filter(program, 0x40000003, 1) == 0x80000000                 # i386: killed
         assert run_filter(program, arch, 0x40000000 + 1) == no_call             # x32
     assert seccomp_filter("riscv64") is None
