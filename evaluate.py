@@ -198,6 +198,7 @@ def seccomp_filter(machine):
         if numbers[column] is not None:
             program += [(equal, 0, 4, numbers[column]), (load, 0, 0, 16 + 8 * argument),
                         (test, 1 - wanted, wanted, bits), (answer, 0, 0, allow),
+                        # "again" to who joins a thread and waits in public: it does ask again
                         (answer, 0, 0, error + (errno.EAGAIN if wanted else errno.EACCES))]
     for call in CALLS.split(","):
         if (number := call.split()[1 + column]) != "-":
@@ -368,8 +369,8 @@ def candidate(requests, replies):
             after = encode([args, kwargs])
             reply = {"value": encode(value), "after": None if after == request else after,
                      "error": error}
-        except (TypeError, RecursionError) as problem:
-            reply = error or [f"protocol: {problem}", "TypeError", str(problem)]
+        except (TypeError, RecursionError) as refused:
+            reply = error or [f"protocol: {refused}", "TypeError", str(refused)]
         send(replies, reply)
 
 
@@ -422,7 +423,8 @@ class Proxy:
             if type(reply) is list:
                 reply = {"value": None, "after": None, "error": reply}
             if error := reply["error"]:
-                reason, builtin, message = error = [str(part)[:300] for part in error]
+                reason, builtin, message = (str(part)[:300] for part in error)
+                error = reason, builtin, message
             return error, decode(reply["value"]), reply["after"] and decode(reply["after"])
         except EOFError:
             self.lost("killed")

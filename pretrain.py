@@ -201,8 +201,8 @@ def barrier():
 def orthogonal(matrix, dtype):
     """The matrix with every singular value near 1: five steps of Newton and Schulz, in a dtype.
 
-    First the whole is divided by its norm; then each step takes a singular value s to
-    as + bs^3 + cs^5 (NEWTON_SCHULZ), whose slope at 0 is as steep as can be.
+    First the whole is divided by its norm (at least 1e-7); then each step takes a singular value s
+    to as + bs^3 + cs^5 (NEWTON_SCHULZ), whose slope at 0 is as steep as can be.
     """
     a, b, c = NEWTON_SCHULZ
     x = (matrix if matrix.size(0) <= matrix.size(1) else matrix.T).to(dtype)    # rows <= columns

@@ -1029,16 +1029,17 @@ def total(numbers):
             except OSError:
                 pass
 """, PATTERN),
-# access() refuses addresses that are not there, where a direct read would crash.
+# rt_sigprocmask refuses addresses that are not there, where a direct read would crash.
 "48d test in inherited memory": attempt_in_call("""
     import ctypes
     import errno
     libc = ctypes.CDLL(None, use_errno=True)
+    probe = {"x86_64": 14, "aarch64": 135}[os.uname().machine]
     for start in (id(bytearray(5000)), id(object()), id(PATTERN)):
         start, pages = start & ~4095, []
         for address in range(max(4096, start - (1 << 24)), start + (1 << 24), 4096):
             ctypes.set_errno(0)
-            libc.access(ctypes.c_void_p(address), 0)
+            libc.syscall(probe, 99, ctypes.c_void_p(address), None, 8)
             if ctypes.get_errno() != errno.EFAULT:
                 pages.append(ctypes.string_at(address, 4096))
         won = won or PATTERN.search(b"".join(pages).decode("latin-1")) is not None
@@ -1298,7 +1299,7 @@ def total(numbers):
     futex, wake = {"x86_64": 202, "aarch64": 98}[os.uname().machine], 1
     won = libc.syscall(futex, ctypes.byref(word), wake, 1, None, None, 0) >= 0
 """),
-# The kernel counts pipes: with each one's number goes how many the programs before have made.
+# The kernel numbers pipes, so that each tells how many were made before it.
 "67b signs by the number of pipes": attempt("""
     won = os.stat(os.pipe()[0]).st_ino > 0
 """),

@@ -146,9 +146,10 @@ def test_only_the_problem_decides_how_it_is_graded(box):
 
 
 SCAN = """
-import ctypes, errno, re
+import ctypes, errno, os, re
 def scan():
     libc = ctypes.CDLL(None, use_errno=True)
+    probe = {"x86_64": 14, "aarch64": 135}[os.uname().machine]          # rt_sigprocmask
     libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_long]
     mark, top, found = b"sec" + b"ret_", libc.sbrk(0), set()
     own = bytearray(mark + b"own")
@@ -157,7 +158,7 @@ def scan():
         pages = []
         for page in range((end & ~4095) - (1 << 24), end, 4096):
             ctypes.set_errno(0)
-            libc.access(ctypes.c_void_p(page), 0)               # refuses what is not there
+            libc.syscall(probe, 99, ctypes.c_void_p(page), None, 8)     # refuses what is not there
             if ctypes.get_errno() != errno.EFAULT:
                 pages.append(ctypes.string_at(page, 4096))
         found.update(re.findall(mark + b"([a-z]+)", b"".join(pages)))
@@ -288,9 +289,8 @@ def test_what_comes_back_from_a_call(box):
          "    assert e.args == ('k',)", True),
         ("b'\\xff'.decode()", "try:\n    candidate([])\nexcept ValueError:\n    pass", True)]
     for body, test, passes in cases:
-        lines = test.replace("; ", "\n") if "try" not in test else test
         problem = {"prompt": "def f(a):\n", "entry_point": "f",
-                   "test": "def check(candidate):\n" + textwrap.indent(lines, "    ") + "\n"}
+                   "test": "def check(candidate):\n" + textwrap.indent(test, "    ") + "\n"}
         assert box.grade(problem, f"    {body}\n").passed == passes, (body, test)
 
 
