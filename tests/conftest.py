@@ -64,6 +64,9 @@ def pytest_runtestloop(session):
             or sys.platform == "darwin"):               # where a fork is not safe
         return (yield)
     config._tmp_path_factory.getbasetemp()              # one for both
+    threads = max(torch.get_num_threads() // 2, 1)      # who waits for a busy core waits long
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     reports = tempfile.TemporaryFile("w+")
     child = os.fork()
     session.items[:] = halves[child == 0]

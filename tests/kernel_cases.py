@@ -527,14 +527,14 @@ def test_checkpointing_can_keep_the_attention(small_tiles, monkeypatch):
             assert torch.allclose(x, y, atol=1e-6)
 
 
-def test_training_curves_are_the_same_both_ways(model):
+def test_training_curves_are_the_same_both_ways(model, small_tiles):
     curves = {}
     start = {name: value.clone() for name, value in model.state_dict().items()}
     for model.attention in ("triton", "sdpa"):
         model.load_state_dict(start)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
         curves[model.attention] = []
-        for step in range(20):
+        for step in range(10):
             ids, starts, targets = batch(step)
             loss = model(ids, starts, targets) / targets.numel()
             optimizer.zero_grad()
