@@ -74,7 +74,7 @@ HELD_OUT_SHARE = 0.05       # of the corpus' text, in whole top-level modules; n
 NEAR = 0.7                  # Jaccard similarity of a near-duplicate; value of The Stack
 NEAR_HELD_OUT = 0.5         # of a copy of a held-out document; not published; ours
 SHINGLE = 5                 # words that make a shingle
-BANDS, ROWS = 18, 7         # of a signature; a pair at 0.8 is missed once in 65 times
+BANDS, ROWS = 18, 7         # of a signature; a pair at 0.8 is missed once in 69 times
 MIXTURE = (70, 20, 10)      # of code, text and mathematics, by tokens (report, section 3.1.2)
 RETRY_SECONDS = 1           # before a teacher is asked again; twice that each time
 SHORTEST_FIM = 16           # tokens; smaller pieces are not worth cutting in three
@@ -113,8 +113,8 @@ yaml yaml yml; zig zig
 """
 LANGUAGE_OF = {ending: name for line in LANGUAGES.split(";")
                for name, *endings in [line.split()] for ending in endings}
-AMBIGUOUS = {"h": ("c", "c++", "objectc++"), "m": ("matlab", "mathematica"),
-             "pl": ("perl", "prolog"), "v": ("verilog", "systemverilog")}     # by a classifier
+AMBIGUOUS = {"h": ("c", "c++", "objectc++"), "pl": ("perl", "prolog"),
+             "v": ("verilog", "systemverilog")}                 # by a classifier
 INTERPRETERS = {"python": "python", "bash": "shell", "sh": "shell", "zsh": "shell", "node":
                 "javascript", "perl": "perl", "ruby": "ruby", "lua": "lua", "awk": "awk", "tclsh":
                 "tcl", "Rscript": "r", "php": "php", "tcsh": "tcsh", "csh": "tcsh"}
@@ -153,8 +153,9 @@ def units(source):
     """The units of a source, in the order of their paths: [kind:]place.
 
     kind: code (default), grounding, text or math. place: a folder, an archive, a .jsonl file with a
-    text field, github:owner/name[@ref], stdlib and packages (installed; each a repository), or of
-    synthetic ones math:generated, code:generated and code:http://..., a model that writes programs.
+    text field (code: a path, too), github:owner/name[@ref], stdlib and packages (installed; each a
+    repository), or of synthetic ones math:generated, code:generated and code:http://..., a model
+    that writes programs.
     """
     kind, _, place = source.partition(":")
     if source.encode(errors="replace").decode() != source:
@@ -177,14 +178,15 @@ def units(source):
         return [Unit(kind, source, place, Path(place).name.split(".")[0])]
     paths = sysconfig.get_paths()
     root = Path({"stdlib": paths["stdlib"], "packages": paths["purelib"]}.get(place, place))
-    root, found = root.resolve(), []
+    root, found = root.resolve(), []        # what cannot be listed is found, too, but not read
     if not place or not root.is_dir():
         raise InputError(f"--source {source}: no such folder; expected a folder, an archive "
                          f"({', '.join(ARCHIVES)}), a table ({', '.join(TABLES)}), stdlib, "
                          "packages or github:owner/name, with code:, grounding:, text: or math: "
                          "before it or not; or code:generated, math:generated, code:http://...")
     skipped = SKIPPED_FOLDERS | (STDLIB_SKIPPED if place == "stdlib" else set())
-    for folder, subfolders, files in os.walk(root):
+    for folder, subfolders, files in os.walk(root, onerror=lambda error: found.append(
+            Path(error.filename).relative_to(root).as_posix())):
         subfolders[:] = sorted(name for name in subfolders
                                if name not in skipped and not name.startswith("."))
         inside = Path(folder).relative_to(root).as_posix()
@@ -487,14 +489,12 @@ def ask(url, messages, tries=5, **options):
     key is OPENAI_API_KEY. options: temperature, seed, ... InputError if no answer is to be had.
     """
     check_server(url)
-    question = {"messages": messages, **options}
-    name = hashlib.sha256(json.dumps([url, question]).encode()).hexdigest()
-    path = cache_folder() / "answers" / f"{name}.json"
+    server, _, model = url.partition("#")
+    question = {"messages": messages, **options, "model": model or first_model(server)}
+    name = hashlib.sha256(json.dumps([server, question]).encode()).hexdigest()
+    path, rest = cache_folder() / "answers" / f"{name}.json", 0
     with contextlib.suppress(InputError, KeyError):             # none yet, or cut off by a kill
         return read_json(path)["answer"]
-    server, _, model = url.partition("#")
-    question["model"] = model or first_model(server)
-    rest = 0
     for attempt in range(tries):
         time.sleep(rest * RETRY_SECONDS)
         answer, problem, rest = reply_to(server, question)
@@ -530,8 +530,9 @@ TEACHER_PROGRAM = (             # the report does not publish its prompts; ours
 
 
 def taught_programs(url, numbers):
-    """Yield programs by a teacher, each about a piece of an installed package (never of what is
-    held out), and what they should print; None where the answer has another form."""
+    """Yield programs by a teacher, each about a piece of an installed package (of which none is
+    held out where the standard library is), and what they should print; None where the answer has
+    another form."""
     files = [(unit.place, name) for unit in units("packages") for name in unit.files
              if name.endswith(".py")]
     conversations = []
@@ -578,7 +579,8 @@ Rule = namedtuple("Rule", "name value drops of", defaults=[None])
 DATA = {"html", "json", "markdown", "tex", "yaml", "xslt", "restructuredtext", "rmarkdown", "text"}
 CODE = set(LANGUAGE_OF.values()) - DATA
 GENERATED = ("auto-generated", "autogenerated", "automatically generated",
-             "generated automatically", "this file is generated", "@generated", "do not edit")
+             "generated automatically", "this file is generated",       # of StarCoder2
+             "@generated", "do not edit")                               # ours
 ENCODED = re.compile(r"[a-zA-Z0-9+/\n=]{64,}|(?:\b(?:0x|\\x)?[0-9a-fA-F]{2}(?:,|\b\s*)){8,}"
                      r"|(?:\\u[0-9a-fA-F]{4}){8,}")
 
@@ -614,7 +616,8 @@ def visible_text(text, lines):
     return len(seen), len(seen) / len(text)
 
 
-# Without a remark: StarCoder2 (section 3.1), which took most from DeepSeek-Coder and The Stack
+# Without a remark: StarCoder2 (section 3), whose limits are mostly DeepSeek-Coder's, too; ours:
+# what counts as DATA, and that all assembly may have few letters
 RULES = [
     Rule("more than 100,000 lines", lambda text, lines: len(lines), lambda n: n > 100_000),
     Rule("longest line", lambda text, lines: max(map(len, lines)), lambda n: n > 1000, CODE),
@@ -624,7 +627,7 @@ RULES = [
     Rule("few letters", alphabetic_share, lambda share: share < 0.25, CODE - {"assembly"} | DATA),
     Rule("generated", generated_mark, bool, CODE | DATA),
     Rule("encoded data", encoded, lambda found: found[0] > 1024 or found[1] > 0.5),
-    Rule("XML", lambda text, lines: "<?xml version=" in text[:100], bool, CODE),
+    Rule("XML", lambda text, lines: "<?xml version=" in text[:100], bool, CODE),  # DeepSeek-Coder
     Rule("HTML with little text", visible_text, lambda seen: seen[0] < 100 or seen[1] < 0.2,
          {"html"}),
     Rule("data too short or long", lambda text, lines: len(text),           # DeepSeek-Coder
@@ -647,24 +650,30 @@ def broken_rule(text, language):
 # ------------------------------------------------------------------------------------------------
 # Private data
 
-# With a common ending, so that a matrix product (x@self.weight) is no address
-EMAIL = re.compile(r"\b[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|io|dev|info|uk|de|"
-                   r"fr|cn|jp|ru|it|nl|se|ch|ca|au|br|in|eu|us|me|pl|at|be|fi|no|dk|cz|es)\b")
-ADDRESS = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w.-])")
+ESCAPED = r"(?<=\\[abfnrtv])"                # the n of "\n" in a string is no letter of a word
+# With a common ending, so that a matrix product (x@self.weight) is no address, nor is git@host
+EMAIL = re.compile(fr"(?:{ESCAPED}|(?<!\\)\b)(?!git@)[\w.+-]{{1,64}}@[\w-]+(?:\.[\w-]+)*\."
+                   r"(?:com|org|net|edu|gov|io|dev|info|uk|de|fr|cn|jp|ru|it|nl|se|ch|ca|au|br|in|"
+                   r"eu|us|me|pl|at|be|fi|no|dk|cz|es)\b", re.IGNORECASE)
+ADDRESS = re.compile(r"\d(?:(?<=\\[abfnrtv]\d)|(?<![\w.-]\d))"         # quicker with a digit first
+                     r"\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\w)")
 KEY_MARKS = ("AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "sk-", "AIza", "xox", "PRIVATE KEY-")
-KEY = re.compile(r"\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,}\b|\bsk-[A-Za-z0-9_-]{32,}\b"
-                 r"|\bAIza[0-9A-Za-z_-]{35}\b|\bxox[abprs]-[0-9A-Za-z-]{10,}\b"
-                 r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]+?-----END [A-Z ]*PRIVATE KEY-----")
+KEY = re.compile(fr"(?:{ESCAPED}|\b)(?:AKIA[0-9A-Z]{{16}}|gh[pousr]_[A-Za-z0-9]{{36,}}|"
+                 r"sk-[A-Za-z0-9_-]{32,}|AIza[0-9A-Za-z_-]{35}|xox[abprs]-[0-9A-Za-z-]{10,})\b")
+PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----((?:(?!-----)[\s\S])*)"
+                 r"-----END [A-Z ]*PRIVATE KEY-----")
 
 
 def public_address(match):
-    """An IP address, unless anybody may have it. Numbers below 10 are versions, not addresses."""
+    """An IP address, unless anybody may have it. Numbers below 10 are versions, not addresses, and
+    2.5.4. and 2.5.29. begin the names of X.509's fields."""
     try:
         known = not ipaddress.ip_address(match[0]).is_global or match[0] in ("8.8.8.8", "8.8.4.4")
     except ValueError:
         known = True
     small = sum(int(part) < 10 for part in match[0].split(".")) > 2
-    return match[0] if known or small else "192.0.2.1"
+    field = match[0].startswith(("2.5.4.", "2.5.29."))
+    return match[0] if known or small or field else "192.0.2.1"
 
 
 def replace_private(text):
@@ -672,7 +681,10 @@ def replace_private(text):
     if "@" in text:
         text = EMAIL.sub(lambda m: m[0] if "@example." in m[0] else "user@example.com", text)
     text = ADDRESS.sub(public_address, text)
-    return KEY.sub("KEY", text) if any(mark in text for mark in KEY_MARKS) else text
+    if any(mark in text for mark in KEY_MARKS):
+        text = PEM.sub(lambda m: "KEY" if re.search("[A-Za-z0-9+/]{32}", m[1]) else m[0], text)
+        text = KEY.sub("KEY", text)
+    return text
 
 
 # ------------------------------------------------------------------------------------------------
@@ -803,7 +815,7 @@ class Contamination:
     """
 
     STATEMENTS = ("prompt", "text", "question", "problem")      # the fields of problem files
-    SOLUTIONS = ("canonical_solution", "code", "solution", "test", "test_list")
+    SOLUTIONS = ("canonical_solution", "code", "solution", "answer", "test", "test_list")
     BETWEEN = {"blanks": NOT_BLANK, "signs": WORDS}             # what stands between words
 
     def __init__(self, files):
@@ -847,8 +859,9 @@ class Contamination:
             hits = np.flatnonzero(runs[at] == mine[places])
             if len(hits):
                 place, owner = places[hits[0]], owners[at[hits[0]]]
-                split = text.split() if between == "blanks" else re.findall(r"\w+", text)
-                return [self.names[owner], " ".join(split[place:place + n])]
+                word = rb"\S+" if between == "blanks" else rb"[\w\x80-\xff]+"
+                shared = re.findall(word, text.encode())[place:place + n]       # as word_hashes
+                return [self.names[owner], b" ".join(shared).decode(errors="replace")]
         return None
 
 
@@ -1206,7 +1219,8 @@ class Corpus:
     """The rows of all units in one order, whose texts stay on the disk.
 
     A row gets a reason when it is dropped. The order is that of the source (the standard library
-    first), then of the path: the first of several copies is kept.
+    first, grounding, which is filtered yet, last), then of the path: the first of several copies is
+    kept.
     """
 
     def __init__(self, stems):
@@ -1218,7 +1232,8 @@ class Corpus:
             self.dropped += about["dropped"]
             signatures.append(np.load(f"{stem}.npy"))
         order = sorted(range(len(self.rows)), key=lambda i: (
-            self.rows[i]["source"] != "stdlib", self.rows[i]["source"], self.rows[i]["path"]))
+            self.rows[i]["source"] != "stdlib", self.rows[i]["kind"] == "grounding",
+            self.rows[i]["source"], self.rows[i]["path"]))
         self.rows = [self.rows[i] for i in order]
         self.signatures = np.concatenate(signatures)[order]
 
@@ -1242,7 +1257,7 @@ class Corpus:
         """Decide the language of files whose ending several languages share, by a classifier that
         learns from the corpus' other files of these languages -> accuracy on a fifth of them.
 
-        Where one of the languages has fewer than 20 such files, the first keeps all.
+        Where fewer than two of the languages have 20 such files, the first keeps all.
         """
         accuracy = {}
         for ending, languages in AMBIGUOUS.items():
@@ -1262,9 +1277,11 @@ class Corpus:
             right = [classifier.names[i] == language for i, language in zip(
                 classifier.predict(texts).argmax(1), languages)]
             accuracy[f".{ending}: {', '.join(known)}"] = sum(right) / len(right)
-            found = classifier.predict([self.text(row) for row in unsure]).argmax(1)
-            for row, i in zip(unsure, found):
-                row["language"] = classifier.names[i]
+            for start in range(0, len(unsure), UNIT_FILES):     # not all texts at once
+                some = unsure[start:start + UNIT_FILES]
+                found = classifier.predict([self.text(row) for row in some]).argmax(1)
+                for row, i in zip(some, found):
+                    row["language"] = classifier.names[i]
         return accuracy
 
     def kept(self):
@@ -1323,7 +1340,8 @@ def split(rows):
 
     With `packages` the held-out modules are those of the standard library alone, so that every size
     is measured on the same text. A corpus of one module is split by file. Text from a module that
-    is held out is held out too; of other text and mathematics, a twentieth of the files.
+    is held out is held out too; of mathematics, and of text from places that give no code, a
+    twentieth of the files.
     """
     code = [row for row in rows if row["kind"] == "code"]
     candidates = [row for row in code if row["source"] == "stdlib"] or code
@@ -1346,10 +1364,10 @@ def split(rows):
             room -= size[name]
     if not held:
         held = {min(size, key=size.get)} if len(size) > 1 else set()
-    places = {name for name, _ in map(module, candidates)}
+    places = {module(row)[0] for row in rows if row["kind"] in ("code", "grounding")}
     train, validation = [], []
     for row in rows:
-        apart = row["kind"] in ("text", "math") and module(row)[0] not in places
+        apart = row["kind"] == "math" or row["kind"] == "text" and module(row)[0] not in places
         apart = apart and order(row["path"])[0] < 256 * HELD_OUT_SHARE
         (validation if apart or module(row) in held else train).append(row)
     if not train or not any(row["kind"] == code[0]["kind"] for row in validation):
@@ -1419,7 +1437,7 @@ def draw_grounding(stages, path):
     axes.margins(y=0.1)
     marks = axes.twinx()
     marks.plot(names, [stage["mean mark"] for stage in stages], "o-", color="tab:green")
-    marks.set_ylabel("mean mark of what is left, 0 to 1", color="tab:green")
+    marks.set_ylabel("mean mark of what is left", color="tab:green")
     marks.set_ylim(0)
     figure.savefig(path, dpi=120)
 
@@ -1449,8 +1467,11 @@ def fingerprint(found, benchmark_files):
     """A hash of all that the units' results depend on: files, benchmarks, and this code."""
     files = [Path(unit.place, name) for unit in found if not is_synthetic(unit.place)
              for name in (unit.files or [""])]
-    state = [found, [os.lstat(file)[6:9:2] for file in files], Path(__file__).read_text(),
-             [Path(file).stat().st_size for file in benchmark_files]]
+    read = [*benchmark_files, *(Path(__file__).with_name(name) for name in (
+        "data.py", "fim.py", "evaluate.py"))]
+    state = [found, [(os.lstat(file)[6:9:2], os.stat(file)[6:9:2] if file.exists() else None)
+                     for file in files], sys.version,
+             [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in read]]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
@@ -1480,6 +1501,7 @@ def write_corpus(folder, corpus, parts, manifest):
 def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
     """Make out/data from the sources unless it is there -> its manifest."""
     folder, sources = Path(out) / "data", [str(source) for source in sources]
+    wanted = {"benchmarks": [Path(f).name for f in benchmark_files]} if benchmark_files else {}
     if fresh or not folder.exists():
         benchmark_files = tuple(benchmark_files or default_benchmarks())
         found = [unit for source in sources for unit in units(source)]
@@ -1516,22 +1538,27 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
                     "language accuracy": accuracy, "grounding": grounding}
         write_corpus(folder, corpus, parts, manifest)
         shutil.rmtree(work)
-    return made_from(folder, {"sources": sources})
+    return made_from(folder, {"sources": sources, **wanted})
 
 
 def prepare_tokenizer(out, vocab_size, fresh=False):
     """Train out/tokenizer on the training documents in out/data unless it is there."""
-    folder = Path(out) / "tokenizer"
+    folder, train = Path(out) / "tokenizer", read_json(Path(out, "data", "manifest.json"))["train"]
+    settings = {"vocab_size": vocab_size, "documents": train["sha256"]}
     if fresh or not folder.exists():
-        texts, left = [], TOKENIZER_TEXT
-        for document in load_documents(out, "train"):
-            texts.append(document["text"][:left])
-            left -= len(texts[-1])
+        texts = [document["text"] for document in load_documents(out, "train")]
+        left = TOKENIZER_TEXT
+        if sum(map(len, texts)) > left:                     # some of all of it
+            order = generator(0, "tokenizer", 0).permutation(len(texts))
+            texts = [texts[i] for i in order]
+        for i, text in enumerate(texts):
+            texts[i] = text[:left]
+            left -= len(texts[i])
         tokenizer = Tokenizer.train(texts, vocab_size)
         with whole_folder(folder) as new:
             tokenizer.save(new)
-            write_json(new / "manifest.json", {"vocab_size": vocab_size})
-    made_from(folder, {"vocab_size": vocab_size})
+            write_json(new / "manifest.json", settings)
+    made_from(folder, settings)
 
 
 def print_corpus(out, manifest):
@@ -1795,12 +1822,13 @@ def source_flag(parser):
                         "text:stdlib and math:generated; from --size small on packages too)")
 
 
-def why(path):
+def why(path, benchmark_files=None):
     """Print what each rule says of a file."""
     file = read_file(path, path.as_posix(), "")
     if file.data is None and file.reason == "unreadable":
         raise InputError(f"{path}: no such file, or it cannot be read")
-    found = clean(file, Unit("code", "", "", ""), Contamination(default_benchmarks()))
+    contamination = Contamination(benchmark_files or default_benchmarks())
+    found = clean(file, Unit("code", "", "", ""), contamination)
     language = language_of(file.path, file.data)
     print(f"{path}: {language or 'none of the 92 languages'}, {file.size:,} bytes")
     if file.data and language:
@@ -1836,7 +1864,7 @@ def main():
     if args.workers is not None and args.workers < 1:
         raise InputError("--workers: must be at least 1")
     if args.why:
-        return why(args.why)
+        return why(args.why, args.benchmarks)
     sources = (args.source or DEFAULT_SOURCES) + [f"code:{args.teacher}"] * bool(args.teacher)
     print_corpus(args.out, prepare_data(args.out, sources, args.fresh, args.benchmarks,
                                        args.workers))

@@ -99,7 +99,7 @@ def preference_loss(model, batch, beta, kind, nll):
 
 def step_loss(model, batch, beta, kind, nll):
     """Of a batch of pairs, or of rows of code: their mean per token, which counts for each pair of
-    the step as much as its chosen answer does."""
+    the step as much as its chosen answer does. pairs: the batch's part of the step's, by tokens."""
     if "reference" in batch:
         return preference_loss(model, batch, beta, kind, nll)
     loss, _ = next_token_loss(model, batch)
@@ -311,6 +311,15 @@ def pair_batch(pairs):
     return {"input_ids": inputs, "targets": targets, "count": len(pairs)}
 
 
+def pairs_per_step(args):
+    """The pairs of a step, over all processes; InputError unless all get as many."""
+    pairs = args.batch_tokens // (2 * args.seq_len)
+    if pairs % WORLD or not pairs:
+        raise InputError(f"--batch-tokens: {pairs} pairs of two rows of {args.seq_len} tokens "
+                         f"cannot be shared evenly by {WORLD} processes")
+    return pairs
+
+
 class PairBatches:
     """batches(step) -> the step's pairs for one rank, each epoch in an order of its own, those of
     like length together, and rows of code with gaps."""
@@ -319,10 +328,7 @@ class PairBatches:
         """encoded: pair_ids of N pairs; reference: the log-probabilities of both answers (2, N)."""
         self.encoded, self.reference = encoded, torch.from_numpy(reference)
         self.seed, self.device_pairs = args.seed, max(1, args.device_batch // 2)
-        self.pairs = args.batch_tokens // (2 * args.seq_len)
-        if self.pairs % WORLD or not self.pairs:
-            raise InputError(f"--batch-tokens: {self.pairs} pairs of two rows of {args.seq_len} "
-                             f"tokens cannot be shared evenly by {WORLD} processes")
+        self.pairs = pairs_per_step(args)
         rows = WORLD * max(1, int(self.pairs * CODE_ROWS / WORLD))
         self.code = Batches(documents, tokenizer, args.seq_len, rows, args.device_batch, self.seed,
                             1.0, RANK, WORLD, (1, 0, 0))
@@ -340,7 +346,9 @@ class PairBatches:
         pairs = [{**pair_batch([self.encoded[i] for i in part]),
                   "reference": self.reference[:, part].flatten()} for part in parts]    # (2 P,)
         code = self.code(step)
-        return pairs + [{**rows, "count": 0, "pairs": share / len(code)} for rows in code]
+        count = sum(rows["count"] for rows in code)
+        return pairs + [{**rows, "count": 0, "pairs": share * rows["count"] / count}
+                        for rows in code]
 
 
 @torch.no_grad()
@@ -401,6 +409,7 @@ def train_round(args, number, device, build_only=False):
     model, tokenizer = load_base(args.init, device)
     args.size = args.size or size_of(model, device)
     fill_in(args, PRESETS.get(args.size, PUBLISHED))
+    pairs_per_step(args)                            # an error before minutes of answers
     model.compute_dtype, _ = choose_dtype(device, args.dtype)
     pairs = prepare_pairs(model.eval(), tokenizer, args, number)
     if build_only:
@@ -422,10 +431,12 @@ def train_round(args, number, device, build_only=False):
 
     def evaluate(model, step):
         sums, counts = answers_known(model, fits[:held], device_pairs)      # (2, P) each
-        chosen, rejected = (sums - reference[:, :held]) / counts
-        if chosen.mean() < -COLLAPSED:
-            raise InputError(f"step {step}: the chosen answers have lost {-chosen.mean():.2f} nats "
-                             "per token; lower --lr, or raise --beta or --nll")
+        gains = sums - reference[:, :held]
+        lost = -(gains / counts)[0].mean()
+        if lost > COLLAPSED:
+            raise InputError(f"step {step}: the chosen answers have lost {lost:.2f} nats per "
+                             "token; lower --lr, or raise --beta or --nll")
+        chosen, rejected = gains / counts if args.loss in ("length", "ipo") else gains
         return {"bpb": bits_per_byte(model, tokenizer, heldout),
                 "unseen pairs told apart": float((chosen > rejected).mean())}
 
@@ -444,7 +455,7 @@ def print_gains(before, after):
                   f"{high:+.1f})")
 
 
-def main():
+def parse_args():
     parser = argparse.ArgumentParser(description="Teach a Qwen2.5-Coder what to prefer.")
     training_flags(parser)
     parser.add_argument("--data", action="append", metavar="FILE", help="pairs of your "
@@ -464,12 +475,17 @@ def main():
     parser.add_argument("--weak-sandbox", action="store_true", help="run programs where the system "
                         "cannot lock them in, under resource limits alone")
     args = parser.parse_args()
-    rounds, build_only = vars(args).pop("rounds"), vars(args).pop("build")
-    rounds = 1 if build_only else rounds
-    if rounds < 1 or not args.beta > 0 or not args.nll >= 0:
+    if args.rounds < 1 or not args.beta > 0 or not args.nll >= 0:
         raise InputError("--rounds and --beta must be above 0, --nll not below it")
     check_flags(args)                               # before anything is deleted or sampled
     file_hashes(args.data)
+    return args
+
+
+def main():
+    args = parse_args()
+    rounds, build_only = vars(args).pop("rounds"), vars(args).pop("build")
+    rounds = 1 if build_only else rounds
     out, args.before, args.after = Path(args.out), 0, 0
     first = args.init = str(args.init or newest_model(out, ("sft",)))
     work = out / "dpo.unfinished"                   # from the first round's start to the last's end

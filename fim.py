@@ -42,7 +42,7 @@ REPO_NAME, FILE_SEP = "<|repo_name|>", "<|file_sep|>"
 # What ends a middle: its end, or a token that can only begin something else (the published set)
 STOP_TOKENS = [PREFIX, SUFFIX, "<|fim_pad|>", REPO_NAME, FILE_SEP, ENDOFTEXT, "<|im_end|>"]
 FIM_RATE = 0.5              # not published; value of DeepSeek-Coder (arXiv 2401.14196, 3.1)
-# The kinds of middles and their shares; the report names characters only; ours (README: measured)
+# The kinds of middles and their shares; not published; ours (README: measured)
 SPANS = {"characters": 0.35, "lines": 0.25, "words": 0.1, "syntax": 0.3}
 EMPTY = 0.01                # share of empty middles, of empty prefixes and of empty suffixes; ours
 LINES, WORDS = 10, 16       # of a middle, at most; lines: value of ExecRepoBench; words: ours
@@ -304,8 +304,8 @@ def words_of(text):
 def relevant_files(folder, file, prefix, suffix, count=8):
     """The files of a folder that share most with what stands around a cursor, the best one last.
 
-    -> [(path, text)]. Ranked by BM25 over identifiers, as in the report's repository benchmark;
-    looked at are readable text files of the same kind, at most 1 MB each, links left out.
+    -> [(path, text)]. Ranked by BM25, as ExecRepoBench's are, over identifiers (ours); looked at
+    are readable text files of the same kind, at most 1 MB each, links left out.
     """
     folder, file = Path(folder), Path(file)
     if not folder.is_dir():
@@ -340,12 +340,13 @@ def relevant_files(folder, file, prefix, suffix, count=8):
 
 def gap(text, line, path, column=None):
     """Where to fill: (prefix, what stands there, suffix), by <FILL>, by the number of a line, which
-    is to be written anew, or by line and column of a cursor; all count from 1."""
+    is to be written anew, or by line and column of a cursor; all count from 1, in the text as it
+    stands in an editor. The parts are normalized."""
     if line is None:
         if text.count(MARK) != 1:
             raise InputError(f"{path}: holds {text.count(MARK)} {MARK} marks, expected one; "
                              "mark the place to fill or give --line N")
-        prefix, suffix = text.split(MARK)
+        prefix, suffix = map(normalize, text.split(MARK))
         return prefix, "", suffix
     lines = text.split("\n")
     if not 1 <= line <= len(lines):
@@ -355,7 +356,8 @@ def gap(text, line, path, column=None):
     if not 0 <= start <= len(here):
         raise InputError(f"{path}: a cursor in line {line} stands in columns 1 to {len(here) + 1}, "
                          f"not {column}")
-    return "\n".join([*before, here[:start]]), here[start:stop], "\n".join([here[stop:], *after])
+    return tuple(map(normalize, ("\n".join([*before, here[:start]]), here[start:stop],
+                                 "\n".join([here[stop:], *after]))))
 
 
 def inks():
@@ -428,7 +430,7 @@ def main():
             raise InputError("expected: python fim.py show FILE")
         return show(sys.argv[2])
     args = parse_args()
-    text = normalize(read_text(args.file))
+    text = read_text(args.file).removeprefix("\ufeff")          # no editor counts it
     prefix, present, suffix = gap(text, args.line, args.file, args.column)
     folder = args.model or newest_model(args.out)
     model, tokenizer = load(folder, args.device)

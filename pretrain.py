@@ -22,6 +22,7 @@ import ctypes
 import dataclasses
 import datetime
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -86,7 +87,8 @@ PUBLISHED = {
     "repository": dict(seq_len=32768, batch_tokens=2 ** 22, device_batch=1, steps=71_500, lr=3e-4,
                        rope_theta=1e6)}
 STAGES = {"file": "pretrain", "repository": "repository"}      # the folder of a phase
-BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0   # not published; values of Qwen, as above
+# Not published; betas: values of Qwen, as above; the others: of Qwen2.5's SFT (arXiv 2412.15115)
+BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
 MOMENTUM, NEWTON_SCHULZ = 0.95, (3.4445, -4.7750, 2.0315)      # of Muon's author
 EMBEDDING_LR = 2            # times the learning rate, for the table and head; ours, by measurement
 DIVERGED = 100              # times the usual norm of the gradient: the run is lost
@@ -268,9 +270,21 @@ FREE_FLAGS = {"out", "fresh", "device_batch", "save_every", "eval_every", "devic
               "compile", "checkpoint_activations", "weak_sandbox"}
 
 
-def check_same_run(work, args):
-    """Refuse to go on with another run's folder; the settings are written at the first call."""
+def starting_point(model, tokenizer, out):
+    """What a run starts from, in a word: the beginning of each weight, the tokens, the data."""
+    key = hashlib.sha256(repr(tokenizer.tokens).encode())
+    for _, weight in sorted(model.state_dict().items()):
+        key.update(weight.flatten()[:64].cpu().float().numpy().tobytes())
+    if (made := Path(out) / "data" / "manifest.json").exists():
+        key.update(made.read_bytes())
+    return key.hexdigest()[:8]
+
+
+def check_same_run(work, args, start):
+    """Refuse to go on with another run's folder; the settings are written at the first call.
+    start: the run's starting_point()."""
     settings = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
+    settings["model and data"] = start
     path = work / "run.json"
     barrier()                                           # the first process has cleared the folder
     before = read_json(path) if path.exists() else settings
@@ -403,10 +417,11 @@ def draw(folder, before=0, earlier=()):
 # The training loop
 
 
-def shard(model, dtype):
-    """Spread weights, gradients and optimizer state over the processes (FSDP2), block by block."""
+def shard(model, dtype, device):
+    """Spread weights, gradients and optimizer state over the processes (FSDP2), block by block,
+    each moved to its device only then. A block's weights, the norms' too, are gathered in dtype."""
     if WORLD > 1:
-        mesh = dist.init_device_mesh(model.head.device.type, (WORLD,))
+        mesh = dist.init_device_mesh(device, (WORLD,))
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         for block in model.model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -447,8 +462,9 @@ def one_step(model, optimizers, batch_list, loss_fn, count, lr):
 
 def out_of_memory(args):
     """In one line, which flag to lower and to what."""
-    if args.device_batch > 1:
-        flag = f"--device-batch {args.device_batch // 2}, the step stays the same"
+    rows = min(args.device_batch, args.batch_tokens // args.seq_len // WORLD)
+    if rows > 1 + ("beta" in args):                 # of DPO's pairs one has two rows
+        flag = f"--device-batch {rows // 2}, the step stays the same"
     elif not args.checkpoint_activations:
         flag = "--checkpoint-activations, a third more time"
     else:
@@ -536,17 +552,18 @@ class Log:
             sys.stdout.flush()
 
 
-def start(model, args, work):
+def start(model, tokenizer, args, work):
     """What precedes the loop: choose precision and kernels, check the folder, shard, resume."""
-    device, parameters = str(model.head.device), parameter_count(model)
+    device, parameters = args.device, parameter_count(model)
     model.compute_dtype, why = choose_dtype(device, args.dtype)
     model.model.checkpointing = args.checkpoint_activations
-    attention = choose_attention(model, args.attention, args.seq_len)
     if RANK == 0:
         if args.fresh:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
-    check_same_run(work, args)
+    check_same_run(work, args, starting_point(model, tokenizer, args.out))
+    shard(model, model.compute_dtype, device)
+    attention = choose_attention(model, args.attention, args.seq_len)
     peak = WORLD * matmul_rate(device, model.compute_dtype)
     flops = flops_per_token(model.config, parameters, args.seq_len)
     say(f"{parameters:,} parameters on {WORLD} x {device}, {peak / 1e9:,.0f} GFLOP/s in products\n"
@@ -555,7 +572,6 @@ def start(model, args, work):
     if args.compile:
         for block in model.model.layers:
             block.compile()
-    shard(model, model.compute_dtype)
     optimizers = make_optimizers(model, args.optimizer)
     first = load_resume(work, model, optimizers)
     return optimizers, first, Log(work, args, first, flops, peak)
@@ -565,7 +581,9 @@ def stop_here(work, step, saved, model, optimizers, stops):
     """Save unless it is saved, say how to go on, and exit with the shell's code for the signal."""
     if step > saved:
         save_resume(work, step, model, optimizers)
-    words = ["torchrun", "--nproc-per-node", str(WORLD)] if WORLD > 1 else ["python"]
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    words = ["torchrun", "--nproc-per-node", str(here)] if WORLD > 1 else ["python"]
+    words += ["--nnodes", str(WORLD // here), "..."] if WORLD > here else []
     words += [word for word in sys.argv if word != "--fresh"]
     say(f"stopped after step {step}; to go on: {shlex.join(words)}")
     sys.exit(128 + (stops or [signal.SIGTERM])[0])      # empty where another process was told
@@ -589,20 +607,22 @@ def finish(model, tokenizer, args, work, folder):
     barrier()
 
 
-def train(model, tokenizer, batches, loss_fn, args, evaluate=None):
+def train(model, tokenizer, batches, loss_fn, args, evaluate=None, before=False):
     """Train model and leave a checkpoint folder in out/<args.stage>.
 
     batches(step) -> list of dicts of tensors with a `count` of targets; loss_fn(model, batch) ->
-    (loss sum, metrics); evaluate(model, step) -> dict for the log. An unfinished run is resumed
-    exactly. Ctrl-C and SIGTERM save and say how to go on.
+    (loss sum, metrics); evaluate(model, step) -> dict for the log, also of step 0 if before. An
+    unfinished run is resumed exactly. Ctrl-C and SIGTERM save and say how to go on.
     """
     folder = Path(args.out) / args.stage
     work = folder.with_name(f"{args.stage}.unfinished")
-    optimizers, first, log = start(model, args, work)
+    optimizers, first, log = start(model, tokenizer, args, work)
     saved = first
-    prepare = functools.partial(pinned, batches, str(model.head.device))
+    prepare = functools.partial(pinned, batches, args.device)
     with (one_line(args, work), catch_stops() as stops, ThreadPoolExecutor(1) as background,
           log.bar):
+        if before and not first:
+            say("before: " + ", ".join(f"{k} {v:.3f}" for k, v in evaluate(model, 0).items()))
         ahead = background.submit(prepare, first)
         for step in range(first, args.steps):
             begin, done = time.perf_counter(), step + 1
@@ -630,11 +650,17 @@ def train(model, tokenizer, batches, loss_fn, args, evaluate=None):
         signal.raise_signal(number)
 
 
+def download(name, weights=True):
+    """Fetch a checkpoint from the hub, once on each machine that does not see the first one's."""
+    for turn in (RANK == 0, LOCAL_RANK == 0):
+        if turn:
+            hub_folder(name, weights)
+        barrier()
+
+
 def load_base(name, device):
     """The checkpoint that a stage goes on from, in fp32, and its tokenizer."""
-    if LOCAL_RANK == 0:                                 # one download a machine
-        hub_folder(name)
-    barrier()
+    download(name)
     return load(name, device, torch.float32)
 
 
@@ -806,7 +832,7 @@ def next_token_loss(model, batch):
 
 
 def data_and_tokenizer(args):
-    """Make what is missing on one process, read it on all -> (train, held out, tokenizer)."""
+    """Make what is missing on one process, read it on all -> (held out documents, tokenizer)."""
     ours = not args.init and args.size in PRESETS["file"]   # a tokenizer of our own
     name = Path(args.out) / "tokenizer" if ours else args.init or f"Qwen/Qwen2.5-Coder-{args.size}"
     sources, made = args.source, Path(args.out) / "data" / "manifest.json"
@@ -821,9 +847,9 @@ def data_and_tokenizer(args):
             print_corpus(args.out, table)
         if ours:
             prepare_tokenizer(args.out, CONFIGS[args.size].vocab_size, args.fresh)
-    if LOCAL_RANK == 0 and not ours:                    # one download a machine
-        hub_folder(name, weights=bool(args.init))
     barrier()
+    if not ours:
+        download(name, weights=bool(args.init))
     tokenizer = Tokenizer.load(name)
     parts = {"code": "validation", "text": "validation_text", "math": "validation_math"}
     heldout = {kind: load_documents(args.out, part) for kind, part in parts.items()
@@ -834,11 +860,13 @@ def data_and_tokenizer(args):
             heldout["general"].append(document)
             if (size := size + len(document["text"])) > GENERAL:
                 break
-    return load_documents(args.out, "train"), heldout, tokenizer
+    return heldout, tokenizer
 
 
 def make_model(args, tokenizer, device):
-    """The model to train, in fp32, on its device: from --init, or random weights of --size."""
+    """The model to train, in fp32: from --init, or random weights of --size. It is on its device,
+    but of several processes on the CPU: the device may not hold it whole, shard() moves it."""
+    device = device if WORLD == 1 else "cpu"
     if args.init:
         model = load_model(args.init, device, torch.float32)
         config = model.config
@@ -919,10 +947,11 @@ def train_phase(args, device):
     work = folder.with_name(f"{args.stage}.unfinished")
     if folder.exists() and not args.fresh and not work.exists():
         return say(f"{folder} is finished; --fresh trains it again")
-    train_documents, heldout, tokenizer = data_and_tokenizer(args)
-    batches = Batches(train_documents, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
-                      args.device_batch, args.seed, args.fim_rate, RANK, WORLD,
-                      parse_mixture(args.mixture), args.phase == "repository")
+    heldout, tokenizer = data_and_tokenizer(args)
+    batches = Batches(load_documents(args.out, "train"), tokenizer, args.seq_len,
+                      args.batch_tokens // args.seq_len, args.device_batch, args.seed,
+                      args.fim_rate, RANK, WORLD, parse_mixture(args.mixture),
+                      args.phase == "repository")
     say("epochs: " + ", ".join(f"{kind} {n:.2f}" for kind, n in batches.epochs(args.steps).items()))
     model = make_model(args, tokenizer, device)
     others = compressed_bits_per_byte(document["text"] for document in heldout["code"])
@@ -931,14 +960,12 @@ def train_phase(args, device):
     def evaluate(model, step):
         bits = {f"bpb {kind}".removesuffix(" code"): bits_per_byte(model, tokenizer, documents)
                 for kind, documents in heldout.items()}
-        if step:
-            watch(model, tokenizer)
+        if not step:
+            return bits
+        watch(model, tokenizer)
         return {**bits, **others}
 
-    if args.init and (args.fresh or newest_resume(work) == 0):
-        say("before: " + ", ".join(f"{name} {bits:.3f}" for name, bits in evaluate(model, 0).items()
-                                   if name not in others))
-    train(model, tokenizer, batches, next_token_loss, args, evaluate)
+    train(model, tokenizer, batches, next_token_loss, args, evaluate, before=bool(args.init))
     if RANK == 0 and args.phase == "repository":
         draw_positions(folder, [args.init, folder], heldout["code"], device)
     if RANK == 0:
@@ -965,12 +992,13 @@ def main():
         raise InputError(f"--fim-rate {args.fim_rate}: must be between 0 and 1")
     if (devices := vars(args).pop("plan")) is not None:
         return print_plan(args, phase or "file", devices)
-    if args.init and LOCAL_RANK == 0:               # before the data is made
-        Config.from_json(hub_folder(args.init, weights=False) / "config.json")
     phases = [settings(args, name, not phase) for name in ([phase] if phase else STAGES)]
     if not phase:
         phases[0].after, phases[1].before = phases[1].steps, phases[0].steps
     device = start_processes(args.device)
+    if args.init:                                   # before the data is made
+        download(args.init, weights=False)
+        Config.from_json(hub_folder(args.init, weights=False) / "config.json")
     for one in phases:
         train_phase(one, device)
     stop_processes()

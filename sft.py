@@ -2,8 +2,10 @@
 
 Section 4 of the report in one file. Conversations are made from code on disk and from a grammar of
 small tasks, read from files, or asked of a teacher; a checklist scores them and what runs is run.
-Training goes from coarse (all that is correct) to fine (what scores best); the loss is taken on
-answers alone, and fill-in-the-middle stays in the mix so that it is not forgotten.
+Training goes from coarse to fine, which is here from all that is correct to what scores best (the
+report: from many samples of low quality to those chosen by rejection sampling). The loss is taken
+on answers alone (not published; ours), and fill-in-the-middle stays in the mix, as in the report,
+so that it is not forgotten.
 
 The loop is pretrain.py's train(), the sandbox evaluate.py's. Preferences are dpo.py's business.
 
@@ -16,6 +18,7 @@ The loop is pretrain.py's train(), the sandbox evaluate.py's. Preferences are dp
 
 import argparse
 import ast
+import contextlib
 import hashlib
 import itertools
 import json
@@ -38,14 +41,15 @@ from fim import control_stops, load, newest_model, nodes_of, python_tree, words_
 from model import generate
 from pretrain import (RANK, WORLD, barrier, fill_in, load_base, next_token_loss, print_table, say,
                       size_of, start_processes, stop_processes, train, training_flags)
-from tokenizer import (SYSTEM_PROMPT, InputError, TextStream, Tokenizer, run, whole_folder,
-                       write_json, write_text)
+from tokenizer import (ENDOFTEXT, SYSTEM_PROMPT, InputError, TextStream, Tokenizer, run,
+                       whole_folder, write_json, write_text)
 
 PRESETS = {"tiny": dict(seq_len=512, batch_tokens=4096, device_batch=8, steps=500, lr=2e-3),
            "mini": dict(seq_len=512, batch_tokens=8192, device_batch=8, steps=1000, lr=1e-3),
            "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=500, lr=1e-3)}
-# Of the report's parents and released script (arXiv 2412.15115, section 4.1; finetuning/sft)
-PUBLISHED = dict(seq_len=1280, batch_tokens=2 ** 19, device_batch=4, steps=3000, lr=7e-6)
+# Rows and batch of the released script (finetuning/sft), lr of Qwen2.5 (arXiv 2412.15115, section
+# 4.1); steps: not published; ours
+PUBLISHED = dict(seq_len=1280, batch_tokens=1280 * 1024, device_batch=4, steps=3000, lr=7e-6)
 COARSE, FINE = 2 / 3, 0.5       # of the steps: those that see all; of the conversations: the best
 FIM_SHARE = 0.3                 # of the rows; the report's "small part" is not published; ours
 
@@ -499,14 +503,22 @@ def name_languages(found, documents):
         made["language"] = language_of(f".{name.removesuffix('3')}") or name or names[guess]
 
 
+def is_literal(text):
+    with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        ast.literal_eval(text)
+        return True
+    return False
+
+
 def shown_calls(made):
-    """A problem for the sandbox from a function in an answer and calls of it (>>>) in the question
-    or the answer; None without, or where it needs a module."""
-    code = code_block(answer_of(made))
-    calls = re.findall(r">>> ((\w+)\(.*\))\n *([^\s>].*)", text_of(made))
+    """A problem for the sandbox from a function in the last answer and calls of it (>>>), with the
+    values that they give, in it or its question; None without, or where it needs a module."""
+    code, (question, answer) = code_block(answer_of(made)), made["messages"][-2:]
+    calls = re.findall(r">>> ((\w+)\(.*\))\n *([^\s>].*)",
+                       question["content"] + "\n" + answer["content"])
     for name in re.findall(r"^def (\w+)\(", code, re.MULTILINE):
         tests = [f"    assert candidate{call[len(name):]} == {value}\n" for call, called, value
-                 in calls if called == name and python_tree(f"{call} == {value}")]
+                 in calls if called == name and python_tree(call) and is_literal(value)]
         if tests and python_tree(code) and not re.search(r"^\s*(import|from) ", code, re.MULTILINE):
             return {"prompt": f"def {name}():\n", "entry_point": name,
                     "test": "def check(candidate):\n" + "".join(tests)}
@@ -848,6 +860,8 @@ def train_stage(args, device):
     fill_in(args, PRESETS.get(args.size, PUBLISHED))
     longest = max(model.config.max_position_embeddings, args.seq_len)
     model.config.max_position_embeddings = longest
+    # as the published instruct models have it; others than we look there for what ends an answer
+    model.config.eos_token_id = [tokenizer.special[name] for name in ("<|im_end|>", ENDOFTEXT)]
     warn_if_untrained(model, tokenizer)
     conversations = prepare_instructions(args, tokenizer)
     encoded = [chat_ids(tokenizer, made["messages"], args.last_turn, args.published_mask)

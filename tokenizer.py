@@ -55,10 +55,12 @@ def run(main):
         sys.exit(130)
 
 
-def read_text(path):
-    """The text of a UTF-8 file; InputError if it is missing or something else."""
+def read_text(path, newline=None):
+    """The text of a UTF-8 file; InputError if it is missing or something else.
+    newline: "" leaves line ends as they are, else each becomes a line feed."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8", newline=newline) as file:
+            return file.read()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -476,7 +478,7 @@ class Tokenizer:
         return [*map(len, self.tokens), *[0] * len(self.special)]
 
     def render_chat(self, messages, tools=None, add_generation_prompt=False):
-        """Messages -> ChatML text, equal to the published template (facts: report, table 2).
+        """Messages -> ChatML text, equal to Qwen2.5's (chat_template in tokenizer_config.json).
 
         messages: dicts with role and content; an assistant's may have tool_calls (dicts with name
         and arguments, or with both under "function"). tools: JSON-like function signatures.
@@ -571,7 +573,7 @@ def main():
         raise InputError("out/tokenizer: not there yet; `python pretrain.py` makes it, "
                          "or give --tokenizer FOLDER")
     tokenizer = Tokenizer.load(args.tokenizer)
-    text = read_text(args.file)
+    text = read_text(args.file, newline="")
     ids, size = tokenizer.encode(text), len(text.encode())
     print(token_view(tokenizer, text, colour=sys.stdout.isatty()))
     print(f"\n{size:,} bytes, {len(text):,} characters, {len(ids):,} tokens of {args.tokenizer}: "

@@ -13,6 +13,7 @@ import threading
 import zipfile
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -319,6 +320,7 @@ def test_a_question_is_asked_again_but_paid_once(teacher, tmp_path, monkeypatch)
     teacher.answer = lambda body: answered(body["model"] + str(body.get("seed")))
     assert data.ask(teacher.url + "#other", question, seed=1) == "other1"
     assert data.ask(teacher.url + "#other", question, seed=2) == "other2"
+    assert data.ask(teacher.url, question, seed=2) == "teacher-7b2"         # no other's answer
     questions = [[{"role": "user", "content": str(n)}] for n in range(20)]
     before = len(teacher.asked)
     teacher.answer = lambda body: answered(body["messages"][0]["content"])
@@ -420,9 +422,15 @@ def test_private_data_get_fakes():
              "127.0.0.1 10.0.0.7 8.8.8.8 1.2.3.4.5 999.1.1.1":
                  "127.0.0.1 10.0.0.7 8.8.8.8 1.2.3.4.5 999.1.1.1",
              "AKIA" + "ABCDEFGHIJKLMNOP": "KEY", "ghp_" + "a1" * 18: "KEY",
-             "-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----": "KEY"}
+             "-----BEGIN RSA PRIVATE KEY-----\n" + "a1b2" * 16 + "\n-----END RSA PRIVATE KEY-----":
+                 "KEY",
+             "ME@WORK.COM and from 93.184.216.34.": "user@example.com and from 192.0.2.1.",
+             r'"Mail:\nme@work.org"': r'"Mail:\nuser@example.com"',       # in source: an escape
+             r'"\t93.184.216.34"': r'"\t192.0.2.1"', r'"\nsk-' + "a" * 40 + '"': r'"\nKEY"'}
     assert {text: replace_private(text) for text in cases} == cases
-    assert all(replace_private(fake) == fake for fake in cases.values())
+    code = ['START = b"-----BEGIN OPENSSH PRIVATE KEY-----"\nEND = b"-----END OPENSSH PRIVATE '
+            'KEY-----"', 'ObjectIdentifier("2.5.29.17")', "git clone git@github.com:o/r.git"]
+    assert all(replace_private(kept) == kept for kept in (*code, *cases.values()))
 
 
 # ---- duplicates
@@ -513,7 +521,7 @@ def test_contamination_is_found(contamination):
 
 
 def test_hits_are_listed(code_folder, tmp_path):
-    words = "to be or not to be that is the question whether nobler in the mind"
+    words = "to be or not — to be that is the question whether nobler in the mind"
     (tmp_path / "plays.jsonl").write_text(json.dumps({"task_id": "H/1", "prompt": words}))
     (code_folder / "a" / "play.py").write_text(f"# {words}\nSPEAKER = 'Hamlet'\n")
     prepare_data(tmp_path / "out", [code_folder], benchmark_files=[tmp_path / "plays.jsonl"])
@@ -778,8 +786,12 @@ def test_split_of_one_module_is_by_file():
 def test_held_out_text_is_the_same_with_packages():
     library = [document("x" * 9, f"m{i}.py", "stdlib") for i in range(40)]
     packages = [document("y" * 9, f"p{i}/a.py", "packages") for i in range(40)]
+    text = [{**d, "source": f"text:{d['source']}", "kind": "text"} for d in library + packages]
     train, validation = split(library + packages)
     assert validation == split(library)[1] and len(train) + len(validation) == 80
+    validation = split(library + packages + text)[1]        # nor docstrings of code that trains
+    assert validation == split(library + text[:40])[1] and any(d["kind"] == "text"
+                                                               for d in validation)
 
 
 def test_text_is_held_out_with_its_module():
@@ -787,6 +799,9 @@ def test_text_is_held_out_with_its_module():
     text = [{**document("y" * 9, f"m{i}/a.py", "text:stdlib"), "kind": "text"} for i in range(40)]
     maths = [{**document("z" * 9, f"{i}.txt", "math:generated"), "kind": "math"}
              for i in range(400)]
+    made = [document("w" * 9, f"{i}.py", "code:generated") for i in range(40)]
+    train, _ = split(code + made + maths)
+    assert 10 <= len(maths) - sum(d["kind"] == "math" for d in train) <= 30
     validation = split(code + text + maths)[1]
     held = {kind: {d["path"] for d in validation if d["kind"] == kind}
             for kind in ("code", "text", "math")}
@@ -883,10 +898,41 @@ def test_prepare_is_made_once(code_folder, tmp_path):
     assert (tmp_path / "out/data/train.jsonl").stat().st_mtime_ns == made
     with pytest.raises(InputError, match=r"was made from sources .*code'\], not \['stdlib'\]"):
         prepare_data(tmp_path / "out", ["stdlib"])
+    with pytest.raises(InputError, match=r"was made from benchmarks .*, not \['other.jsonl'\]"):
+        prepare_data(tmp_path / "out", [code_folder], benchmark_files=[tmp_path / "other.jsonl"])
     with pytest.raises(InputError, match="was made from vocab_size 400, not 500"):
         prepare_tokenizer(tmp_path / "out", 500)
     prepare_tokenizer(tmp_path / "out", 500, fresh=True)
     assert Tokenizer.load(tmp_path / "out" / "tokenizer").vocab_size <= 500
+    (code_folder / "h" / "new.py").write_text(CODE)
+    prepare_data(tmp_path / "out", [code_folder], fresh=True)
+    with pytest.raises(InputError, match="tokenizer was made from documents "):
+        prepare_tokenizer(tmp_path / "out", 500)
+
+
+def test_a_tokenizer_sees_some_of_all_when_there_is_too_much(code_folder, tmp_path, monkeypatch):
+    prepare_data(tmp_path / "out", [code_folder])
+    texts = [d["text"] for d in load_documents(tmp_path / "out", "train")]
+    most = sum(map(len, texts)) // 2
+    monkeypatch.setattr(data, "TOKENIZER_TEXT", most)
+    with mock.patch.object(Tokenizer, "train", side_effect=Tokenizer.train) as train:
+        prepare_tokenizer(tmp_path / "out", 400)
+    seen = [text for text in train.call_args.args[0] if text]
+    assert sum(map(len, seen)) == most and all(
+        any(text.startswith(part) for text in texts) for part in seen)
+    order = [next(i for i, text in enumerate(texts) if text.startswith(part)) for part in seen]
+    assert order != sorted(order) and max(order) > len(texts) // 2 > min(order)
+
+
+def test_what_grounding_drops_is_not_lost_as_code(code_folder, tmp_path, monkeypatch):
+    """A file that is code and grounding counts as code; only the rest has to pass the stages."""
+    (code_folder / "a" / "README.md").write_text("Prose of a program, in words.\n" * 20)
+    monkeypatch.setattr(data.Corpus, "filter_grounding", lambda self, teacher: [
+        row.update(reason="grounding stage 1", value=None) for row in self.kept()
+        if row["kind"] == "grounding"] and [])
+    prepare_data(tmp_path / "out", [f"grounding:{code_folder}", code_folder])
+    rows = [d for part in ("train", "validation") for d in load_documents(tmp_path / "out", part)]
+    assert [d["kind"] for d in rows if d["path"] == "a/README.md"] == ["code"]
 
 
 def test_empty_corpus(tmp_path):

@@ -1,5 +1,6 @@
 """pytest tests/test_dpo.py: the losses, the pairs, and the real script."""
 
+import argparse
 import contextlib
 import json
 import math
@@ -13,6 +14,8 @@ from conftest import (CODE, ROOT, SMALL, answered, fill_weights, reference_data,
                       script_folder)
 
 import dpo
+import pretrain
+import sft
 from dpo import (PairBatches, balanced, closest, dpo_loss, judged_pairs, log_probabilities,
                  pair_batch, pair_ids, preference_loss, read_pairs, reference_log_probabilities,
                  same_code, sampled_pairs, step_loss)
@@ -133,6 +136,13 @@ def test_code_beside_the_pairs(small_tokenizer):
         loss, metrics = step_loss(model, code, 1, kind, 10)
         assert loss.item() == pytest.approx(wanted, rel=1e-5)
         assert metrics["loss/code"].item() == pytest.approx(8 * mean, rel=1e-5)
+    args.device_batch, args.batch_tokens = 6, 4096                  # eight rows of code: 6 and 2
+    parts = PairBatches(PAIRS, np.zeros((2, 3), np.float32), documents, small_tokenizer, args)(0)
+    parts = [batch for batch in parts if not batch["count"]]
+    targets = [(batch["targets"] != -100).sum().item() for batch in parts]
+    assert [len(batch["targets"]) for batch in parts] == [6, 2]
+    assert [batch["pairs"] / n for batch, n in zip(parts, targets)] == pytest.approx(
+        [32 / sum(targets)] * 2)                                    # each token weighs the same
     same = step_loss(model, {**pairs[0]}, 1, "sigmoid", 10)[0].item()
     assert same == preference_loss(model, pairs[0], 1, "sigmoid", 10)[0].item()
 
@@ -346,6 +356,21 @@ def test_bad_input(out, monkeypatch, flags, problem):
     with pytest.raises(InputError, match=problem):
         script(monkeypatch, out, *flags)
     assert not (out / "dpo").exists()
+
+
+@pytest.mark.parametrize("stage", [pretrain, sft, dpo])
+def test_every_preset_is_made_of_whole_rows(stage):
+    """Of all sizes and phases, the published ones too: none is refused once the model is loaded."""
+    parser = argparse.ArgumentParser()
+    pretrain.training_flags(parser)
+    presets = [*stage.PRESETS.values(), stage.PUBLISHED]
+    if stage is pretrain:
+        presets = [preset for phases in presets for preset in phases.values()]
+    for preset in presets:
+        args = pretrain.fill_in(parser.parse_args([]), preset)
+        assert args.batch_tokens // args.seq_len >= args.device_batch
+        if stage is dpo:
+            assert dpo.pairs_per_step(args) >= args.device_batch // 2
 
 
 def test_without_sft_there_is_one_line(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import json
+import re
 import math
 import os
 import random
@@ -235,11 +236,21 @@ def test_the_reports_number_stands_beside_ours(model, small_tokenizer, monkeypat
     row = {"prompt": "ab", "suffix": "cd", "canonical_solution": "  x = 1", "language": "py"}
     problems = {"py/1": to_problem(row, "humaneval-fim", 1)}
     args = SimpleNamespace(chat=False, resume=False, timeout=None, n=2, seed=0, temperature=0.5,
-                           top_p=1.0)
-    scores = evaluate.ask_and_grade(model, small_tokenizer, "humaneval-fim", problems,
-                                    tmp_path / "a", args)
-    assert scores["published"] == 0.835 and scores["samples"] == 2     # of 1.5B, the second size
-    assert "the report, for base models of this size: 0.835" in capsys.readouterr().out
+                           top_p=1.0, limit=None)
+
+    def asked():
+        return evaluate.ask_and_grade(model, small_tokenizer, "humaneval-fim", problems,
+                                      tmp_path / "a", args)
+
+    args.temperature, args.n = 0.0, 1
+    assert asked()["published"] == 0.835                    # of 1.5B, the second size
+    assert re.search("the report, for base models of this size, on .*: 0.835",
+                     capsys.readouterr().out)
+    args.limit = 1
+    assert "published" not in asked()                       # that was of all problems, greedy
+    args.limit, args.temperature, args.n = None, 0.5, 2
+    scores = asked()
+    assert "published" not in scores and scores["samples"] == 2
     rows = [row for _, row in read_rows(tmp_path / "a.jsonl")]
     assert [row["task_id"] for row in rows] == ["py/1"] * 2
     assert rows[0]["completion"] != rows[1]["completion"]

@@ -296,6 +296,7 @@ def test_gap():
     assert gap("ab\ncd\n", 1, "f", 3) == ("ab", "", "\ncd\n")
     with pytest.raises(InputError, match="a cursor in line 1 stands in columns 1 to 3, not 4"):
         gap("ab\ncd\n", 1, "f", 4)
+    assert gap("e\u0301 = 1\n", 1, "f", 3) == ("é", "", " = 1\n")      # as an editor counts
     assert gap("a\nb\nc", 2, "f") == ("a\n", "b", "\nc")
     assert gap("a\nb\n", 3, "f") == ("a\nb\n", "", "")
     assert gap("x = <FILL>\n", None, "f") == ("x = ", "", "\n")

@@ -319,6 +319,16 @@ def test_evalplus(box):
     for task in ("Mbpp/2", "Mbpp/115", "Mbpp/124", "Mbpp/252", "Mbpp/580", "Mbpp/581"):
         problem = to_problem(mbpp[task], "mbpp+")
         assert box.grade(problem, mbpp[task]["canonical_solution"], 20).passed, task
+    problem = to_problem(mbpp["Mbpp/737"], "mbpp+")             # a truth for a match is as good
+    start = "import re\ndef check_str(s):\n    return "
+    for answer, passed in (("bool(re.match('[aeiouAEIOU]', s))", True), ("True", False),
+                           ("re.match('[aeiouAEIOU]', s)", True), ("None", False)):
+        assert box.grade(problem, start + answer + "\n", 20).passed == passed, answer
+    problem = to_problem(mbpp["Mbpp/581"], "mbpp+")             # by either height, rounded
+    start = "import math\ndef surface_Area(b, s):\n    return "
+    other = "b * b + 4 * (b * math.sqrt((b / 2) ** 2 + s ** 2)) / 2"
+    for answer, passed in ((f"round({other})", True), (other, False), ("2 * b * s + b * b", True)):
+        assert box.grade(problem, start + answer + "\n", 20).passed == passed, answer
 
 
 def test_cruxeval(box):
@@ -369,10 +379,13 @@ def test_score_command(tmp_path, score):
     lines = json.dumps(good) + "\n" + json.dumps({"task_id": "hostile/0", "completion": ""}) + "\n"
     done = score(lines, "--resume")
     assert "pass@1: 0.5000" in done.stdout, done.stderr
+    results = [row for _, row in read_rows(tmp_path / "s.jsonl_results.jsonl")]
     kept = {**good, "benchmark": "humaneval", "timeout": 3.0, "passed": True, "reason": "kept",
-            "weak": False}
+            "weak": False, "problems": results[0]["problems"]}
     (tmp_path / "s.jsonl_results.jsonl").write_text(json.dumps(kept) + "\n")
     assert "1 kept" in score(lines, "--resume").stdout
+    (tmp_path / "s.jsonl_results.jsonl").write_text(json.dumps({**kept, "problems": "other"}))
+    assert "kept" not in score(lines, "--resume").stdout      # by other tests
     (tmp_path / "s.jsonl_results.jsonl").write_text(json.dumps(kept) + "\n")
     assert "kept" not in score(lines, "--resume", benchmark="ladder").stdout
     other = lines.replace("return sum", "return 1 or sum")

@@ -188,7 +188,7 @@ from model import CausalLM, Config
 pretrain.start_processes("cpu")
 model = fill_weights(CausalLM(Config(**{**SMALL, "hidden_size": 128, "num_attention_heads": 2})))
 model.attention = "triton"
-pretrain.shard(model, torch.float32)
+pretrain.shard(model, torch.float32, "cpu")
 optimizers = pretrain.make_optimizers(model, "adamw")
 ids = (torch.arange(4 * 17).view(4, 17) * 7) % 96
 starts = torch.tensor([[0] * 5 + [5] * 11] * 4)

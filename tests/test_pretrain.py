@@ -19,7 +19,7 @@ from unittest import mock
 import bench_training
 import pytest
 import torch
-from conftest import ROOT, SMALL, fill_weights
+from conftest import CODE, ROOT, SMALL, fill_weights
 
 from fim import newest_model
 from model import CONFIGS, CausalLM, Config, load_model
@@ -28,6 +28,7 @@ from pretrain import (
     Muon,
     check_same_run,
     choose_dtype,
+    starting_point,
     finish,
     flops_per_token,
     learning_rate,
@@ -294,7 +295,8 @@ def test_a_process_that_dies_ends_the_other_in_one_line(code, tmp_path):
 
 
 def test_out_of_memory_names_the_flag_to_lower():
-    args = argparse.Namespace(device_batch=8, checkpoint_activations=False, seq_len=64)
+    args = argparse.Namespace(device_batch=16, checkpoint_activations=False, seq_len=64,
+                              batch_tokens=512)         # 8 rows in all
     work = Path("nowhere")
 
     def message(error):
@@ -304,6 +306,8 @@ def test_out_of_memory_names_the_flag_to_lower():
 
     assert "try --device-batch 4" in message(torch.OutOfMemoryError("CUDA out of memory"))
     assert "Step 0 is kept" in message(MemoryError())
+    args.device_batch, args.beta = 2, 0.1               # of dpo.py: one pair
+    assert "try --checkpoint-activations" in message(MemoryError())
     args.device_batch = 1
     assert "try --checkpoint-activations" in message(RuntimeError("can't allocate memory: 1 TB"))
     args.checkpoint_activations = True
@@ -454,7 +458,26 @@ def test_torn_metrics_are_read(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(InputError, match="run.json: holds no settings of a run"):
-        check_same_run(tmp_path, argparse.Namespace(lr=1))
+        check_same_run(tmp_path, argparse.Namespace(lr=1), "abc")
+
+
+def test_a_run_is_known_by_what_it_starts_from(small_model, small_tokenizer, tmp_path):
+    """Another model, tokenizer or corpus under the same names is not gone on with."""
+    first = starting_point(small_model, small_tokenizer, tmp_path)
+    assert first == starting_point(small_model, small_tokenizer, tmp_path)
+    check_same_run(tmp_path, argparse.Namespace(lr=1), first)
+    check_same_run(tmp_path, argparse.Namespace(lr=1), first)
+    seen = {first, starting_point(small_model, Tokenizer.train([CODE * 3], 300), tmp_path)}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text("{}")
+    seen.add(starting_point(small_model, small_tokenizer, tmp_path))
+    with torch.no_grad():
+        small_model.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
+    seen.add(starting_point(small_model, small_tokenizer, tmp_path))
+    assert len(seen) == 4
+    for other in seen - {first}:
+        with pytest.raises(InputError, match=f"a run with model and data {first}, this one has "):
+            check_same_run(tmp_path, argparse.Namespace(lr=1), other)
 
 
 def test_a_short_context_is_watched_too(small_tokenizer, capsys):

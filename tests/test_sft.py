@@ -19,7 +19,7 @@ from evaluate import grade_all, read_rows
 from model import CausalLM, Config, load_model
 from sft import (chat_ids, code_conversations, conversation, conversation_row,
                  held_out_tasks, mutated, read_conversations, score, shown_calls, training_tasks)
-from tokenizer import InputError, Tokenizer
+from tokenizer import InputError, Tokenizer, read_json
 
 CHAT = [{"role": "user", "content": "Add 1 to n."},
         {"role": "assistant", "content": "```python\nn + 1\n```"},
@@ -185,6 +185,10 @@ def test_calls_that_are_shown_become_tests():
     problem = shown_calls(made)
     assert problem == {"prompt": "def f():\n", "entry_point": "f",
                        "test": "def check(candidate):\n    assert candidate(2) == 4\n"}
+    again = conversation("Three times.\n>>> f(2)\n6\n>>> f(3)\nNine", "```python\ndef f(n):\n"
+                         "    return 3 * n\n```", "file")
+    again["messages"] = made["messages"] + again["messages"]    # its own calls alone; Nine: said
+    assert shown_calls(again)["test"] == "def check(candidate):\n    assert candidate(2) == 6\n"
     assert shown_calls(conversation("Write f.", "def f(): pass", "file")) is None
 
 
@@ -363,6 +367,10 @@ def test_the_script_trains_stops_goes_on_and_answers(out, monkeypatch, capsys):
     assert re.search(r"unseen parameters: pass@1, % +0\.0 \(0\.0 to 0\.0\) +0\.0", printed)
     assert printed.count("--- asked") == 3
     whole = load_model(out / "sft", "cpu").state_dict()
+    for file in ("config.json", "generation_config.json"):      # what ends an answer elsewhere
+        special = Tokenizer.load(out / "sft").special
+        assert read_json(out / "sft" / file)["eos_token_id"] == [
+            special["<|im_end|>"], special["<|endoftext|>"]]
     base = load_model(out / "pretrain", "cpu").state_dict()
     assert any(not torch.equal(whole[name], base[name]) for name in whole)
     script(monkeypatch, out)
