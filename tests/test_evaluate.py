@@ -4,10 +4,10 @@ import contextlib
 import errno
 import itertools
 import json
-import re
 import math
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
