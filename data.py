@@ -485,8 +485,9 @@ def reply_to(server, question):
 def ask(url, messages, tries=5, **options):
     """What a model answers to a conversation. A question is paid once: answers stay in the cache.
 
-    url: of an OpenAI-compatible server, as http://host:8000/v1, with #model if not its first; the
-    key is OPENAI_API_KEY. options: temperature, seed, ... InputError if no answer is to be had.
+    url: of an OpenAI-compatible server, as http://host:8000/v1, with #model if not its first, which
+    it is asked for, so it must run even if all answers are kept. The key is OPENAI_API_KEY.
+    options: temperature, seed, ... InputError if no answer is to be had.
     """
     check_server(url)
     server, _, model = url.partition("#")
@@ -652,9 +653,9 @@ def broken_rule(text, language):
 
 ESCAPED = r"(?<=\\[abfnrtv])"                # the n of "\n" in a string is no letter of a word
 # With a common ending, so that a matrix product (x@self.weight) is no address, nor is git@host
-EMAIL = re.compile(fr"(?:{ESCAPED}|(?<!\\)\b)(?!git@)[\w.+-]{{1,64}}@[\w-]+(?:\.[\w-]+)*\."
-                   r"(?:com|org|net|edu|gov|io|dev|info|uk|de|fr|cn|jp|ru|it|nl|se|ch|ca|au|br|in|"
-                   r"eu|us|me|pl|at|be|fi|no|dk|cz|es)\b", re.IGNORECASE)
+EMAIL = re.compile(fr"(?:{ESCAPED}|(?<!\\)\b|(?<=\\)(?![abfnrtv]))(?!git@)[\w.+-]{{1,64}}@"
+                   r"[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|io|dev|info|uk|de|fr|cn|jp|ru|it|nl|"
+                   r"se|ch|ca|au|br|in|eu|us|me|pl|at|be|fi|no|dk|cz|es)\b", re.IGNORECASE)
 ADDRESS = re.compile(r"\d(?:(?<=\\[abfnrtv]\d)|(?<![\w.-]\d))"         # quicker with a digit first
                      r"\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\w)")
 KEY_MARKS = ("AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "sk-", "AIza", "xox", "PRIVATE KEY-")
@@ -666,14 +667,14 @@ PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----((?:(?!-----)[\s\S])*)"
 
 def public_address(match):
     """An IP address, unless anybody may have it. Numbers below 10 are versions, not addresses, and
-    2.5.4. and 2.5.29. begin the names of X.509's fields."""
+    2.5.29. begins the names of X.509's extensions."""
     try:
         known = not ipaddress.ip_address(match[0]).is_global or match[0] in ("8.8.8.8", "8.8.4.4")
     except ValueError:
         known = True
     small = sum(int(part) < 10 for part in match[0].split(".")) > 2
-    field = match[0].startswith(("2.5.4.", "2.5.29."))
-    return match[0] if known or small or field else "192.0.2.1"
+    known = known or match[0].startswith("2.5.29.")
+    return match[0] if known or small else "192.0.2.1"
 
 
 def replace_private(text):
@@ -860,7 +861,8 @@ class Contamination:
             if len(hits):
                 place, owner = places[hits[0]], owners[at[hits[0]]]
                 word = rb"\S+" if between == "blanks" else rb"[\w\x80-\xff]+"
-                shared = re.findall(word, text.encode())[place:place + n]       # as word_hashes
+                data = text.encode(errors="replace")            # as word_hashes splits it
+                shared = re.findall(word, data)[place:place + n]
                 return [self.names[owner], b" ".join(shared).decode(errors="replace")]
         return None
 
@@ -1219,8 +1221,8 @@ class Corpus:
     """The rows of all units in one order, whose texts stay on the disk.
 
     A row gets a reason when it is dropped. The order is that of the source (the standard library
-    first, grounding, which is filtered yet, last), then of the path: the first of several copies is
-    kept.
+    first, grounding, which is still to be filtered, last), then of the path: the first of several
+    copies is kept.
     """
 
     def __init__(self, stems):
@@ -1465,12 +1467,11 @@ def made_from(folder, settings):
 
 def fingerprint(found, benchmark_files):
     """A hash of all that the units' results depend on: files, benchmarks, and this code."""
-    files = [Path(unit.place, name) for unit in found if not is_synthetic(unit.place)
-             for name in (unit.files or [""])]
+    states = [(os.lstat if unit.files else os.stat)(Path(unit.place, name))[6:9:2]
+              for unit in found if not is_synthetic(unit.place) for name in (unit.files or [""])]
     read = [*benchmark_files, *(Path(__file__).with_name(name) for name in (
         "data.py", "fim.py", "evaluate.py"))]
-    state = [found, [(os.lstat(file)[6:9:2], os.stat(file)[6:9:2] if file.exists() else None)
-                     for file in files], sys.version,
+    state = [found, states, sys.version,
              [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in read]]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 

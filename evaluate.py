@@ -1328,8 +1328,8 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), k
     batches = tqdm(batches_of(prompts, max_new_tokens), desc="batches", disable=None)
     for number, rows in enumerate(batches):
         batch = [prompts[i] for i in rows]
-        # generate() counts on from it for each row: no two batches and seeds meet
-        seed = (sampling.get("seed", 0) << 32) + number * TOKENS_AT_ONCE
+        # generate() adds the number of the row, torch's CPU generator takes 32 bits: far apart
+        seed = sampling.get("seed", 0) * 0x9E3779B1 + number * TOKENS_AT_ONCE
         key = json.dumps([which, batch, max_new_tokens, stops, {**sampling, "seed": seed}])
         key = hashlib.sha256(key.encode()).hexdigest()
         if key not in done:
@@ -1394,7 +1394,9 @@ def model_samples(model, tokenizer, name, problems, n=1, kept=None, **sampling):
           + f"\nstops: {way['stops']}, {len(ends)} control tokens; at most "
           f"{min(way['max_new_tokens'], T // 2)} new tokens; answer: {way['answer']}")
     prompts = [prompt_ids(model, tokenizer, way, problem) for problem in problems.values()]
-    if cut := sum(len(ids) >= T - min(way["max_new_tokens"], T // 2) for ids in prompts):
+    room = T - min(way["max_new_tokens"], T // 2)
+    room -= way["prompt"][0].startswith("<|fim_prefix|>")       # a gap's are cut to it already
+    if cut := sum(len(ids) > room for ids in prompts):
         print(f"{cut} of {len(prompts)} prompts are cut to fit: the context has {T} tokens")
     texts = complete(model, tokenizer, [p for p in prompts for _ in range(n)],
                      way["max_new_tokens"], way["stops"], ends, kept, **sampling)
@@ -1428,6 +1430,13 @@ def read_samples(path, problems):
     return samples
 
 
+def problems_hash(problems):
+    """The same in each process, although MBPP+ holds sets."""
+    text = json.dumps(problems, default=lambda value: (
+        sorted(map(repr, value)) if isinstance(value, set) else repr(value)))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def grade_samples(name, samples, problems, results, args):
     """Grade samples of a benchmark -> rows with their grades; each is written as it comes.
 
@@ -1435,9 +1444,8 @@ def grade_samples(name, samples, problems, results, args):
     """
     from tqdm import tqdm
     slow = any("inputs" in problem for problem in problems.values())
-    asked = hashlib.sha256(json.dumps(problems, default=str).encode()).hexdigest()[:8]
     done, settings = [], {"benchmark": name, "timeout": args.timeout or (20.0 if slow else 3.0),
-                          "problems": asked}
+                          "problems": problems_hash(problems)}
     if args.resume and results.exists():
         with contextlib.suppress(ValueError, TypeError):    # cut off or damaged: graded again
             for line, sample in zip(results.read_text(encoding="utf-8").split("\n"), samples):

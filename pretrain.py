@@ -557,13 +557,14 @@ def start(model, tokenizer, args, work):
     device, parameters = args.device, parameter_count(model)
     model.compute_dtype, why = choose_dtype(device, args.dtype)
     model.model.checkpointing = args.checkpoint_activations
+    key = starting_point(model, tokenizer, args.out)
+    shard(model, model.compute_dtype, device)
+    attention = choose_attention(model, args.attention, args.seq_len)
     if RANK == 0:
         if args.fresh:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
-    check_same_run(work, args, starting_point(model, tokenizer, args.out))
-    shard(model, model.compute_dtype, device)
-    attention = choose_attention(model, args.attention, args.seq_len)
+    check_same_run(work, args, key)
     peak = WORLD * matmul_rate(device, model.compute_dtype)
     flops = flops_per_token(model.config, parameters, args.seq_len)
     say(f"{parameters:,} parameters on {WORLD} x {device}, {peak / 1e9:,.0f} GFLOP/s in products\n"
@@ -622,7 +623,9 @@ def train(model, tokenizer, batches, loss_fn, args, evaluate=None, before=False)
     with (one_line(args, work), catch_stops() as stops, ThreadPoolExecutor(1) as background,
           log.bar):
         if before and not first:
-            say("before: " + ", ".join(f"{k} {v:.3f}" for k, v in evaluate(model, 0).items()))
+            with torch.compiler.set_stance("force_eager"):
+                bits = evaluate(model, 0)
+            say("before: " + ", ".join(f"{name} {value:.3f}" for name, value in bits.items()))
         ahead = background.submit(prepare, first)
         for step in range(first, args.steps):
             begin, done = time.perf_counter(), step + 1
@@ -864,8 +867,9 @@ def data_and_tokenizer(args):
 
 
 def make_model(args, tokenizer, device):
-    """The model to train, in fp32: from --init, or random weights of --size. It is on its device,
-    but of several processes on the CPU: the device may not hold it whole, shard() moves it."""
+    """The model to train, in fp32: from --init, or random weights of --size. With one process it is
+    on its device; with several on the CPU, as one device may not hold it whole: shard() moves it.
+    """
     device = device if WORLD == 1 else "cpu"
     if args.init:
         model = load_model(args.init, device, torch.float32)

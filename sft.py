@@ -26,6 +26,7 @@ import random
 import re
 import string
 import textwrap
+import warnings
 from collections import Counter, defaultdict, namedtuple
 from pathlib import Path
 
@@ -504,7 +505,8 @@ def name_languages(found, documents):
 
 
 def is_literal(text):
-    with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    with (contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError),
+          warnings.catch_warnings(action="ignore")):            # of odd escapes
         ast.literal_eval(text)
         return True
     return False
@@ -860,7 +862,7 @@ def train_stage(args, device):
     fill_in(args, PRESETS.get(args.size, PUBLISHED))
     longest = max(model.config.max_position_embeddings, args.seq_len)
     model.config.max_position_embeddings = longest
-    # as the published instruct models have it; others than we look there for what ends an answer
+    # as in the generation_config.json of the published instruct models: where others look for it
     model.config.eos_token_id = [tokenizer.special[name] for name in ("<|im_end|>", ENDOFTEXT)]
     warn_if_untrained(model, tokenizer)
     conversations = prepare_instructions(args, tokenizer)

@@ -555,7 +555,7 @@ def token_view(tokenizer, text, colour=True):
     for n, i in enumerate(encoded):
         ids.append(str(i))
         piece = stream.add(i) or "·"                        # a part of a character
-        for line in piece.replace("\n", "↵\n").splitlines(keepends=True):
+        for line in piece.replace("\r", "␍").replace("\n", "↵\n").splitlines(keepends=True):
             shown += inks[n % 2] + line.rstrip("\n") + border
             if line.endswith("\n") or n == len(encoded) - 1:
                 view += [shown, f"{dim}    {' '.join(ids)}{plain}"]

@@ -320,7 +320,10 @@ def test_a_question_is_asked_again_but_paid_once(teacher, tmp_path, monkeypatch)
     teacher.answer = lambda body: answered(body["model"] + str(body.get("seed")))
     assert data.ask(teacher.url + "#other", question, seed=1) == "other1"
     assert data.ask(teacher.url + "#other", question, seed=2) == "other2"
-    assert data.ask(teacher.url, question, seed=2) == "teacher-7b2"         # no other's answer
+    assert data.ask(teacher.url, question, seed=2) == "teacher-7b2"
+    with monkeypatch.context() as patch:                        # the server has another model now
+        patch.setattr(data, "first_model", lambda server: "student")
+        assert data.ask(teacher.url, question, seed=2) == "student2"
     questions = [[{"role": "user", "content": str(n)}] for n in range(20)]
     before = len(teacher.asked)
     teacher.answer = lambda body: answered(body["messages"][0]["content"])
@@ -426,6 +429,8 @@ def test_private_data_get_fakes():
                  "KEY",
              "ME@WORK.COM and from 93.184.216.34.": "user@example.com and from 192.0.2.1.",
              r'"Mail:\nme@work.org"': r'"Mail:\nuser@example.com"',       # in source: an escape
+             r"Doe\\jane@uni.edu": r"Doe\\user@example.com",
+             r"CORP\john@corp.com": r"CORP\user@example.com",
              r'"\t93.184.216.34"': r'"\t192.0.2.1"', r'"\nsk-' + "a" * 40 + '"': r'"\nKEY"'}
     assert {text: replace_private(text) for text in cases} == cases
     code = ['START = b"-----BEGIN OPENSSH PRIVATE KEY-----"\nEND = b"-----END OPENSSH PRIVATE '
@@ -926,11 +931,13 @@ def test_a_tokenizer_sees_some_of_all_when_there_is_too_much(code_folder, tmp_pa
 
 def test_what_grounding_drops_is_not_lost_as_code(code_folder, tmp_path, monkeypatch):
     """A file that is code and grounding counts as code; only the rest has to pass the stages."""
+    code_folder = code_folder.rename(tmp_path / "src")          # "src" sorts behind "grounding:src"
+    monkeypatch.chdir(tmp_path)
     (code_folder / "a" / "README.md").write_text("Prose of a program, in words.\n" * 20)
     monkeypatch.setattr(data.Corpus, "filter_grounding", lambda self, teacher: [
         row.update(reason="grounding stage 1", value=None) for row in self.kept()
         if row["kind"] == "grounding"] and [])
-    prepare_data(tmp_path / "out", [f"grounding:{code_folder}", code_folder])
+    prepare_data(tmp_path / "out", ["grounding:src", "src"])
     rows = [d for part in ("train", "validation") for d in load_documents(tmp_path / "out", part)]
     assert [d["kind"] for d in rows if d["path"] == "a/README.md"] == ["code"]
 

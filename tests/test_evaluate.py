@@ -129,6 +129,14 @@ def test_the_newest_model_on_everything(model, small_tokenizer, tmp_path, typed)
     assert "put HumanEval-MultiLineInfilling.jsonl.gz to /nowhere" in missing.stderr
 
 
+def test_seeds_share_no_sample(model, small_tokenizer):
+    """Not even moved by a row: the samples of a prompt are drawn from seed + row."""
+    asked = [small_tokenizer.encode("def f(x):\n")] * 4
+    texts = [text for seed in (0, 1, 2) for text, _ in complete(
+        model, small_tokenizer, asked, 12, temperature=2.0, seed=seed)]
+    assert len(set(texts)) == 12
+
+
 def test_what_was_written_is_not_asked_again(model, small_tokenizer, tmp_path, monkeypatch):
     prompts = [small_tokenizer.encode(CODE[:n]) for n in range(5, 45)]
     monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", 240)

@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import os
+import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
@@ -319,6 +320,10 @@ def test_evalplus(box):
     for task in ("Mbpp/2", "Mbpp/115", "Mbpp/124", "Mbpp/252", "Mbpp/580", "Mbpp/581"):
         problem = to_problem(mbpp[task], "mbpp+")
         assert box.grade(problem, mbpp[task]["canonical_solution"], 20).passed, task
+    program = "import evaluate; print(evaluate.problems_hash({'a': [{'abc', 'de', 'f'}]}))"
+    assert len({subprocess.check_output(        # --resume knows sets again
+        [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in "01234"}) == 1
     problem = to_problem(mbpp["Mbpp/737"], "mbpp+")             # a truth for a match is as good
     start = "import re\ndef check_str(s):\n    return "
     for answer, passed in (("bool(re.match('[aeiouAEIOU]', s))", True), ("True", False),

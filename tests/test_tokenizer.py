@@ -201,6 +201,7 @@ def test_stream_gives_back_an_unfinished_stop_string(small_tokenizer):
 
 
 def test_token_view(small_tokenizer):
+    assert "\r" not in token_view(small_tokenizer, "self\r\nx", colour=False)
     view = token_view(small_tokenizer, "self.x\nfor", colour=False)
     ids = small_tokenizer.encode("self.x\nfor")
     assert view.replace("|", "").replace("↵", "").split("\n")[0] == "self.x"
