@@ -654,8 +654,8 @@ def broken_rule(text, language):
 ESCAPED = r"(?<=\\[abfnrtv])"                # the n of "\n" in a string is no letter of a word
 # With a common ending, so that a matrix product (x@self.weight) is no address, nor is git@host
 EMAIL = re.compile(fr"(?:{ESCAPED}|(?<!\\)\b|(?<=\\)(?![abfnrtv]))(?!git@)[\w.+-]{{1,64}}@"
-                   r"[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|io|dev|info|uk|de|fr|cn|jp|ru|it|nl|"
-                   r"se|ch|ca|au|br|in|eu|us|me|pl|at|be|fi|no|dk|cz|es)\b", re.IGNORECASE)
+                   r"[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|io|dev|info|uk|de|fr|cn|jp|ru|it|"
+                   r"nl|se|ch|ca|au|br|in|eu|us|me|pl|at|be|fi|no|dk|cz|es)\b", re.IGNORECASE)
 ADDRESS = re.compile(r"\d(?:(?<=\\[abfnrtv]\d)|(?<![\w.-]\d))"         # quicker with a digit first
                      r"\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\w)")
 KEY_MARKS = ("AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "sk-", "AIza", "xox", "PRIVATE KEY-")

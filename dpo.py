@@ -73,6 +73,9 @@ def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejecte
     return -F.logsigmoid(beta * margin)
 
 
+MEANS = ("length", "ipo")       # the losses that compare means per token, not sums
+
+
 def log_probabilities(model, batch):
     """A batch of 2 P rows -> what each answer's tokens sum to, in fp32, and how many they are."""
     known = model(batch["input_ids"], targets=batch["targets"], reduce="none")      # (2 P, T)
@@ -82,7 +85,7 @@ def log_probabilities(model, batch):
 def preference_loss(model, batch, beta, kind, nll):
     """The loss of a batch of P pairs, summed, and its metrics under their usual names."""
     sums, counts = log_probabilities(model, batch)                                  # (2 P,)
-    size = counts if kind in ("length", "ipo") else 1
+    size = counts if kind in MEANS else 1
     policy, reference = ((x / size).chunk(2) for x in (sums, batch["reference"]))   # (P,) each
     own = -(sums / counts).chunk(2)[0]              # of the chosen answers, in nats per token
     preference = dpo_loss(*policy, *reference, beta, kind)
@@ -436,7 +439,7 @@ def train_round(args, number, device, build_only=False):
         if lost > COLLAPSED:
             raise InputError(f"step {step}: the chosen answers have lost {lost:.2f} nats per "
                              "token; lower --lr, or raise --beta or --nll")
-        chosen, rejected = gains / counts if args.loss in ("length", "ipo") else gains
+        chosen, rejected = gains / counts if args.loss in MEANS else gains
         return {"bpb": bits_per_byte(model, tokenizer, heldout),
                 "unseen pairs told apart": float((chosen > rejected).mean())}
 

@@ -1328,7 +1328,7 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), k
     batches = tqdm(batches_of(prompts, max_new_tokens), desc="batches", disable=None)
     for number, rows in enumerate(batches):
         batch = [prompts[i] for i in rows]
-        # generate() adds the number of the row, torch's CPU generator takes 32 bits: far apart
+        # generate() adds each row's number, and torch reads 32 bits of a seed: spread over them
         seed = sampling.get("seed", 0) * 0x9E3779B1 + number * TOKENS_AT_ONCE
         key = json.dumps([which, batch, max_new_tokens, stops, {**sampling, "seed": seed}])
         key = hashlib.sha256(key.encode()).hexdigest()
@@ -1389,13 +1389,13 @@ def model_samples(model, tokenizer, name, problems, n=1, kept=None, **sampling):
     way, ends = benchmarks()["prompts"][name], control_stops(tokenizer)
     field = "solution" if name == "code chat" else "completion"     # the whole program or its rest
     T = model.config.max_position_embeddings
+    new = min(way["max_new_tokens"], T // 2)
     print(f"prompt of {name!r} ({way['source']}):\n"
           + "\n".join("  | " + line for line in way["prompt"])
           + f"\nstops: {way['stops']}, {len(ends)} control tokens; at most "
-          f"{min(way['max_new_tokens'], T // 2)} new tokens; answer: {way['answer']}")
+          f"{new} new tokens; answer: {way['answer']}")
     prompts = [prompt_ids(model, tokenizer, way, problem) for problem in problems.values()]
-    room = T - min(way["max_new_tokens"], T // 2)
-    room -= way["prompt"][0].startswith("<|fim_prefix|>")       # a gap's are cut to it already
+    room = T - new - way["prompt"][0].startswith("<|fim_prefix|>")      # a gap's are cut already
     if cut := sum(len(ids) > room for ids in prompts):
         print(f"{cut} of {len(prompts)} prompts are cut to fit: the context has {T} tokens")
     texts = complete(model, tokenizer, [p for p in prompts for _ in range(n)],

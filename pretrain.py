@@ -1002,7 +1002,8 @@ def main():
     device = start_processes(args.device)
     if args.init:                                   # before the data is made
         download(args.init, weights=False)
-        Config.from_json(hub_folder(args.init, weights=False) / "config.json")
+        if RANK == 0:                               # one line for all
+            Config.from_json(hub_folder(args.init, weights=False) / "config.json")
     for one in phases:
         train_phase(one, device)
     stop_processes()

@@ -74,6 +74,20 @@ def test_files_are_read_safely(tmp_path):
     assert ("language unknown", "a.c") in dropped and ("little prose", "b.py") in dropped
 
 
+def test_a_folder_that_cannot_be_listed_is_counted(code_folder, monkeypatch):
+    def walk(root, onerror):
+        for folder, subfolders, files in real(root):
+            if "b" in subfolders:
+                onerror(PermissionError(13, "Permission denied", str(root / "b")))
+                subfolders.remove("b")
+            yield folder, subfolders, files
+
+    real = os.walk
+    monkeypatch.setattr(data.os, "walk", walk)
+    found, dropped = gathered(code_folder)
+    assert len(found) == 14 and dropped == [("link or no plain file", "b")]
+
+
 def test_standard_library_without_tests():
     paths = [d["path"] for d in documents("stdlib")]
     assert {"json/decoder.py", "argparse.py"} <= set(paths) and len(paths) > 300

@@ -342,6 +342,21 @@ def test_what_collapses_is_stopped(out, monkeypatch):
     assert not (out / "dpo").exists()
 
 
+@pytest.mark.parametrize("loss, right", [("sigmoid", 1.0), ("chosen", 1.0), ("length", 0.0)])
+def test_held_out_pairs_are_compared_as_the_loss_does(out, monkeypatch, loss, right):
+    """Two nats more over twenty tokens, or one and a half over ten: by sums, or by means."""
+    seen = []
+    for name, value in {
+            "train": lambda *args: seen.append(args[5]), "compare": lambda *args, **more: ({}, {}),
+            "draw_preferences": lambda folder: None, "bits_per_byte": lambda *args: 1.0,
+            "reference_log_probabilities": lambda model, fits, *_: np.zeros((2, len(fits))),
+            "answers_known": lambda model, pairs, _: np.broadcast_to(
+                [[[2.0], [1.5]], [[20], [10]]], (2, 2, len(pairs)))}.items():
+        monkeypatch.setattr(dpo, name, value)
+    script(monkeypatch, out, "--data", str(out / "pairs.jsonl"), "--loss", loss)
+    assert seen[0](None, 3) == {"bpb": 1.0, "unseen pairs told apart": right}
+
+
 @pytest.mark.parametrize("flags, problem", [
     ([], "solves nothing of 3 tasks; train it longer first"),
     (["--data", "PAIRS", "--seq-len", "8", "--batch-tokens", "64"], "0 pairs are left"),

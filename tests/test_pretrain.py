@@ -28,7 +28,6 @@ from pretrain import (
     Muon,
     check_same_run,
     choose_dtype,
-    starting_point,
     finish,
     flops_per_token,
     learning_rate,
@@ -42,6 +41,8 @@ from pretrain import (
     orthogonal,
     read_metrics,
     resume_steps,
+    starting_point,
+    stop_here,
     watch,
 )
 from tokenizer import InputError, Tokenizer, read_json, run
@@ -250,6 +251,8 @@ def test_the_repository_phase_goes_on_from_the_file_phase(finished, code, tmp_pa
 def test_one_line_for_what_is_wrong(finished, code, tmp_path, typed, flags, message):
     done = typed(*command(tmp_path, code, "--phase", "file", *flags)[1:])
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    if "triton" in flags:                                   # else the next call would go on with it
+        assert not (tmp_path / "pretrain.unfinished").exists()
 
 
 def test_another_run_in_the_folder(code, tmp_path):
@@ -478,6 +481,20 @@ def test_a_run_is_known_by_what_it_starts_from(small_model, small_tokenizer, tmp
     for other in seen - {first}:
         with pytest.raises(InputError, match=f"a run with model and data {first}, this one has "):
             check_same_run(tmp_path, argparse.Namespace(lr=1), other)
+
+
+@pytest.mark.parametrize("world,here,start", [
+    (1, None, "python pretrain.py"), (8, 8, "torchrun --nproc-per-node 8 pretrain.py"),
+    (32, 8, "torchrun --nproc-per-node 8 --nnodes 4 ... pretrain.py")])
+def test_how_to_go_on(world, here, start, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pretrain.WORLD", world)
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "--fresh", "--steps", "9"])
+    if here:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    with pytest.raises(SystemExit) as end:
+        stop_here(tmp_path, 5, 5, None, None, [signal.SIGINT])
+    assert end.value.code == 130
+    assert capsys.readouterr().out == f"stopped after step 5; to go on: {start} --steps 9\n"
 
 
 def test_a_short_context_is_watched_too(small_tokenizer, capsys):
