@@ -59,11 +59,13 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from evaluate import Sandbox, benchmark_file, benchmarks, cores, read_documents, read_rows
+from evaluate import benchmark_file, benchmarks, read_documents
 from fim import (FILE_SEP, FIM_RATE, Node, fim_document, fim_ids, nodes_of, normalize, python_tree,
                  repository_ids, syntax_nodes, words_of)
-from tokenizer import (ENDOFTEXT, InputError, Tokenizer, cache_folder, fetch, read_json, run,
-                       whole_folder, write_json, write_text)
+from support.files import (InputError, cache_folder, fetch, read_json, read_rows, run,
+                           whole_folder, write_json, write_text)
+from support.sandbox import Sandbox, cores
+from tokenizer import ENDOFTEXT, Tokenizer
 
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages", "build", "dist"}
 STDLIB_SKIPPED = {"test", "tests", "idle_test", "encodings", "pydoc_data", "lib-dynload"}
@@ -1469,8 +1471,8 @@ def fingerprint(found, benchmark_files):
     """A hash of all that the units' results depend on: files, benchmarks, and this code."""
     states = [(os.lstat if unit.files else os.stat)(Path(unit.place, name))[6:9:2]
               for unit in found if not is_synthetic(unit.place) for name in (unit.files or [""])]
-    read = [*benchmark_files, *(Path(__file__).with_name(name) for name in (
-        "data.py", "fim.py", "evaluate.py"))]
+    read = [*benchmark_files, *(Path(__file__).parent / name for name in (
+        "data.py", "fim.py", "evaluate.py", "support/files.py", "support/sandbox.py"))]
     state = [found, states, sys.version,
              [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in read]]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()

@@ -34,14 +34,15 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from data import Batches, ask_all, first_model, generator, load_documents, made_from, user
-from evaluate import bits_per_byte, bootstrap, complete, edit_similarity, read_rows
+from evaluate import bits_per_byte, bootstrap, complete, edit_similarity
 from fim import control_stops, newest_model, python_tree
 from pretrain import (RANK, WORLD, barrier, check_flags, choose_dtype, fill_in, load_base,
                       next_token_loss, read_metrics, say, size_of, start_processes,
                       stop_processes, train, training_flags)
 from sft import (ASKED_TOKENS, check_messages, compare, file_hashes, prompt_of, solve,
                  task_conversation, training_tasks)
-from tokenizer import InputError, read_json, run, whole_folder, write_json, write_text
+from support.files import (InputError, read_json, read_rows, run, whole_folder, write_json,
+                           write_text)
 
 PRESETS = {"tiny": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=200, lr=5e-4),
            "mini": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=200, lr=3e-4),

@@ -35,7 +35,8 @@ import numpy as np
 import regex
 
 from model import check_vocabulary, choose_attention, default_device, generate, load_model
-from tokenizer import ENDOFTEXT, PATTERN, InputError, TextStream, Tokenizer, read_text, run
+from support.files import InputError, read_text, run
+from tokenizer import ENDOFTEXT, PATTERN, TextStream, Tokenizer
 
 PREFIX, MIDDLE, SUFFIX = "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"
 REPO_NAME, FILE_SEP = "<|repo_name|>", "<|file_sep|>"

@@ -40,7 +40,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels import (attention_path, linear_cross_entropy, linear_log_probabilities, make_attention,
                      why_not_triton)
-from tokenizer import InputError, hub_folder, read_json, weight_names, write_json
+from support.files import InputError, hub_folder, read_json, weight_names, write_json
 
 SHARD_BYTES = 5e9       # a larger model is saved in several files with an index
 

@@ -56,8 +56,9 @@ from kernels import CHUNK_LOGITS, CHUNK_ROWS
 from model import (CONFIGS, CausalLM, Config, check_device, check_vocabulary, choose_attention,
                    default_device, generate, init_weights, load_model, loss_head, parameter_count,
                    save_model)
-from tokenizer import (ENDOFTEXT, InputError, Tokenizer, hub_folder, move_folder, read_json, run,
-                       write_json, write_text)
+from support.files import (InputError, hub_folder, move_folder, read_json, run, write_json,
+                           write_text)
+from tokenizer import ENDOFTEXT, Tokenizer
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is meant
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")     # is read

@@ -36,14 +36,14 @@ from matplotlib.figure import Figure
 from data import (Batches, Classifier, Contamination, ask_all, default_benchmarks, generator,
                   language_of, load_documents, made_from, user)
 from evaluate import (ASSETS, benchmarks, bits_per_byte, bootstrap, code_block, complete,
-                      find_problems, grades, held_out_gaps, measure_infilling, pass_at_k,
-                      prompt_ids, read_rows)
+                      find_problems, held_out_gaps, measure_infilling, pass_at_k, prompt_ids)
 from fim import control_stops, load, newest_model, nodes_of, python_tree, words_of
 from model import generate
 from pretrain import (RANK, WORLD, barrier, fill_in, load_base, next_token_loss, print_table, say,
                       size_of, start_processes, stop_processes, train, training_flags)
-from tokenizer import (ENDOFTEXT, SYSTEM_PROMPT, InputError, TextStream, Tokenizer, run,
-                       whole_folder, write_json, write_text)
+from support.files import InputError, read_rows, run, whole_folder, write_json, write_text
+from support.sandbox import grades
+from tokenizer import ENDOFTEXT, SYSTEM_PROMPT, TextStream, Tokenizer
 
 PRESETS = {"tiny": dict(seq_len=512, batch_tokens=4096, device_batch=8, steps=500, lr=2e-3),
            "mini": dict(seq_len=512, batch_tokens=8192, device_batch=8, steps=1000, lr=1e-3),

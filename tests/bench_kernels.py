@@ -27,7 +27,7 @@ from kernels import (  # noqa: E402
     linear_cross_entropy,
     sdpa_attention,
 )
-from tokenizer import InputError, run  # noqa: E402
+from support.files import InputError, run  # noqa: E402
 
 SECONDS = 420                   # after that no further case is begun
 BF16 = torch.bfloat16

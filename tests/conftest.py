@@ -21,7 +21,8 @@ DATA = Path(os.environ.get("MINICODER_DATA", ROOT.parent / "shared" / "data"))
 sys.path.insert(0, str(ROOT))
 
 from model import CausalLM, Config, save_model  # noqa: E402
-from tokenizer import Tokenizer, run  # noqa: E402
+from support.files import run  # noqa: E402
+from tokenizer import Tokenizer  # noqa: E402
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              intermediate_size=48, vocab_size=96, max_position_embeddings=64)

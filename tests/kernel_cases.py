@@ -12,16 +12,22 @@ kernel was given, and memory that nobody wrote holds NaN.
 import os
 import random
 
-import kernels
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SMALL
-from kernels import (Bounds, document_bounds, flash_attention, linear_cross_entropy,
-                     linear_log_probabilities)
-from model import CausalLM, Config, generate, init_weights
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import kernels
+from kernels import (
+    Bounds,
+    document_bounds,
+    flash_attention,
+    linear_cross_entropy,
+    linear_log_probabilities,
+)
+from model import CausalLM, Config, generate, init_weights
 
 # numpy warns of 2^x = inf where the mask then puts 0, and of rows past the last, never stored
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import torch
 from conftest import CASES, CODE, DATA, SMALL, fill_weights
+
 if sys.argv[1:] != ["preferences"]:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast

@@ -22,12 +22,32 @@ from conftest import CODE, answered, reference_data
 
 import data
 import evaluate
-from data import (BANDS, LANGUAGE_OF, ROWS, RULES, Batches, Contamination, broken_rule,
-                  candidate_pairs, check_document_starts, documents, jaccard, language_of,
-                  load_documents, near_duplicates, notebook_script, prepare_data, prepare_tokenizer,
-                  replace_private, shingles, signature, split)
+from data import (
+    BANDS,
+    LANGUAGE_OF,
+    ROWS,
+    RULES,
+    Batches,
+    Contamination,
+    broken_rule,
+    candidate_pairs,
+    check_document_starts,
+    documents,
+    jaccard,
+    language_of,
+    load_documents,
+    near_duplicates,
+    notebook_script,
+    prepare_data,
+    prepare_tokenizer,
+    replace_private,
+    shingles,
+    signature,
+    split,
+)
 from fim import MIDDLE, PREFIX, SUFFIX, fim_document, syntax_nodes
-from tokenizer import InputError, Tokenizer
+from support.files import InputError
+from tokenizer import Tokenizer
 
 INTEGER = b"int identifier;\n"
 

@@ -10,18 +10,30 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import (CODE, ROOT, SMALL, answered, fill_weights, reference_data,
-                      script_folder)
+from conftest import CODE, ROOT, SMALL, answered, fill_weights, reference_data, script_folder
 
 import dpo
 import pretrain
 import sft
-from dpo import (PairBatches, balanced, closest, dpo_loss, judged_pairs, log_probabilities,
-                 pair_batch, pair_ids, preference_loss, read_pairs, reference_log_probabilities,
-                 same_code, sampled_pairs, step_loss)
+from dpo import (
+    PairBatches,
+    balanced,
+    closest,
+    dpo_loss,
+    judged_pairs,
+    log_probabilities,
+    pair_batch,
+    pair_ids,
+    preference_loss,
+    read_pairs,
+    reference_log_probabilities,
+    same_code,
+    sampled_pairs,
+    step_loss,
+)
 from model import CausalLM, Config, load_model
 from pretrain import read_metrics
-from tokenizer import InputError
+from support.files import InputError
 
 GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text())["preferences"]
 PAIRS = [([5, 17, 3], [88, 42, 9, 61], [88, 30]), ([7, 7], [1, 2], [3, 4, 5, 6]),

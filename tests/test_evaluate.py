@@ -18,11 +18,23 @@ import torch
 from conftest import CODE, ROOT, SMALL, fill_weights, reference_data
 
 import evaluate
-from evaluate import (CALLS, MACHINES, benchmarks, bits_per_byte, bootstrap, compare, complete,
-                      compressed_bits_per_byte, decode, edit_similarity, encode, final_number,
-                      pass_at_k, plant, read_documents, read_rows, seccomp_filter, to_problem)
+from evaluate import (
+    benchmarks,
+    bits_per_byte,
+    bootstrap,
+    compare,
+    complete,
+    compressed_bits_per_byte,
+    edit_similarity,
+    final_number,
+    pass_at_k,
+    plant,
+    read_documents,
+    to_problem,
+)
 from model import CausalLM, Config, save_model
-from tokenizer import InputError
+from support.files import InputError, read_rows
+from support.sandbox import CALLS, MACHINES, decode, encode, seccomp_filter
 
 
 @pytest.fixture
@@ -147,7 +159,7 @@ def test_what_was_written_is_not_asked_again(model, small_tokenizer, tmp_path, m
     assert len(sizes) > 2 and sum(sizes) == 40 and max(sizes) < 20
     kept.write_text("\n".join(lines[:2]) + "\n" + lines[2][:30])      # killed in the third batch
     asked, generate = [], sys.modules["model"].generate
-    monkeypatch.setattr("model.generate", lambda model, prompts, *rest, **options: (
+    monkeypatch.setattr("evaluate.generate", lambda model, prompts, *rest, **options: (
         asked.append(len(prompts)), generate(model, prompts, *rest, **options))[1])
     assert complete(model, small_tokenizer, prompts, 9, ["e"], (), kept) == texts
     assert asked == sizes[2:]
@@ -358,9 +370,10 @@ def test_bits_of_an_answer_are_its_own(model, small_tokenizer):
         assert cost == pytest.approx(alone / math.log(2), rel=1e-4)
 
 
-def test_starts_without_torch():
-    code = "import sys; sys.path.insert(0, '.'); import evaluate; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+def test_sandbox_needs_no_package():
+    code = "import sys; sys.path.insert(0, 'support'); import sandbox; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True,
+                          cwd=ROOT)
     assert done.stdout == "False\n"
 
 

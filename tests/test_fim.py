@@ -12,11 +12,33 @@ import regex
 from conftest import CODE, ROOT, SMALL, fill_weights
 
 import fim
-from fim import (MIDDLE, PREFIX, SPANS, STOP_TOKENS, SUFFIX, draw, fim_document, fim_ids, gap,
-                 infill, infill_all, load, newest_model, normalize, infill_prompt, relevant_files,
-                 repeats, repository_ids, shorten, span, suffix_start, syntax_nodes)
+from fim import (
+    MIDDLE,
+    PREFIX,
+    SPANS,
+    STOP_TOKENS,
+    SUFFIX,
+    draw,
+    fim_document,
+    fim_ids,
+    gap,
+    infill,
+    infill_all,
+    infill_prompt,
+    load,
+    newest_model,
+    normalize,
+    relevant_files,
+    repeats,
+    repository_ids,
+    shorten,
+    span,
+    suffix_start,
+    syntax_nodes,
+)
 from model import CausalLM, Config, generate, save_model
-from tokenizer import PATTERN, InputError, Tokenizer
+from support.files import InputError
+from tokenizer import PATTERN, Tokenizer
 
 
 @pytest.fixture

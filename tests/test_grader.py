@@ -16,8 +16,9 @@ from conftest import ROOT, reference_data
 from hostile import CONTROLS, HOSTILE, PROBLEM
 
 import evaluate
-from evaluate import Sandbox, grade, grade_all, read_rows, run_program, to_problem
-from tokenizer import InputError
+from evaluate import to_problem
+from support.files import InputError, read_rows
+from support.sandbox import OUTPUT_BYTES, Sandbox, SandboxError, grade, grade_all, run_program
 
 OWN = PROBLEM["prompt"] + PROBLEM["canonical_solution"]
 
@@ -26,7 +27,7 @@ def jail_here():
     """None, or why programs cannot be locked in on this system."""
     try:
         Sandbox().close()
-    except InputError as error:
+    except SandboxError as error:
         return str(error)
 
 
@@ -93,7 +94,7 @@ def test_one_layer_of_two_is_enough(without):
              and name != "45d list folders"]                # of the file system made for it
     try:
         box = Sandbox(without=[without])
-    except InputError:
+    except SandboxError:
         pytest.skip("this system has only that one")
     with contextlib.closing(box):
         assert without not in box.layers
@@ -104,7 +105,7 @@ def test_one_layer_of_two_is_enough(without):
 
 def test_too_little_is_refused():
     for without in (["Landlock", "namespaces"], ["seccomp"], ["no-new-privileges"]):
-        with pytest.raises(InputError, match="--weak-sandbox"):
+        with pytest.raises(SandboxError, match="--weak-sandbox"):
             Sandbox(without=without)
     with contextlib.closing(Sandbox(weak=True, without=["Landlock", "namespaces", "seccomp"])) as b:
         assert b.grade(PROBLEM, PROBLEM["canonical_solution"]).passed
@@ -232,7 +233,7 @@ def test_programs():
     assert run_program("x = 'a' * 10**11")[1] == "memory"
     assert run_program("import ctypes; ctypes.string_at(0)")[1] == "killed: signal 11"
     text, status = run_program("while True: print('x' * 1000)")
-    assert len(text) == evaluate.OUTPUT_BYTES and status == "killed: it prints too much"
+    assert len(text) == OUTPUT_BYTES and status == "killed: it prints too much"
     assert run_program("import sys; sys.exit(0)", "x" * 200_000) == ("", "ok")
     assert run_program("import os; os.close(1); sum(range(10**6))") == ("", "ok")
     assert run_program("import os; os.close(0); print(1)", "x" * 200_000) == ("1\n", "ok")

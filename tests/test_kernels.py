@@ -22,11 +22,11 @@ from kernels import (
     document_bounds,
     flash_attention,
     formula_attention,
-    tiled_attention,
     linear_cross_entropy,
     linear_log_probabilities,
     make_attention,
     sdpa_attention,
+    tiled_attention,
     why_not_triton,
 )
 

@@ -10,10 +10,20 @@ from safetensors.torch import load_file, save_file
 
 import model as module
 from kernels import make_attention
-from model import (CONFIGS, CausalLM, Config, KVCache, choose, generate,
-                   generate_naive, load_model, parameter_count,
-                   rotary_frequencies, save_model)
-from tokenizer import InputError
+from model import (
+    CONFIGS,
+    CausalLM,
+    Config,
+    KVCache,
+    choose,
+    generate,
+    generate_naive,
+    load_model,
+    parameter_count,
+    rotary_frequencies,
+    save_model,
+)
+from support.files import InputError
 
 GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text())
 PROMPTS = [[5, 17, 3], [9, 1, 30, 77, 2, 64, 8], [42]]

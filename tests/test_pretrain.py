@@ -45,7 +45,8 @@ from pretrain import (
     stop_here,
     watch,
 )
-from tokenizer import InputError, Tokenizer, read_json, run
+from support.files import InputError, read_json, run
+from tokenizer import Tokenizer
 
 FAST = ["--device", "cpu", "--steps", "12", "--seq-len", "32", "--batch-tokens", "256",
         "--eval-every", "6", "--save-every", "4"]

@@ -15,11 +15,22 @@ import torch
 from conftest import CODE, ROOT, answered, script_folder
 
 import sft
-from evaluate import grade_all, read_rows
 from model import CausalLM, Config, load_model
-from sft import (chat_ids, code_conversations, conversation, conversation_row,
-                 held_out_tasks, mutated, read_conversations, score, shown_calls, training_tasks)
-from tokenizer import InputError, Tokenizer, read_json
+from sft import (
+    chat_ids,
+    code_conversations,
+    conversation,
+    conversation_row,
+    held_out_tasks,
+    mutated,
+    read_conversations,
+    score,
+    shown_calls,
+    training_tasks,
+)
+from support.files import InputError, read_json, read_rows
+from support.sandbox import grade_all
+from tokenizer import Tokenizer
 
 CHAT = [{"role": "user", "content": "Add 1 to n."},
         {"role": "assistant", "content": "```python\nn + 1\n```"},

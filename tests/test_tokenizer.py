@@ -14,18 +14,15 @@ import pytest
 from conftest import CODE, ROOT, reference_data
 
 import tokenizer as module
+from support.files import InputError, fetch, hub_folder, whole_folder
 from tokenizer import (
     CHAT_TEMPLATE,
     SPECIAL_TOKENS,
-    InputError,
     TextStream,
     Tokenizer,
-    fetch,
-    hub_folder,
     learn_merges,
     to_chars,
     token_view,
-    whole_folder,
 )
 
 GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text())
