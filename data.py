@@ -21,6 +21,7 @@ This file knows nothing of models and optimizers (model.py, pretrain.py) nor of 
     python data.py                                 # out/data and out/tokenizer, about 12 s
     python data.py --source ~/my/code --source github:pallets/flask --out mine
     python data.py --source stdlib --source grounding:packages --source code:generated --out mine
+    python data.py --teacher http://localhost:8000/v1 --out taught    # a model writes programs, too
     python data.py --why FILE                      # what each rule says of a file; seconds
 """
 
@@ -62,12 +63,11 @@ from tqdm import tqdm
 from evaluate import benchmark_file, benchmarks, read_documents
 from fim import (FILE_SEP, FIM_RATE, Node, fim_document, fim_ids, nodes_of, normalize, python_tree,
                  repository_ids, syntax_nodes, words_of)
-from support.files import (InputError, cache_folder, fetch, read_json, read_rows, run,
-                           whole_folder, write_json, write_text)
+from support.files import (SKIPPED_FOLDERS, InputError, cache_folder, fetch, read_json, read_rows,
+                           run, walk_files, whole_folder, write_json, write_text)
 from support.sandbox import Sandbox, cores
 from tokenizer import ENDOFTEXT, Tokenizer
 
-SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages", "build", "dist"}
 STDLIB_SKIPPED = {"test", "tests", "idle_test", "encodings", "pydoc_data", "lib-dynload"}
 LARGEST_FILE = 1_000_000    # bytes
 LARGEST_ARCHIVE = 2 << 30   # bytes that an archive may have, and may unpack to
@@ -147,8 +147,23 @@ ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar", ".zip")
 TABLES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
+# Places that are no folder; a folder of such a name is given as ./stdlib
+NAMED_PLACES = {"stdlib": "the standard library", "packages": "the installed packages",
+                "generated": "generated text"}
+
+
 def is_synthetic(place):
-    return place == "generated" or place.startswith(("http://", "https://"))
+    return place == "generated" or is_url(place)
+
+
+def is_url(place):
+    return re.match("https?://", place, re.IGNORECASE) is not None
+
+
+def kind_and_place(source):
+    """The two parts of a source, [kind:]place; the kind is code if it is not given."""
+    kind, colon, place = source.partition(":")
+    return (kind, place) if colon and kind in KINDS else ("code", source)
 
 
 def units(source):
@@ -156,52 +171,88 @@ def units(source):
 
     kind: code (default), grounding, text or math. place: a folder, an archive, a .jsonl file with a
     text field (code: a path, too), github:owner/name[@ref], stdlib and packages (installed; each a
-    repository), or of synthetic ones math:generated, code:generated and code:http://..., a model
-    that writes programs.
+    repository), or what is generated: math:generated, code:generated.
     """
-    kind, _, place = source.partition(":")
+    kind, place = kind_and_place(source)
     if source.encode(errors="replace").decode() != source:
         raise InputError(f"--source {source}: its name is not UTF-8")
-    if kind not in KINDS:
-        kind, place = "code", source
     if place.startswith("github:"):
         return [Unit(kind, source, str(fetch_github(place)), place.split(":")[1])]
-    if is_synthetic(place):
-        ending = {"code": "py", "math": "txt"}.get(kind)
-        if not ending or place != "generated" and kind == "math":
-            raise InputError(f"--source {source}: expected math:generated, code:generated or "
-                             "code:http...")
-        numbers = [f"{number:04}.{ending}" for number in range(SYNTHETIC_FILES)]
-        return [Unit(kind, source, place, "synthetic", numbers[i:i + UNIT_FILES])
-                for i in range(0, len(numbers), UNIT_FILES)]
+    if is_url(place) or github_place(place) and not Path(place).exists():
+        refuse_url(place)
+    if place == "generated":
+        return synthetic_units(kind, source, place)
     if place.endswith(ARCHIVES + TABLES):
         if not Path(place).is_file():
             raise InputError(f"--source {source}: no such file")
         return [Unit(kind, source, place, Path(place).name.split(".")[0])]
     paths = sysconfig.get_paths()
     root = Path({"stdlib": paths["stdlib"], "packages": paths["purelib"]}.get(place, place))
-    root, found = root.resolve(), []        # what cannot be listed is found, too, but not read
+    root = root.resolve()
     if not place or not root.is_dir():
         raise InputError(f"--source {source}: no such folder; expected a folder, an archive "
                          f"({', '.join(ARCHIVES)}), a table ({', '.join(TABLES)}), stdlib, "
                          "packages or github:owner/name, with code:, grounding:, text: or math: "
-                         "before it or not; or code:generated, math:generated, code:http://...")
-    skipped = SKIPPED_FOLDERS | (STDLIB_SKIPPED if place == "stdlib" else set())
-    for folder, subfolders, files in os.walk(root, onerror=lambda error: found.append(
-            Path(error.filename).relative_to(root).as_posix())):
-        subfolders[:] = sorted(name for name in subfolders
-                               if name not in skipped and not name.startswith("."))
-        inside = Path(folder).relative_to(root).as_posix()
-        found += [name if inside == "." else f"{inside}/{name}" for name in sorted(files)
-                  if place != "stdlib" or name.endswith(".py")]
+                         "before it or not; or code:generated, math:generated")
+    names = []                  # of files, and of folders that are not read, to be accounted for
+
+    def unlisted(error):
+        names.append(Path(error.filename).relative_to(root).as_posix())
+
+    def skipped(folder):
+        if folder.name != "__pycache__":                    # it never holds anything but bytecode
+            names.append(folder.relative_to(root).as_posix() + "/")
+
+    never = SKIPPED_FOLDERS | (STDLIB_SKIPPED if place == "stdlib" else set())
+    for path in walk_files(root, never, unlisted, skipped):
+        if place != "stdlib" or path.suffix == ".py":
+            names.append(path.relative_to(root).as_posix())
     repo = {"stdlib": "cpython", "packages": None}.get(place, root.name)
-    return [Unit(kind, source, str(root), repo, found[i:i + UNIT_FILES])
-            for i in range(0, len(found), UNIT_FILES)]
+    return [Unit(kind, source, str(root), repo, names[i:i + UNIT_FILES])
+            for i in range(0, len(names), UNIT_FILES)]
+
+
+def synthetic_units(kind, source, place):
+    """The units of what is generated; place: generated, or the URL of an LLM teacher."""
+    ending = {"code": "py", "math": "txt"}.get(kind)
+    if not ending:
+        raise InputError(f"--source {source}: expected math:generated or code:generated")
+    numbers = [f"{number:04}.{ending}" for number in range(SYNTHETIC_FILES)]
+    return [Unit(kind, source, place, "synthetic", numbers[i:i + UNIT_FILES])
+            for i in range(0, len(numbers), UNIT_FILES)]
+
+
+def teacher_units(url):
+    """The units of the programs that an LLM teacher writes. Only --teacher gets here: a --source is
+    never sent a request as a teacher is, with the key in OPENAI_API_KEY."""
+    check_server(url)
+    return synthetic_units("code", f"teacher:{url}", url)
+
+
+def github_place(url):
+    """github:owner/name[@ref] for the address of a GitHub repository or of a page of it, else None.
+    """
+    match = re.match(r"(?:(?:https?|ssh|git)://)?(?:[^/@\s]*@)?(?:www\.)?github\.com(?::\d+)?[/:]"
+                     r"([\w.-]+)/([\w.-]+?)(?:\.git)?(?:/(?:tree|blob|commits?|raw)/([\w.-]+))?"
+                     r"(?=[/?#]|$)", url, re.IGNORECASE)
+    if not match:
+        return None
+    owner, name, ref = match.groups()
+    return f"github:{owner}/{name}" + (f"@{ref}" if ref else "")
+
+
+def refuse_url(url):
+    """Raise InputError for a source that is a URL; what is secret in it is not shown."""
+    shown = re.sub(r"//[^/]*@", "//", url).partition("?")[0]
+    advice = "download it and give the file or folder, or an LLM teacher as --teacher URL"
+    if place := github_place(url):
+        advice = f"for a GitHub repository give --source {place}"
+    raise InputError(f"--source {shown}: addresses are not read; {advice}")
 
 
 def fetch_github(place):
     """Download the archive of github:owner/name[@ref], once -> its path."""
-    match = re.fullmatch(r"github:([\w.-]+)/([\w.-]+?)(?:@([\w./-]+))?", place)
+    match = re.fullmatch(r"github:([\w.-]+)/([\w.-]+?)(?:\.git)?(?:@([\w./-]+))?", place)
     if not match or ".." in place:
         raise InputError(f"--source {place}: expected github:owner/name or github:owner/name@ref")
     owner, name, ref = match.groups()
@@ -241,6 +292,8 @@ def checked(name, repo, size, plain, read):
 
 def read_file(path, name, repo):
     size = 0
+    if name.endswith("/"):
+        return File(name, repo, None, 0, "skipped folder")
     try:
         status = path.lstat()
         size = status.st_size
@@ -444,8 +497,14 @@ def key_header():
 
 
 def check_server(url):
-    if "@" in url or "?" in url:                                # it would be written to out/data
+    """Raise InputError unless this is the URL of a server, without a secret: it is printed, and
+    written to out/data."""
+    server = url.partition("#")[0]
+    if "@" in server or "?" in server:
         raise InputError("a teacher's URL holds no key: give it as OPENAI_API_KEY")
+    if not is_url(server):
+        raise InputError(f"{url}: expected the URL of an OpenAI-compatible server, as "
+                         "http://host:8000/v1 or http://host:8000/v1#model")
 
 
 @functools.cache
@@ -453,7 +512,8 @@ def first_model(server):
     """The name of the first model that an OpenAI-compatible server lists."""
     check_server(server)
     try:
-        reply = requests.get(f"{server}/models", timeout=60, headers=key_header())
+        reply = requests.get(f"{server}/models", timeout=60, headers=key_header(),
+                             allow_redirects=False)     # the key and the texts go nowhere else
         if reply.status_code == 200:
             return reply.json()["data"][0]["id"]
         problem = f"HTTP {reply.status_code}"
@@ -467,7 +527,7 @@ def reply_to(server, question):
     """Ask a server once -> (its answer or None, what went wrong, the seconds it wants to rest)."""
     try:
         reply = requests.post(f"{server}/chat/completions", json=question, timeout=600,
-                              headers=key_header())
+                              headers=key_header(), allow_redirects=False)
         if reply.status_code == 200:
             answer = reply.json()["choices"][0]["message"]["content"]
             if isinstance(answer, str) and answer:
@@ -478,6 +538,9 @@ def reply_to(server, question):
     except (ValueError, LookupError, TypeError, AttributeError):
         return None, "a reply without an answer", 0
     problem = f"HTTP {reply.status_code} {' '.join(reply.text.split())[:100]}"
+    if reply.is_redirect:
+        raise InputError(f"{server}: redirects to another address, which is not followed; give the "
+                         "server's own address")
     if reply.status_code < 500 and reply.status_code not in (408, 429):
         raise InputError(f"{server}: {problem}")
     told = reply.headers.get("Retry-After", "")                 # seconds, or a date
@@ -653,40 +716,128 @@ def broken_rule(text, language):
 # ------------------------------------------------------------------------------------------------
 # Private data
 
-ESCAPED = r"(?<=\\[abfnrtv])"                # the n of "\n" in a string is no letter of a word
-# With a common ending, so that a matrix product (x@self.weight) is no address, nor is git@host
-EMAIL = re.compile(fr"(?:{ESCAPED}|(?<!\\)\b|(?<=\\)(?![abfnrtv]))(?!git@)[\w.+-]{{1,64}}@"
-                   r"[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|io|dev|info|uk|de|fr|cn|jp|ru|it|"
-                   r"nl|se|ch|ca|au|br|in|eu|us|me|pl|at|be|fi|no|dk|cz|es)\b", re.IGNORECASE)
-ADDRESS = re.compile(r"\d(?:(?<=\\[abfnrtv]\d)|(?<![\w.-]\d))"         # quicker with a digit first
-                     r"\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\w)")
-KEY_MARKS = ("AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "sk-", "AIza", "xox", "PRIVATE KEY-")
-KEY = re.compile(fr"(?:{ESCAPED}|\b)(?:AKIA[0-9A-Z]{{16}}|gh[pousr]_[A-Za-z0-9]{{36,}}|"
-                 r"sk-[A-Za-z0-9_-]{32,}|AIza[0-9A-Za-z_-]{35}|xox[abprs]-[0-9A-Za-z-]{10,})\b")
-PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----((?:(?!-----)[\s\S])*)"
-                 r"-----END [A-Z ]*PRIVATE KEY-----")
+# A pattern for private data, and what replaces it: a fixed text, or a function that looks at the
+# match and leaves it alone if it is something else. For speed: every match holds the string `mark`
+# and what the pattern `quick` finds, so that most texts need no search with the full pattern.
+Private = namedtuple("Private", "mark pattern fake quick", defaults=[re.compile("")])
+
+# Where an address or key may begin. The n of "\n" in a source file is no letter of a word.
+BEGIN = r"(?:(?<=\\[abfnrtv])|(?<!\\)\b|(?<=\\)(?![abfnrtv]))"
+
+# Any top-level domain is taken, so what else looks like an address has to be named: labels and
+# scopes (this@Main.field), versions of packages (lib@1.2.3.tgz), files (icon@2x.png, which have an
+# ending that is no top-level domain), systemd units, and addresses that are reserved for examples.
+# The name git@ is that of a server, not of a person.
+EMAIL = re.compile(BEGIN + r"[\w.+-]{1,64}@(?:(?:[^\W_]|-)+\.)+(?:xn--[a-z0-9-]+|[^\W\d_]{2,24})"
+                   r"(?!\w|-\w|\.\w|[@(\[])", re.IGNORECASE)
+DOMAIN = re.compile(r"@(?<=[\w.+-]@)(?:[^\W_]|-)+\.[^\W\d_]")
+NOT_EMAIL = re.compile(
+    r"^(?:git|this|super|return|break|continue)@|@(?:self|cls|np|torch)\.|@\d+x\.|@v?\d+(?:\.\d+)+"
+    r"[.-]|\.(?:png|jpe?g|gif|svg|webp|bmp|ico|tiff?|pdf|css|s[ac]ss|less|[cm]?[jt]sx?|json|html?|"
+    r"xml|ya?ml|txt|java|class|jar|exe|dll|whl|tgz|tar|gz|service|socket|timer|weights?|bias|"
+    r"values|data|grad)$|[@.]example\.[\w.]+$|\.(?:example|test|invalid|localhost)$", re.IGNORECASE)
+# What may stand before a matrix product (x = a@b.real), another one (a@b.inv@c.real), and the host
+# of a URL with a user's name (ssh://me@host.org)
+BEFORE_PRODUCT = re.compile(r"(?:[=(+*/,-]|\breturn)\s*$")
+NO_EMAIL_AFTER = re.compile(r"://[^\s/]*$|@[\w.]*$")
+
+# A password in a URL, unless a variable or a word such as "password" stands for it
+URL_PASSWORD = re.compile(
+    r"(://[^\s:/@'\"`<>(){}]*:)"
+    r"(?!(?:KEY|pass(?:word|wd)?|pwd?|secret|token|x+|\.+|\*+)@|[$%][\w({])"
+    r"[^\s/'\"`<>(){}]+(?=@(?!localhost|127\.)[\w\[])", re.IGNORECASE)
+
+IPV4 = re.compile(r"\d(?:(?<=\\[abfnrtv]\d)|(?<![\w.]\d))"              # quicker with a digit first
+                  r"\d{0,2}(?:\.\d{1,3}){3}(?!\w|\.\w|-(?!\d+\.\d+\.))")
+# Public IPv6 addresses lie in 2000::/3, so that times, MAC addresses and std:: are none.
+IPV6 = re.compile(r"[23](?:(?<=\\[abfnrtv][23])|(?<![\w:.][23]))[0-9a-f]{3}:(?:[0-9a-f]{0,4}:){1,6}"
+                  r"(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-f]{1,4}|(?<=::))(?!\w|:[\w:]|\.\w)",
+                  re.IGNORECASE)
+# What stands before a version of four numbers: version = "4.12.33.100", v 4.12.33.100, ["version",
+# lists of versions, pip install x==4.12.33.100, Chrome/4.12.33.100, and in tables other versions
+BEFORE_VERSION = re.compile(
+    r"(?:(?:version\w*|(?:\b|_|pkg)(?:v|ver|rev|release|tag|firmware|section)s?)(?:\.\w+)?"
+    r"(?: number)?(?: is)?[ \t\"'`*\]:=()>{\[,\d.-]*|"
+    r"[\w\]'\"][=~]=|[<>~]=\s*|[~^]>?\s*|(?<![\w./])[A-Z][a-z]\w*/|"
+    r"(?<![\w.])\d+\.\d+\.\d+[ \t]+)$", re.IGNORECASE)
+DNS_SERVERS = {"8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"}
+
+# The prefixes of keys, as secret scanners know them, and what follows each; the last two lines are
+# Shopify, DigitalOcean, Databricks, Vault, Grafana, Groq, xAI and Replicate
+KEYS = {
+    "AKIA": "[0-9A-Z]{16}", "ASIA": "[0-9A-Z]{16}",                                # AWS
+    "AIza": r"[\w-]{35}", "GOCSPX-": r"[\w-]{28}", "ya29.": r"[\w-]{20,}",         # Google
+    "ghp_": "[A-Za-z0-9]{36,}", "gho_": "[A-Za-z0-9]{36,}", "ghu_": "[A-Za-z0-9]{36,}",     # GitHub
+    "ghs_": "[A-Za-z0-9]{36,}", "ghr_": "[A-Za-z0-9]{36,}", "github_pat_": r"\w{22,}",
+    "glpat-": r"[\w-]{20,}", "glrt-": r"[\w-]{20,}", "gldt-": r"[\w-]{20,}",       # GitLab
+    "glptt-": r"[\w-]{20,}", "glcbt-": r"[\w-]{20,}", "gloas-": r"[\w-]{20,}",
+    "xox": r"[abceoprs]-[\w-]{10,}", "xapp-": r"\d-[\w-]{20,}",                    # Slack
+    "hooks.slack.com/services/": r"[\w/]{30,}",
+    "sk-": r"(?:[A-Za-z0-9]{32,}|(?=[A-Za-z_-]{0,99}\d)[\w-]{32,})",     # OpenAI, Anthropic, others
+    "sk_": "(?:live|test)_[A-Za-z0-9]{16,}", "rk_": "(?:live|test)_[A-Za-z0-9]{16,}",       # Stripe
+    "whsec_": r"[A-Za-z0-9+/=]{32,}",
+    "hf_": "[A-Za-z0-9]{30,}", "npm_": "[A-Za-z0-9]{36}", "pypi-AgEI": r"[\w-]{50,}",
+    "dckr_pat_": r"[\w-]{20,}", "SG.": r"[\w-]{16,32}\.[\w-]{16,64}",              # SendGrid
+    "SK": "[0-9a-f]{32}", "key-": "[0-9a-f]{32}",                        # Twilio, Mailgun
+    "eyJ": r"[\w-]{10,999}\.eyJ[\w-]{10,9999}\.[\w-]*",          # JSON Web Token
+    "shpat_": "[0-9a-fA-F]{32}", "shpss_": "[0-9a-fA-F]{32}", "dop_v1_": "[0-9a-f]{64}",
+    "dapi": "[0-9a-f]{32}", "hvs.": r"[\w-]{24,}", "glsa_": r"\w{32,}",
+    "gsk_": "[A-Za-z0-9]{40,}", "xai-": "[A-Za-z0-9]{60,}", "r8_": "[A-Za-z0-9]{37}"}
 
 
-def public_address(match):
-    """An IP address, unless anybody may have it. Numbers below 10 are versions, not addresses, and
-    2.5.29. begins the names of X.509's extensions."""
+def fake_email(match):
+    before = match.string[max(0, match.start() - 80):match.start()]
+    product = re.match(r"\w@[^.]+\.\w+$", match[0]) and BEFORE_PRODUCT.search(before)
+    if product or NOT_EMAIL.search(match[0]) or NO_EMAIL_AFTER.search(before):
+        return match[0]
+    return "user@example.com"
+
+
+def is_public(address):
+    """Whether an IP address is somebody's: not reserved, not that of a public DNS server."""
     try:
-        known = not ipaddress.ip_address(match[0]).is_global or match[0] in ("8.8.8.8", "8.8.4.4")
+        return ipaddress.ip_address(address).is_global and address not in DNS_SERVERS
     except ValueError:
-        known = True
+        return False
+
+
+def fake_ipv4(match):
+    """An address unless it is a version: most numbers below 10, or called one. 2.5.29. begins the
+    names of X.509's extensions."""
+    before = match.string[max(0, match.start() - 80):match.start()]
     small = sum(int(part) < 10 for part in match[0].split(".")) > 2
-    known = known or match[0].startswith("2.5.29.")
-    return match[0] if known or small else "192.0.2.1"
+    version = small or match[0].startswith("2.5.29.") or BEFORE_VERSION.search(before)
+    if before.endswith("-"):                                # the end of a range of addresses, or a
+        version = version or not re.search(r"\d\.\d+-$", before)            # name-1.2.3.4
+    return match[0] if version or not is_public(match[0]) else "192.0.2.1"
+
+
+def fake_ipv6(match):
+    is_slice = re.fullmatch(r"\d+::\d*", match[0])                         # as in x[2000::2]
+    return match[0] if is_slice or not is_public(match[0].lower()) else "2001:db8::1"
+
+
+PRIVATE = [
+    Private("://", URL_PASSWORD, r"\1KEY"),
+    Private("@", EMAIL, fake_email, DOMAIN),
+    Private(":", IPV6, fake_ipv6),
+    Private(".", IPV4, fake_ipv4),
+    Private("PRIVATE KEY-", re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
+                                       r"((?:(?!-----)[\s\S])*)"
+                                       r"-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"),
+            lambda match: "KEY" if re.search("[A-Za-z0-9+/]{32}", match[1]) else match[0]),
+    *(Private(name, re.compile(fr"({name}['\"]?\s*[:=]\s*['\"]?)[\w/+]{{40}}(?![\w/+])"), r"\1KEY")
+      for name in ("aws_secret_access_key", "AWS_SECRET_ACCESS_KEY")),
+    Private(":AA", re.compile(BEGIN + r"\d{8,10}:AA[\w-]{33}(?!\w)"), "KEY"),             # Telegram
+    *(Private(prefix, re.compile(BEGIN + re.escape(prefix) + rest + r"(?!\w)"), "KEY")
+      for prefix, rest in KEYS.items())]
 
 
 def replace_private(text):
-    """E-mail addresses, IP addresses and keys become fixed fakes, as kept for examples."""
-    if "@" in text:
-        text = EMAIL.sub(lambda m: m[0] if "@example." in m[0] else "user@example.com", text)
-    text = ADDRESS.sub(public_address, text)
-    if any(mark in text for mark in KEY_MARKS):
-        text = PEM.sub(lambda m: "KEY" if re.search("[A-Za-z0-9+/]{32}", m[1]) else m[0], text)
-        text = KEY.sub("KEY", text)
+    """E-mail addresses, public IP addresses, passwords in URLs and keys become fixed fakes."""
+    for private in PRIVATE:
+        if private.mark in text and private.quick.search(text):
+            text = private.pattern.sub(private.fake, text)
     return text
 
 
@@ -1472,7 +1623,8 @@ def fingerprint(found, benchmark_files):
     states = [(os.lstat if unit.files else os.stat)(Path(unit.place, name))[6:9:2]
               for unit in found if not is_synthetic(unit.place) for name in (unit.files or [""])]
     read = [*benchmark_files, *(Path(__file__).parent / name for name in (
-        "data.py", "fim.py", "evaluate.py", "support/files.py", "support/sandbox.py"))]
+        "data.py", "fim.py", "evaluate.py", "support/files.py", "support/sandbox.py",
+        "support/supervisor.py", "support/values.py"))]
     state = [found, states, sys.version,
              [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in read]]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
@@ -1501,13 +1653,40 @@ def write_corpus(folder, corpus, parts, manifest):
         write_json(new / "manifest.json", manifest)
 
 
-def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
-    """Make out/data from the sources unless it is there -> its manifest."""
+def explain_place(source):
+    """Say so if a folder has the name of one of NAMED_PLACES, which is not read."""
+    kind, place = kind_and_place(source)
+    if place in NAMED_PLACES and Path(place).is_dir():
+        prefix = source.removesuffix(place)
+        print(f"--source {source}: {NAMED_PLACES[place]}; for the folder {place} give "
+              f"{prefix}./{place}")
+
+
+def reason_summary(rows):
+    """Why files are no code to train on: counts and an example of each reason, the most frequent
+    first."""
+    examples = defaultdict(list)
+    for row in rows:
+        examples[row.get("reason", f"kept as {row['kind']}")].append(row["path"])
+    ordered = sorted(examples.items(), key=lambda item: -len(item[1]))
+    return "; ".join(f"{reason}: {len(paths):,}, such as {paths[0]}"
+                     for reason, paths in ordered) or "no files"
+
+
+def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None, teacher=None):
+    """Make out/data from the sources unless it is there -> its manifest. teacher: the URL of an LLM
+    that writes programs and marks grounding documents."""
     folder, sources = Path(out) / "data", [str(source) for source in sources]
     wanted = {"benchmarks": [Path(f).name for f in benchmark_files]} if benchmark_files else {}
+    if teacher:
+        wanted["teacher"] = teacher
     if fresh or not folder.exists():
         benchmark_files = tuple(benchmark_files or default_benchmarks())
         found = [unit for source in sources for unit in units(source)]
+        if teacher:
+            found += teacher_units(teacher)
+        for source in sources:
+            explain_place(source)
         work, state = Path(out) / "data.unfinished", fingerprint(found, benchmark_files)
         if not (work / "state").exists() or (work / "state").read_text() != state:
             shutil.rmtree(work, ignore_errors=True)
@@ -1517,9 +1696,9 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
         total, accuracy = len(corpus.rows) + len(corpus.dropped), corpus.name_ambiguous()
         corpus.drop_duplicates()
         if not any(row["kind"] == "code" for row in corpus.kept()):
-            raise InputError(f"--source {' '.join(sources)}: no source code found there")
-        grounding = corpus.filter_grounding(next(
-            (unit.place for unit in found if unit.place.startswith(("http://", "https://"))), None))
+            raise InputError(f"--source {' '.join(sources)}: no source code found there "
+                             f"({reason_summary([*corpus.dropped, *corpus.rows])})")
+        grounding = corpus.filter_grounding(teacher)
         train, validation = split(corpus.kept())
         corpus.drop_near_copies(train, validation)
         parts = {"train": [row for row in train if "reason" not in row],
@@ -1535,7 +1714,8 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None):
                     "near held out": NEAR_HELD_OUT, "held out": HELD_OUT_SHARE,
                     "grounding stages": GROUNDING_STAGES,
                     "data.py": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
-        manifest = {"sources": sources, "benchmarks": [Path(f).name for f in benchmark_files],
+        manifest = {"sources": sources, "teacher": teacher,
+                    "benchmarks": [Path(f).name for f in benchmark_files],
                     "settings": settings, "python": sys.version.split()[0],
                     "numpy": np.__version__, "torch": torch.__version__, "funnel": table,
                     "language accuracy": accuracy, "grounding": grounding}
@@ -1819,9 +1999,9 @@ DEFAULT_SOURCES = ["stdlib", "text:stdlib", "math:generated"]
 def source_flag(parser):
     parser.add_argument("--source", action="append", metavar="[KIND:]PLACE",
                         help="a folder, .tar.gz, .zip, .jsonl or github:owner/name[@ref], "
-                        "repeatable; also `stdlib` and `packages`, the installed ones; kind: "
-                        f"{', '.join(KINDS)}; also `math:generated`, `code:generated` and "
-                        "code:http://..., a model that writes programs (default: stdlib, "
+                        "repeatable; also `stdlib` and `packages`, the installed ones (a folder of "
+                        f"that name is ./packages); kind: {', '.join(KINDS)}; also "
+                        "`math:generated` and `code:generated` (default: stdlib, "
                         "text:stdlib and math:generated; from --size small on packages too)")
 
 
@@ -1855,8 +2035,8 @@ def main():
                         "training text must not share ten words with (default: the ladder and "
                         "what evaluate.py has fetched)")
     parser.add_argument("--teacher", metavar="URL", help="an OpenAI-compatible server, as "
-                        "http://host:8000/v1 or http://host:8000/v1#model; it writes programs (the "
-                        "same as --source code:URL) and marks grounding documents")
+                        "http://host:8000/v1 or http://host:8000/v1#model; it writes programs and "
+                        "marks grounding documents; it alone is sent the key in OPENAI_API_KEY")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
     parser.add_argument("--out", default="out",
                         help="root folder of the stages (default: %(default)s)")
@@ -1868,9 +2048,10 @@ def main():
         raise InputError("--workers: must be at least 1")
     if args.why:
         return why(args.why, args.benchmarks)
-    sources = (args.source or DEFAULT_SOURCES) + [f"code:{args.teacher}"] * bool(args.teacher)
-    print_corpus(args.out, prepare_data(args.out, sources, args.fresh, args.benchmarks,
-                                       args.workers))
+    if args.teacher is not None:
+        check_server(args.teacher)
+    print_corpus(args.out, prepare_data(args.out, args.source or DEFAULT_SOURCES, args.fresh,
+                                        args.benchmarks, args.workers, args.teacher))
     prepare_tokenizer(args.out, args.vocab_size, args.fresh)
     print(f"{args.out}/tokenizer: {Tokenizer.load(Path(args.out) / 'tokenizer').vocab_size:,} ids")
 

@@ -1,22 +1,22 @@
-"""Direct preference optimization: of two answers to a question, the one that passes its tests.
+"""Direct preference optimization: of two answers to a question, prefer the one that passes tests.
 
-The last step of section 4.2 of the report, in one file. The model answers small tasks several
-times, the sandbox grades the answers, and an answer that passes is preferred to the failing one
-that is most like it. Pairs also come from a file or from a judge. The loss needs what the model
-thought of both before (the reference), which is computed once and stored.
+The last step of section 4.2 of the report. The model answers small tasks several times, the sandbox
+grades the answers, and one that passes is preferred to the failed one that is most like it. Pairs
+also come from a file or from an LLM judge. The loss compares the model with a frozen copy from
+before, the reference model, whose log-probabilities are computed once and stored.
 
-The loop is pretrain.py's train(), the tasks are sft.py's, the sandbox is evaluate.py's.
+The training loop is in pretrain.py, the tasks are in support/tasks.py, and sft.py grades answers.
 
     python dpo.py                       # sample, grade, pair, train, measure; 12 to 18 minutes
-    python dpo.py --rounds 3            # ... and again with the better model
-    python dpo.py --build               # out/preferences_1 alone: the pairs and why others fell out
-    python dpo.py --data FILE           # pairs of your own: prompt, chosen, rejected (JSON lines)
-    python dpo.py --judge http://localhost:8000/v1      # pairs by what a larger model prefers
+    python dpo.py --rounds 3            # ... and twice more with the better model
+    python dpo.py --build               # only out/preferences_1: the pairs, and what was dropped
+    python dpo.py --data FILE           # your own pairs, in TRL's formats (JSON Lines)
+    python dpo.py --judge http://localhost:8000/v1      # pairs by the verdicts of a larger model
+
+Read first: dpo_loss, preference_loss, closest, balanced, PairBatches
 """
 
 import argparse
-import ast
-import contextlib
 import functools
 import hashlib
 import json
@@ -24,37 +24,40 @@ import math
 import random
 import re
 import shutil
-import textwrap
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 
-from data import Batches, ask_all, first_model, generator, load_documents, made_from, user
-from evaluate import bits_per_byte, bootstrap, complete, edit_similarity
-from fim import control_stops, newest_model, python_tree
-from pretrain import (RANK, WORLD, barrier, check_flags, choose_dtype, fill_in, load_base,
-                      next_token_loss, read_metrics, say, size_of, start_processes,
-                      stop_processes, train, training_flags)
-from sft import (ASKED_TOKENS, check_messages, compare, file_hashes, prompt_of, solve,
-                 task_conversation, training_tasks)
+from data import Batches, ask_all, first_model, generator, load_documents, made_from
+from evaluate import bits_per_byte, complete, edit_similarity
+from fim import newest_model
+from pretrain import (check_flags, dtype_of_run, fill_in, load_base, next_token_loss, size_of,
+                      train, training_flags)
+from sft import (ANSWER_TOKENS, answer_stop_ids, compare_models, prepare_corpus, prompt_of, solve,
+                 task_conversation)
+from support.chats import ask_judge, file_hashes, normalize_pair, print_manifest, read_data
+from support.checkpoint import read_metrics, starting_point
+from support.distributed import RANK, WORLD, barrier, say, start_processes, stop_processes
 from support.files import (InputError, read_json, read_rows, run, whole_folder, write_json,
                            write_text)
+from support.functions import same_code
+from support.plots import plot_preferences
+from support.tasks import training_tasks
+from tokenizer import assistant_parts
 
 PRESETS = {"tiny": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=200, lr=5e-4),
            "mini": dict(seq_len=256, batch_tokens=16384, device_batch=16, steps=200, lr=3e-4),
            "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=100, lr=5e-5)}
-# Of the report's parent and of the released script (arXiv 2412.15115, section 4.2; finetuning/dpo)
+# lr of Qwen2.5 (arXiv 2412.15115, section 4.2), the rest of the released script (finetuning/dpo)
 PUBLISHED = dict(seq_len=3072, batch_tokens=3072 * 1024, device_batch=4, steps=1000, lr=7e-7)
-BETA, NLL = 1, 10               # ours, by measurement; beta of the released script: 0.1
-TASKS, SAMPLES, TEMPERATURE = 5000, 4, 0.8      # not published; ours
-PAIRS_A_TASK = 4
-HELD_OUT_PAIRS = 0.1
-CODE_ROWS = 0.25                # rows of code with gaps for each pair, that they be not forgotten
-COLLAPSED = 1.0                 # nats per token that the chosen answers may lose
+BETA = 1                    # ours, measured; value of the released script: 0.1
+NLL = 10                    # weight of the chosen answers' own loss; not published; ours, measured
+CODE_SEQUENCES = 0.25       # FIM sequences per pair, so that infilling is not forgotten; ours
+VALIDATION_PAIRS = 0.1      # share of the pairs
+COLLAPSED = 1.0             # nats per token that the chosen answers may lose
 
 # ------------------------------------------------------------------------------------------------
 # The loss
@@ -62,10 +65,11 @@ COLLAPSED = 1.0                 # nats per token that the chosen answers may los
 
 def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta=BETA,
              kind="sigmoid"):
-    """Log-probabilities of chosen and rejected answers, (P,) each -> the loss of each pair (P,).
+    """Log-probabilities of the chosen and rejected answers under the model that is trained (the
+    policy) and under the reference model, (P,) each -> the loss of each pair (P,).
 
-    sigmoid: of the answers' sums (arXiv 2305.18290, equation 7). length: the same of their means
-    per token (arXiv 2411.15124, section 5). ipo: a margin of 1 / (2 beta) between the means
+    kind "sigmoid": of sums over tokens (arXiv 2305.18290, equation 7). "length": the same, of means
+    per token (arXiv 2411.15124, section 5). "ipo": pulls the margin of the means to 1 / (2 beta)
     (arXiv 2310.12036, equation 17).
     """
     margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)    # (P,)
@@ -74,36 +78,43 @@ def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejecte
     return -F.logsigmoid(beta * margin)
 
 
-MEANS = ("length", "ipo")       # the losses that compare means per token, not sums
+MEANS = ("length", "ipo")   # the losses of means per token instead of sums
 
 
-def log_probabilities(model, batch):
-    """A batch of 2 P rows -> what each answer's tokens sum to, in fp32, and how many they are."""
-    known = model(batch["input_ids"], targets=batch["targets"], reduce="none")      # (2 P, T)
-    return known.sum(1), (batch["targets"] != -100).sum(1)                          # (2 P,) each
+def answer_log_probs(model, batch):
+    """A batch of P pairs, 2 P sequences -> the summed log-probability of each answer in fp32, and
+    its number of tokens: (2 P,) each."""
+    log_probs = model(batch["input_ids"], targets=batch["targets"], reduce="none")  # (2 P, T)
+    return log_probs.sum(1), (batch["targets"] != -100).sum(1)
 
 
 def preference_loss(model, batch, beta, kind, nll):
-    """The loss of a batch of P pairs, summed, and its metrics under their usual names."""
-    sums, counts = log_probabilities(model, batch)                                  # (2 P,)
-    size = counts if kind in MEANS else 1
-    policy, reference = ((x / size).chunk(2) for x in (sums, batch["reference"]))   # (P,) each
-    own = -(sums / counts).chunk(2)[0]              # of the chosen answers, in nats per token
-    preference = dpo_loss(*policy, *reference, beta, kind)
-    losses = own if kind == "chosen" else preference + nll * own
+    """The loss of a batch of P pairs, summed, and its metrics, named as in TRL."""
+    sums, counts = answer_log_probs(model, batch)                                   # (2 P,)
+    divisor = counts if kind in MEANS else 1
+    policy_chosen, policy_rejected = (sums / divisor).chunk(2)                      # (P,) each
+    reference_chosen, reference_rejected = (batch["reference"] / divisor).chunk(2)
+    # Making the rejected answer less likely is enough to lower the DPO loss, and the chosen one may
+    # sink with it. Its own loss, in nats per token, holds it up.
+    chosen_loss = -(sums / counts).chunk(2)[0]                                      # (P,)
+    preference = dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected,
+                          beta, kind)
+    losses = chosen_loss if kind == "chosen" else preference + nll * chosen_loss
     with torch.no_grad():
-        chosen, rejected = (beta * (a - b) for a, b in zip(policy, reference))
-        metrics = {"loss/preference": preference, "loss/chosen": own,
-                   "rewards/chosen": chosen, "rewards/rejected": rejected,
-                   "rewards/margins": chosen - rejected,
-                   "rewards/accuracies": (chosen > rejected).float(),
+        chosen_reward = beta * (policy_chosen - reference_chosen)
+        rejected_reward = beta * (policy_rejected - reference_rejected)
+        metrics = {"loss/preference": preference, "loss/chosen": chosen_loss,
+                   "rewards/chosen": chosen_reward, "rewards/rejected": rejected_reward,
+                   "rewards/margins": chosen_reward - rejected_reward,
+                   "rewards/accuracies": (chosen_reward > rejected_reward).float(),
                    "logps/chosen": sums.chunk(2)[0], "logps/rejected": sums.chunk(2)[1]}
     return losses.sum(), {name: values.sum() for name, values in metrics.items()}
 
 
 def step_loss(model, batch, beta, kind, nll):
-    """Of a batch of pairs, or of rows of code: their mean per token, which counts for each pair of
-    the step as much as its chosen answer does. pairs: the batch's part of the step's, by tokens."""
+    """The loss of a batch of pairs, or of FIM sequences. The mean loss per token of the latter
+    weighs as much as the chosen answer of every pair of the step. batch["pairs"]: of these pairs,
+    the share that falls to this batch, by tokens."""
     if "reference" in batch:
         return preference_loss(model, batch, beta, kind, nll)
     loss, _ = next_token_loss(model, batch)
@@ -112,180 +123,146 @@ def step_loss(model, batch, beta, kind, nll):
 
 
 # ------------------------------------------------------------------------------------------------
-# Pairs: {"prompt": messages, "chosen": text, "rejected": text, "source": where from}
+# Pairs from the sandbox
+#
+# A pair is {"prompt": messages, "chosen": text, "rejected": text}, as in support/chats.py.
+
+TASKS = 5000                # that are answered in a round; not published; ours
+SAMPLES = 4                 # of each task; likewise
+TEMPERATURE = 0.8           # likewise
+PAIRS_PER_TASK = 4          # at most; likewise
 
 
-def same_code(a, b):
-    """Whether two answers differ in comments and blanks alone."""
-    trees = [python_tree(textwrap.dedent(text.removeprefix("```python\n").removesuffix("```")))
-             for text in (a, b)]
-    with contextlib.suppress(RecursionError):           # of an expression with a thousand parts
-        if all(trees):
-            return ast.dump(trees[0]) == ast.dump(trees[1])
-    return a.strip() == b.strip()
-
-
-def pieces(text):
-    return re.findall(r"\w+|[^\w\s]", text)
-
-
-def closest(passed, failed, most=PAIRS_A_TASK):
-    """Pairs of one that passes and one that fails, the most alike (`edit_similarity` of their
-    `pieces`) first, none used twice."""
-    ranked = sorted(((-edit_similarity(pieces(a), pieces(b)), a, b)
-                     for a in passed for b in failed), key=lambda row: row[0])
-    used, pairs = set(), []
-    for _, a, b in ranked:
-        if len(pairs) < most and not {a, b} & used:
-            used |= {a, b}
-            pairs.append((a, b))
-    return pairs
-
-
-def sampled_pairs(model, tokenizer, args, number, counts):
-    """Pairs of answers to new tasks of the grammar, none held out, by what the sandbox says."""
-    tasks = training_tasks(f"{args.seed} preferences {number}", TASKS)
-    answers = solve(model, tokenizer, tasks, args.weak_sandbox, SAMPLES,
-                    temperature=TEMPERATURE, seed=args.seed)
-    pairs = []
-    for task, found in zip(tasks, answers):
-        counts["answers"] += len(found)
-        counts["that pass"] += sum(passed for _, _, passed in found)
-        texts = {f"```python\n{text.rstrip()}\n```": passed for text, ends, passed in found if ends}
-        passing, failing = ([text for text, passed in texts.items() if passed == wanted]
-                            for wanted in (True, False))
-        counts["tasks that are always solved"] += bool(passing) and not failing
-        counts["tasks that are never solved"] += bool(failing) and not passing
-        prompt = task_conversation(task)["messages"][:-1]
-        pairs += [{"prompt": prompt, "chosen": a, "rejected": b, "source": "sandbox"}
-                  for a, b in closest(passing, failing)]
-    if not pairs:
-        what, do = ("nothing", "train it longer first: python sft.py --fresh --steps N") if not (
-            counts["that pass"]) else ("everything", "there is nothing to prefer here")
-        raise InputError(f"no pairs: the model solves {what} of {len(tasks)} tasks; {do}, or give "
-                         "pairs with --data")
-    return pairs
-
-
-JUDGE = ("Which answer to the question is better?\n\nQuestion:\n{}\n\nAnswer A:\n{}\n\nAnswer B:\n"
-         "{}\n\nAnswer with the one letter A or B, or with the word tie.")
-
-
-def verdict(answer):
-    """What a judge has said: A, B, tie, or "" for anything else."""
-    letters = set(re.findall(r"\b[AB]\b", answer))
-    return "tie" if re.search(r"(?i)\btie\b", answer) else letters.pop() if (
-        len(letters) == 1) else ""
-
-
-def judged_pairs(model, tokenizer, args, counts):
-    """Pairs of two answers to questions of out/instructions that no test decides: the one that a
-    judge prefers in both orders."""
-    path = Path(args.out) / "instructions" / "train.jsonl"
-    if not path.exists():
-        raise InputError(f"{path}: no questions for the judge; run `python sft.py --build` first")
-    questions = [row["messages"][:-1] for _, row in read_rows(path) if row["source"] != "tasks"]
-    questions = random.Random(args.seed).sample(questions, min(TASKS, len(questions)))
-    prompts = [prompt_of(tokenizer, question) for question in questions for _ in range(2)]
-    answers = complete(model, tokenizer, prompts, ASKED_TOKENS, (), control_stops(tokenizer),
-                       temperature=TEMPERATURE, seed=args.seed)
-    texts = [text if ends else "" for text, ends in answers]        # what was cut off is no answer
-    rows = [(question, a, b) for question, a, b in zip(questions, texts[::2], texts[1::2])
-            if a.strip() and b.strip() and a != b]
-    asked = [user(JUDGE.format(question[-1]["content"], *two)) for question, a, b in rows
-             for two in ((a, b), (b, a))]
-    said = [verdict(answer) for answer in ask_all(args.judge, asked, temperature=0.0)]
-    pairs = []
-    for (question, a, b), first, second in zip(rows, said[::2], said[1::2]):
-        if {first, second} == {"A", "B"}:
-            chosen, rejected = (a, b) if first == "A" else (b, a)
-            pairs.append({"prompt": question, "chosen": chosen, "rejected": rejected,
-                          "source": "judge"})
-        else:
-            counts["no answer of the judge" if "" in (first, second) else "tie"] += 1
-    if not pairs:
-        raise InputError(f"{args.judge}: prefers none of {len(rows)} pairs in both orders; give "
-                         "another judge")
-    return pairs
-
-
-def read_pairs(path, broken):
-    """The pairs of a file: prompt, chosen and rejected, strings or lists of messages. broken:
-    reason -> lines of what is left out."""
-    pairs, first = [], "it is empty"
-    for number, row in read_rows(path):
-        prompt, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
-        if isinstance(prompt, str):
-            prompt = user(prompt)
-        chosen, rejected = (answer[-1].get("content") if isinstance(answer, list) and answer
-                            and isinstance(answer[-1], dict) else answer
-                            for answer in (chosen, rejected))
-        answer = [{"role": "assistant", "content": chosen}]
-        fault = "a prompt that is no list" if not isinstance(prompt, list) else check_messages(
-            prompt + answer) or check_messages(prompt + [{**answer[0], "content": rejected}])
-        if fault:
-            broken[fault].append(f"{path}, line {number}")
-            first = f"{fault}, line {number}" if number == 1 else first
-        else:
-            pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected,
-                          "source": "file"})
-    if not pairs:
-        raise InputError(f"{path}: no pair ({first}); expected prompt, chosen and rejected")
+def closest(passed, failed, most=PAIRS_PER_TASK):
+    """Pairs of an answer that passed and one that failed, the most similar first; no answer is used
+    twice. The fewer differences, the clearer what made the one fail."""
+    words = {text: re.findall(r"\w+|[^\w\s]", text) for text in passed + failed}
+    ranked = sorted((-edit_similarity(words[good], words[bad]), i, j)
+                    for i, good in enumerate(passed) for j, bad in enumerate(failed))
+    used_good, used_bad, pairs = set(), set(), []
+    for _, i, j in ranked:
+        if len(pairs) < most and i not in used_good and j not in used_bad:
+            used_good.add(i)
+            used_bad.add(j)
+            pairs.append((passed[i], failed[j]))
     return pairs
 
 
 def balanced(pairs):
-    """Drop pairs, the most uneven first, until chosen and rejected answers are equally long on the
-    whole: else length is what is learned."""
-    def longer(pair):
+    """Drop pairs, those with the largest difference in length first, until chosen and rejected
+    answers are equally long on average: else the model learns to prefer a length."""
+    def excess(pair):
         return len(pair["chosen"]) - len(pair["rejected"])
 
-    kept = sorted(pairs, key=longer)
-    total = sum(map(longer, kept))
-    while kept and abs(total) > len(kept):
-        total -= longer(kept.pop(-1 if total > 0 else 0))
-    return kept
+    remaining = sorted(pairs, key=excess)
+    total = sum(excess(pair) for pair in remaining)
+    while remaining and abs(total) > len(remaining):
+        dropped = remaining.pop(-1 if total > 0 else 0)
+        total -= excess(dropped)
+    return remaining
+
+
+def sampled_pairs(model, tokenizer, args, number, counts):
+    """Pairs from the model's answers to new tasks of the grammar, none of them held out."""
+    tasks = training_tasks(f"{args.seed} preferences {number}", TASKS)
+    results = solve(model, tokenizer, tasks, args.weak_sandbox, SAMPLES, temperature=TEMPERATURE,
+                    seed=args.seed)
+    pairs = []
+    for task, samples in zip(tasks, results):
+        counts["answers"] += len(samples)
+        counts["that pass"] += sum(passed for _, _, passed in samples)
+        # each text once, and none that was cut off
+        passed_by_text = {f"```python\n{text.rstrip()}\n```": passed
+                          for text, stopped, passed in samples if stopped}
+        good = [text for text, passed in passed_by_text.items() if passed]
+        bad = [text for text, passed in passed_by_text.items() if not passed]
+        counts["tasks always solved"] += bool(good) and not bad
+        counts["tasks never solved"] += bool(bad) and not good
+        prompt = task_conversation(task)["messages"][:-1]
+        pairs += [{"prompt": prompt, "chosen": chosen, "rejected": rejected, "source": "sandbox"}
+                  for chosen, rejected in closest(good, bad)]
+    if not pairs:
+        which = "everything" if counts["that pass"] else "nothing"
+        raise InputError(f"no pairs: the model solves {which} of {len(tasks)} tasks; if nothing, "
+                         "train it longer first (python sft.py --fresh --steps N), or give pairs "
+                         "with --data")
+    return pairs
+
+
+# ------------------------------------------------------------------------------------------------
+# Pairs from an LLM judge
+
+
+def judged_pairs(model, tokenizer, args, counts):
+    """Pairs of two answers to prompts of out/instructions that no test decides: the answer that an
+    LLM judge prefers in both orders, as judges tend to prefer the first."""
+    path = Path(args.out) / "instructions" / "train.jsonl"
+    if not path.exists():
+        raise InputError(f"{path}: no questions for the judge; run `python sft.py --build` first")
+    questions = [row["messages"][:-1] for _, row in read_rows(path)
+                 if row.get("messages") and row.get("source") != "tasks" and not row.get("tools")]
+    questions = random.Random(args.seed).sample(questions, min(TASKS, len(questions)))
+    prompts = [prompt_of(tokenizer, question) for question in questions]
+    answers = complete(model, tokenizer, prompts, ANSWER_TOKENS, (), answer_stop_ids(tokenizer),
+                       samples=2, temperature=TEMPERATURE, seed=args.seed)
+    texts = [text if stopped else "" for text, stopped in answers]      # cut off: no answer
+    candidates = [(question, a, b) for question, a, b in zip(questions, texts[::2], texts[1::2])
+                  if a.strip() and b.strip() and a != b]
+    verdicts = ask_judge([(question[-1]["content"], a, b) for question, a, b in candidates],
+                         lambda requests: ask_all(args.judge, requests, temperature=0.0))
+    pairs = []
+    for (question, a, b), verdict in zip(candidates, verdicts):
+        if verdict in ("A", "B"):
+            chosen, rejected = (a, b) if verdict == "A" else (b, a)
+            pairs.append({"prompt": question, "chosen": chosen, "rejected": rejected,
+                          "source": "judge"})
+        else:
+            counts[f"judged {verdict}"] += 1
+    if not pairs:
+        raise InputError(f"{args.judge}: prefers none of {len(candidates)} pairs in both orders; "
+                         "give another judge")
+    return pairs
+
+
+# ------------------------------------------------------------------------------------------------
+# All pairs -> out/preferences_N
+
+FORMAT = 2                  # of the folder; an older one is refused
+
+
+def build(model, tokenizer, args, number, settings):
+    """Make out/preferences_N: pairs.jsonl, and a manifest of what was dropped and why."""
+    counts = Counter()
+    given, summary = read_data(args.data, normalize_pair, assistant_parts,
+                               "chosen, rejected and their prompt")
+    ours = judged_pairs(model, tokenizer, args, counts) if args.judge else []
+    if not given and not ours:
+        ours = sampled_pairs(model, tokenizer, args, number, counts)
+    counts["pairs"] = len(given) + len(ours)
+    distinct = list({json.dumps(pair): pair for pair in ours}.values())
+    different = [pair for pair in distinct if not same_code(pair["chosen"], pair["rejected"])]
+    pairs = balanced(different) + given                 # the user's own stay as they are
+    pairs.sort(key=lambda pair: hashlib.sha256(json.dumps(pair["prompt"]).encode()).digest())
+    counts["duplicates"] = len(ours) - len(distinct)
+    counts["same code"] = len(distinct) - len(different)
+    counts["dropped for equal lengths"] = len(different) + len(given) - len(pairs)
+    with whole_folder(Path(args.out) / f"preferences_{number}") as folder:
+        write_text(folder / "pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
+        write_json(folder / "manifest.json", {**settings, "counts": counts, "kept": len(pairs),
+                                              **summary})
 
 
 def prepare_pairs(model, tokenizer, args, number):
-    """Make out/preferences_N unless it is there, print what it holds -> its pairs."""
+    """Make out/preferences_N unless it exists, print what is in it -> its pairs."""
     folder = Path(args.out) / f"preferences_{number}"
-    made_by = {"init": args.init, "weights": weights_hash(model), "seed": args.seed,
-               "judge": args.judge, "data": file_hashes(args.data)}
+    settings = {"format": FORMAT, "init": args.init, "seed": args.seed, "judge": args.judge,
+                "weights": starting_point(model, tokenizer.tokens),
+                "data": file_hashes(args.data)}
     if RANK == 0 and (args.fresh or not folder.exists()):
-        counts, broken = Counter(), defaultdict(list)
-        pairs = [pair for path in args.data or [] for pair in read_pairs(path, broken)]
-        if args.judge:
-            pairs += judged_pairs(model, tokenizer, args, counts)
-        if not pairs:
-            pairs = sampled_pairs(model, tokenizer, args, number, counts)
-        counts["pairs"] = len(pairs)
-        distinct = list({json.dumps(pair): pair for pair in pairs}.values())
-        different = [pair for pair in distinct if not same_code(pair["chosen"], pair["rejected"])]
-        given = [pair for pair in different if pair["source"] == "file"]        # as they are
-        kept = given + balanced([pair for pair in different if pair["source"] != "file"])
-        kept.sort(key=lambda pair: hashlib.sha256(json.dumps(pair["prompt"]).encode()).digest())
-        counts.update({"the same twice": len(pairs) - len(distinct), "differ in nothing that runs":
-                       len(distinct) - len(different), "dropped for equal lengths":
-                       len(different) - len(kept)})
-        with whole_folder(folder) as new:
-            write_text(new / "pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in kept))
-            write_json(new / "manifest.json", {**made_by, "counts": counts, "kept": len(kept),
-                       "broken": {why: [len(lines), lines[0]] for why, lines in broken.items()}})
+        build(model, tokenizer, args, number, settings)
     barrier()
-    manifest = made_from(folder, made_by)
-    say(", ".join(f"{n:,} {what}" for what, n in manifest["counts"].items())
-        + f": {manifest['kept']:,} kept in {folder}")
-    for reason, (count, first) in manifest["broken"].items():
-        say(f"left out: {count} with {reason}, the first in {first}")
+    print_manifest(made_from(folder, settings), str(folder))
     return [row for _, row in read_rows(folder / "pairs.jsonl")]
-
-
-def weights_hash(model):
-    key = hashlib.sha256(str(model.compute_dtype).encode())
-    for _, weight in sorted(model.state_dict().items()):
-        key.update(weight.cpu().float().numpy().tobytes())
-    return key.hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -293,115 +270,104 @@ def weights_hash(model):
 
 
 def pair_ids(tokenizer, pair):
-    """A pair as (ids of the prompt, of the chosen answer, of the rejected one), each answer with
-    the <|im_end|> that closes it."""
+    """A pair as (ids of the prompt, of the chosen answer, of the rejected answer); an answer ends
+    with <|im_end|>."""
     end = tokenizer.special["<|im_end|>"]
-    return (prompt_of(tokenizer, pair["prompt"]), [*tokenizer.encode(pair["chosen"]), end],
-            [*tokenizer.encode(pair["rejected"]), end])
+    return (prompt_of(tokenizer, pair["prompt"], pair.get("tools")),
+            [*tokenizer.encode(pair["chosen"]), end], [*tokenizer.encode(pair["rejected"]), end])
 
 
 def pair_batch(pairs):
-    """P pairs of ids -> input_ids and targets (2 P, T): the chosen rows, then the rejected ones.
-    T is a multiple of 32, as every new shape costs a CPU time and memory."""
-    rows = [(pair[0], pair[side]) for side in (1, 2) for pair in pairs]
-    longest = max(len(prompt) + len(answer) for prompt, answer in rows) - 1
+    """P pairs of ids -> input_ids and targets (2 P, T): first the sequences with chosen answers,
+    then those with rejected ones. Only answers have targets. T is a multiple of 32, since every new
+    shape costs a CPU time and memory."""
+    sequences = [(prompt, chosen) for prompt, chosen, _ in pairs]
+    sequences += [(prompt, rejected) for prompt, _, rejected in pairs]
+    longest = max(len(prompt) + len(answer) for prompt, answer in sequences) - 1
     T = math.ceil(longest / 32) * 32
-    inputs = torch.zeros(len(rows), T, dtype=torch.long)    # what follows an answer is never seen
-    targets = torch.full((len(rows), T), -100)
-    for row, (prompt, answer) in enumerate(rows):
+    inputs = torch.zeros(len(sequences), T, dtype=torch.long)   # no answer attends to its padding
+    targets = torch.full((len(sequences), T), -100)
+    for i, (prompt, answer) in enumerate(sequences):
         ids = torch.tensor(prompt + answer)
-        inputs[row, :len(ids) - 1] = ids[:-1]
-        targets[row, len(prompt) - 1:len(ids) - 1] = ids[len(prompt):]
+        inputs[i, :len(ids) - 1] = ids[:-1]
+        targets[i, len(prompt) - 1:len(ids) - 1] = ids[len(prompt):]
     return {"input_ids": inputs, "targets": targets, "count": len(pairs)}
 
 
 def pairs_per_step(args):
-    """The pairs of a step, over all processes; InputError unless all get as many."""
+    """The pairs of a step, over all processes; InputError unless each gets equally many."""
     pairs = args.batch_tokens // (2 * args.seq_len)
     if pairs % WORLD or not pairs:
-        raise InputError(f"--batch-tokens: {pairs} pairs of two rows of {args.seq_len} tokens "
+        raise InputError(f"--batch-tokens: {pairs} pairs of two sequences of {args.seq_len} tokens "
                          f"cannot be shared evenly by {WORLD} processes")
     return pairs
 
 
 class PairBatches:
-    """batches(step) -> the step's pairs for one rank, each epoch in an order of its own, those of
-    like length together, and rows of code with gaps."""
+    """batches(step) -> this process's pairs of the step, then its FIM sequences. Each epoch has its
+    own random order; within a step, pairs of similar length share a batch."""
 
     def __init__(self, encoded, reference, documents, tokenizer, args):
-        """encoded: pair_ids of N pairs; reference: the log-probabilities of both answers (2, N)."""
+        """encoded: pair_ids() of N pairs; reference: the reference model's log-probabilities of
+        the chosen and the rejected answers, (2, N)."""
         self.encoded, self.reference = encoded, torch.from_numpy(reference)
-        self.seed, self.device_pairs = args.seed, max(1, args.device_batch // 2)
+        self.seed = args.seed
+        self.device_pairs = max(1, args.device_batch // 2)
         self.pairs = pairs_per_step(args)
-        rows = WORLD * max(1, int(self.pairs * CODE_ROWS / WORLD))
-        self.code = Batches(documents, tokenizer, args.seq_len, rows, args.device_batch, self.seed,
-                            1.0, RANK, WORLD, (1, 0, 0))
+        sequences = WORLD * max(1, int(self.pairs * CODE_SEQUENCES / WORLD))
+        self.code = Batches(documents, tokenizer, args.seq_len, sequences, args.device_batch,
+                            self.seed, fim_rate=1.0, rank=RANK, world=WORLD, mixture=(1, 0, 0))
 
-    def number(self, index):
-        epoch, place = divmod(index, len(self.encoded))
-        return int(generator(self.seed, "pairs", epoch).permutation(len(self.encoded))[place])
+    def pair_index(self, index):
+        """Which pair is number `index` of the endless run."""
+        epoch, position = divmod(index, len(self.encoded))
+        return int(generator(self.seed, "pairs", epoch).permutation(len(self.encoded))[position])
 
     def __call__(self, step):
         share = self.pairs // WORLD
         first = step * self.pairs + RANK * share
-        numbers = sorted((self.number(first + j) for j in range(share)),
+        indices = sorted((self.pair_index(first + j) for j in range(share)),
                          key=lambda i: sum(map(len, self.encoded[i])))
-        parts = [numbers[j:j + self.device_pairs] for j in range(0, share, self.device_pairs)]
-        pairs = [{**pair_batch([self.encoded[i] for i in part]),
-                  "reference": self.reference[:, part].flatten()} for part in parts]    # (2 P,)
+        batches = []
+        for j in range(0, share, self.device_pairs):
+            part = indices[j:j + self.device_pairs]
+            batches.append({**pair_batch([self.encoded[i] for i in part]),
+                            "reference": self.reference[:, part].flatten()})        # (2 P,)
         code = self.code(step)
-        count = sum(rows["count"] for rows in code)
-        return pairs + [{**rows, "count": 0, "pairs": share * rows["count"] / count}
-                        for rows in code]
+        targets = sum(batch["count"] for batch in code)
+        # count 0: the loss of a step is averaged over its pairs
+        return batches + [{**batch, "count": 0, "pairs": share * batch["count"] / targets}
+                          for batch in code]
 
 
 @torch.no_grad()
-def answers_known(model, encoded, device_pairs):
-    """What a model gives both answers of N pairs, and how many tokens they have: (2, N) each."""
+def pair_log_probs(model, encoded, device_pairs):
+    """Summed log-probabilities of both answers of N pairs, and their token counts: (2, N) each."""
     order = sorted(range(len(encoded)), key=lambda i: sum(map(len, encoded[i])))
-    known = np.zeros((2, 2, len(encoded)), np.float32)
+    results = np.zeros((2, 2, len(encoded)), np.float32)
     for start in range(0, len(order), device_pairs):
         part = order[start:start + device_pairs]
         batch = pair_batch([encoded[i] for i in part])
-        found = log_probabilities(model, {name: batch[name].to(model.head.device)
-                                          for name in ("input_ids", "targets")})
-        known[:, :, part] = torch.stack(found).view(2, 2, -1).cpu().numpy()
-    return known
+        sums, counts = answer_log_probs(model, {name: batch[name].to(model.head.device)
+                                                for name in ("input_ids", "targets")})
+        results[:, :, part] = torch.stack([sums, counts]).view(2, 2, -1).cpu().numpy()
+    return results
 
 
-def reference_log_probabilities(model, encoded, device_pairs, folder):
-    """What the reference gives both answers of N pairs, (2, N): computed once, kept in a file that
-    is named by the hash of its weights and of the pairs."""
-    key = hashlib.sha256(json.dumps([weights_hash(model), encoded]).encode()).hexdigest()[:16]
+def reference_log_probs(model, tokenizer, encoded, device_pairs, folder):
+    """The reference model's log-probabilities of both answers of N pairs, (2, N): computed once and
+    kept in a file, which is named by a hash of the model and the pairs."""
+    parts = [starting_point(model, tokenizer.tokens), str(model.compute_dtype), encoded]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     path = folder / f"reference-{key}.json"
     if RANK == 0 and not path.exists():
-        write_json(path, answers_known(model, encoded, device_pairs)[0].tolist())
+        write_json(path, pair_log_probs(model, encoded, device_pairs)[0].tolist())
     barrier()
     return np.array(read_json(path), np.float32)
 
 
 # ------------------------------------------------------------------------------------------------
 # The stage
-
-
-def draw_preferences(folder):
-    """preferences.png: the loss of the pairs, which starts at ln 2, the rewards, the accuracy."""
-    rows = read_metrics(folder)
-    steps = [row["step"] for row in rows]
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    axes = figure.subplots(1, 3)
-    axes[0].axhline(math.log(2), ls="--", color="C3", label="ln 2: nothing learned")
-    axes[2].set_ylim(0, 1.03)
-    for axis, title, unit, names in zip(
-            axes, ("Loss of pairs", "Rewards", "Pairs told apart"),
-            ("nats a pair", "nats an answer", "share of the pairs"),
-            (["loss/preference"], ["rewards/chosen", "rewards/rejected"], ["rewards/accuracies"])):
-        for name in names:
-            axis.plot(steps, [row[name] for row in rows], label=name)
-        axis.set(title=title, xlabel="step", ylabel=unit)
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.savefig(folder / "preferences.png", dpi=110)
 
 
 def train_round(args, number, device, build_only=False):
@@ -413,65 +379,60 @@ def train_round(args, number, device, build_only=False):
     model, tokenizer = load_base(args.init, device)
     args.size = args.size or size_of(model, device)
     fill_in(args, PRESETS.get(args.size, PUBLISHED))
-    pairs_per_step(args)                            # an error before minutes of answers
-    model.compute_dtype, _ = choose_dtype(device, args.dtype)
+    pairs_per_step(args)                            # report bad flags before minutes of sampling
+    if not build_only:
+        prepare_corpus(args)
+    work = folder.with_name(f"{args.stage}.unfinished")
+    model.compute_dtype, _ = dtype_of_run(args, model.config, work)
     pairs = prepare_pairs(model.eval(), tokenizer, args, number)
     if build_only:
         return
+
     encoded = [pair_ids(tokenizer, pair) for pair in pairs]
-    fits = [pair for pair in encoded
-            if len(pair[0]) + max(map(len, pair[1:])) <= args.seq_len + 1]
+    fits = [(prompt, chosen, rejected) for prompt, chosen, rejected in encoded
+            if len(prompt) + max(len(chosen), len(rejected)) <= args.seq_len + 1]
     say(f"{len(encoded) - len(fits):,} longer than {args.seq_len} tokens are left out")
     if len(fits) < 2:
         raise InputError(f"{len(fits)} pairs are left; give more, or a larger --seq-len")
     device_pairs = max(1, args.device_batch // 2)
-    reference = reference_log_probabilities(model, fits, device_pairs,
-                                            Path(args.out) / f"preferences_{number}")
-    held = max(1, round(HELD_OUT_PAIRS * len(fits)))
-    batches = PairBatches(fits[held:], reference[:, held:].copy(),
-                          load_documents(args.out, "train"), tokenizer, args)
-    heldout = load_documents(args.out, "validation")
+    reference = reference_log_probs(model, tokenizer, fits, device_pairs,
+                                    Path(args.out) / f"preferences_{number}")
+    n = max(1, round(VALIDATION_PAIRS * len(fits)))
+    batches = PairBatches(fits[n:], reference[:, n:].copy(), load_documents(args.out, "train"),
+                          tokenizer, args)
+    validation = load_documents(args.out, "validation")
     loss_fn = functools.partial(step_loss, beta=args.beta, kind=args.loss, nll=args.nll)
 
     def evaluate(model, step):
-        sums, counts = answers_known(model, fits[:held], device_pairs)      # (2, P) each
-        gains = sums - reference[:, :held]
+        sums, counts = pair_log_probs(model, fits[:n], device_pairs)                # (2, n) each
+        gains = sums - reference[:, :n]
         lost = -(gains / counts)[0].mean()
         if lost > COLLAPSED:
             raise InputError(f"step {step}: the chosen answers have lost {lost:.2f} nats per "
                              "token; lower --lr, or raise --beta or --nll")
         chosen, rejected = gains / counts if args.loss in MEANS else gains
-        return {"bpb": bits_per_byte(model, tokenizer, heldout),
-                "unseen pairs told apart": float((chosen > rejected).mean())}
+        return {"bpb": bits_per_byte(model, tokenizer, validation),
+                "validation accuracy": float((chosen > rejected).mean())}
 
     train(model.train(), tokenizer, batches, loss_fn, args, evaluate)
     if RANK == 0:
-        draw_preferences(folder)
-
-
-def print_gains(before, after):
-    """What each measure with a value for each problem has gained, and its interval."""
-    for name in before:
-        if isinstance(before[name], list):
-            gains = [b - a for a, b in zip(before[name], after[name])]
-            low, high = bootstrap(gains)
-            print(f"{name}: {sum(gains) / len(gains):+.1f} (95 % between {low:+.1f} and "
-                  f"{high:+.1f})")
+        plot_preferences(read_metrics(folder), folder / "preferences.png")
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description="Teach a Qwen2.5-Coder what to prefer.")
+    parser = argparse.ArgumentParser(description="Train a Qwen2.5-Coder on preference pairs.")
     training_flags(parser)
-    parser.add_argument("--data", action="append", metavar="FILE", help="pairs of your "
-                        "own: prompt, chosen, rejected (repeatable)")
-    parser.add_argument("--judge", metavar="URL", help="an OpenAI-compatible server that says "
-                        "which of two answers is better")
-    parser.add_argument("--build", action="store_true", help="make the pairs alone")
+    parser.add_argument("--data", action="append", metavar="FILE", help="your own "
+                        "pairs: chosen and rejected, answers to a prompt or whole conversations "
+                        "that differ in the last answer (repeatable)")
+    parser.add_argument("--judge", metavar="URL", help="an OpenAI-compatible server with an "
+                        "LLM judge that says which of two answers is better")
+    parser.add_argument("--build", action="store_true", help="only make the pairs")
     parser.add_argument("--rounds", type=int, default=1, help="how often to sample, grade and "
                         "train (default: %(default)s)")
     parser.add_argument("--loss", choices=["sigmoid", "length", "ipo", "chosen"],
                         default="sigmoid", help="length: sigmoid of means per token; chosen: "
-                        "learn the chosen answers alone (default: %(default)s)")
+                        "learn only the chosen answers (default: %(default)s)")
     parser.add_argument("--beta", type=float, default=BETA, help="how much a difference from the "
                         "reference counts (default: %(default)s)")
     parser.add_argument("--nll", type=float, default=NLL, help="weight of the chosen answers' own "
@@ -500,9 +461,9 @@ def main():
         first_model(args.judge)                     # before minutes of answers
     device = start_processes(args.device)
     if RANK == 0 and not build_only:
-        old = [*out.glob("dpo_[0-9]*"), *out.glob("preferences_[0-9]*"), work]
-        for folder in old if args.fresh else []:
-            shutil.rmtree(folder, ignore_errors=True)
+        if args.fresh:                              # out/dpo itself stays until the new one is done
+            for folder in (*out.glob("dpo_[0-9]*"), *out.glob("preferences_[0-9]*"), work):
+                shutil.rmtree(folder, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
     args.fresh = args.fresh and build_only
     barrier()
@@ -511,7 +472,7 @@ def main():
         train_round(argparse.Namespace(**vars(args)), number, device, build_only)
         args.init = str(out / args.stage)
     if RANK == 0 and not build_only:
-        print_gains(*compare([first, args.init], args, args.device, samples=10))
+        compare_models(first, args.init, args, args.device, samples=10)
     stop_processes()
 
 

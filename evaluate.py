@@ -18,6 +18,7 @@ This file knows models and benchmarks, not training (pretrain.py) nor where data
 
 import argparse
 import ast
+import builtins
 import bz2
 import contextlib
 import functools
@@ -36,19 +37,19 @@ import textwrap
 import time
 import warnings
 import zlib
-from collections import Counter
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from fim import (SPANS, Node, control_stops, infill_prompt, load, newest_model, normalize,
+from fim import (SPANS, Node, control_stops, infill_prompt, load, newest_model, nodes_of, normalize,
                  python_tree, span, suffix_start, syntax_nodes)
-from model import choose_attention, default_device, generate, loss_head
+from model import choose_attention, default_device, generate
 from support.files import (InputError, cache_folder, fetch, read_rows, read_text, run, write_json,
                            write_text)
-from support.sandbox import Grade, Sandbox, assemble, grades
+from support.sandbox import REASONS, Grade, Sandbox, assemble, grades
 from tokenizer import ENDOFTEXT
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -223,15 +224,36 @@ def first_line(text):
     return lines[1 if text.startswith(("\n", " \n")) else 0].strip()
 
 
+# Between the digits of 9,500 stands a comma or a space, as text or as TeX; in India also 1,00,000
+THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\[,:;! ]|[,~\u00a0\u2009\u202f]|(?<!\d{4}) )"
+                       r"(?=(?:\d\d,)*\d{3}(?!\d))")
+FRACTION = re.compile(r"(-?)\\[dt]?frac *\{?(-?\d+)\}? *\{?(\d+)\}?")               # of TeX
+# -7, 12.5, .5, 3/4 and 1 3/4
+NUMBER = (r"(?:(?<![\w)}])-)?(?:\d+ +(?=\d+/\d))?(?:\d+(?:\.\d+)?|(?<![\w.])\.\d+)"
+          r"(?:/(?:\d*\.)?\d+)?")
+# Of "18 - 3 = 15" the result is the answer: what stands before the "=" has no words
+SUM = re.compile(rf"(?:{NUMBER}(?:[^A-Za-z=}}\n.]|\.\d)*=[^A-Za-z=}}\n\d.-]*)*({NUMBER})")
+
+
+def to_number(text):
+    """The value of a text that matches NUMBER."""
+    whole, _, fraction = text.lstrip("-").rpartition(" ")
+    numerator, _, denominator = fraction.partition("/")
+    value = float(whole or 0) + float(numerator) / (float(denominator or 1) or math.nan)
+    return -value if text.startswith("-") else value
+
+
 def final_number(text):
     r"""The number after the last \boxed or "answer is", else the last one; None without any."""
-    number = r"(?:(?<!\d)-)?\d+(?:\.\d+)?"
-    text = text.split("\nQuestion:")[0].replace(",", "")
+    text = THOUSANDS.sub("", text.split("\nQuestion:")[0].replace("\u2212", "-"))
+    text = FRACTION.sub(r" \1\2/\3", text)
+    text = re.sub(r"\\?\$|\\(?:times|cdot|div)\b", "", text)     # "-$5" is -5
     for mark in ("\\boxed", "answer is"):
-        if mark in text and (found := re.search(number, text.rpartition(mark)[2])):
-            return float(found[0])
-    numbers = re.findall(number, text)
-    return float(numbers[-1]) if numbers else None
+        announced = SUM.search(text.rpartition(mark)[2]) if mark in text else None
+        if announced:
+            return to_number(announced[1])
+    numbers = re.findall(NUMBER, text)
+    return to_number(numbers[-1]) if numbers else None
 
 
 def compare(problem, completion):
@@ -321,11 +343,13 @@ def bits_by_position(model, tokenizer, documents, T, parts):
     return (nats / math.log(2) / length).tolist()
 
 
-def batches_of(rows, more=0):
-    """The numbers of rows of ids in batches: those of like length share one. more: ids to come."""
+def batches_of(rows, more=0, copies=1):
+    """The numbers of rows of ids in batches: those of like length share one. more: ids to come;
+    copies: how often each row is in its batch."""
     batches = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if not batches or (len(batches[-1]) + 1) * (len(rows[i]) + more) > TOKENS_AT_ONCE:
+        size = copies * (len(rows[i]) + more)
+        if not batches or (len(batches[-1]) + 1) * size > TOKENS_AT_ONCE:
             batches.append([])
         batches[-1].append(i)
     return batches
@@ -350,17 +374,16 @@ def answer_bits(model, prompts, answers):
 
 def read_documents(path):
     """The documents of a JSON-lines file with a text field, or one document: the file's text."""
-    path, text = Path(path), read_text(path)
+    path, documents = Path(path), []
     if path.suffix != ".jsonl":
-        return [{"text": normalize(text), "path": path.name}]
-    documents = []
-    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
+        return [{"text": normalize(read_text(path)), "path": path.name}]
+    for number, row in read_rows(path):
         try:
-            documents.append(json.loads(line))
-            documents[-1]["text"] = normalize(documents[-1]["text"])
-            documents[-1]["text"].encode()      # no half surrogate pairs
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            text = normalize(row["text"])
+            text.encode()                       # no half surrogate pairs
+        except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
             raise InputError(f'{path}, line {number}: expected {{"text": "..."}}') from None
+        documents.append({**row, "text": text})
     return documents
 
 
@@ -425,63 +448,170 @@ def find_problems(name, file=None, limit=None):
     return dict(itertools.islice(problems.items(), limit))
 
 
-def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), kept=None,
+def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), kept=None, samples=1,
              **sampling):
-    """Continue prompts (lists of ids) -> (text, whether it stopped by itself) of each, in order.
+    """Continue prompts (lists of ids) -> (text, whether it stopped by itself) of each sample: the
+    samples of the first prompt, then those of the second, ...
 
-    Of a prompt too long for the context the end is kept. kept: a file of batches done; what it
-    holds of the same question is not asked again.
+    Of a prompt too long for the context the end is kept. kept: a file of finished batches; what it
+    holds of the same question is not generated again.
     """
-    T = model.config.max_position_embeddings
+    T = model.config.context_length
     max_new_tokens = min(max_new_tokens, T // 2)
     prompts = [prompt[-(T - max_new_tokens):] for prompt in prompts]
-    results, done = [None] * len(prompts), {}
-    if kept and kept.exists():
-        try:
-            whole = kept.read_text(encoding="utf-8").rpartition("\n")[0]    # the last: cut off?
-            kept.write_text(whole + "\n" * bool(whole), encoding="utf-8")
-            done = dict(map(json.loads, whole.splitlines()))
-        except (ValueError, TypeError):                                 # damaged: asked again
-            kept.unlink()
-    which = float(model.head.detach().float().abs().mean())     # other weights, another text
+    finished = read_finished(kept)
+    weights = float(model.head.detach().float().abs().mean())   # other weights, another text
 
     def stop(ids):
         tail = tokenizer.decode(ids[-16:])
         return any(text in tail for text in stops)
 
-    batches = tqdm(batches_of(prompts, max_new_tokens), desc="batches", disable=None)
-    for number, rows in enumerate(batches):
-        batch = [prompts[i] for i in rows]
-        # generate() adds each row's number, and torch reads 32 bits of a seed: spread over them
+    results = [None] * (len(prompts) * samples)
+    batches = batches_of(prompts, max_new_tokens, samples)
+    for number, indices in enumerate(tqdm(batches, desc="batches", disable=None)):
+        batch = [prompts[i] for i in indices]
+        # generate() adds the number of each sample, and torch reads 32 bits of a seed: spread them
         seed = sampling.get("seed", 0) * 0x9E3779B1 + number * TOKENS_AT_ONCE
-        key = json.dumps([which, batch, max_new_tokens, stops, {**sampling, "seed": seed}])
+        settings = {**sampling, "seed": seed, "samples": samples}
+        key = json.dumps([weights, batch, max_new_tokens, stops, settings])
         key = hashlib.sha256(key.encode()).hexdigest()
-        if key not in done:
-            new = generate(model, batch, max_new_tokens, stop=stop, stop_ids=stop_ids,
-                           vocab_size=tokenizer.vocab_size, **{**sampling, "seed": seed})
-            texts = [tokenizer.decode(ids) for ids in new]
-            cuts = [min((text.find(part) for part in stops if part in text), default=len(text))
-                    for text in texts]
-            done[key] = [(text[:cut], len(ids) < max_new_tokens or cut < len(text))
-                         for text, cut, ids in zip(texts, cuts, new)]
+        if key not in finished:
+            new_ids = generate(model, batch, max_new_tokens, stop=stop, stop_ids=stop_ids,
+                               vocab_size=tokenizer.vocab_size, **settings)
+            finished[key] = [cut_at_stop(tokenizer.decode(ids), stops, len(ids) < max_new_tokens)
+                             for ids in new_ids]
             if kept:
                 with open(kept, "a", encoding="utf-8") as file:
-                    file.write(json.dumps([key, done[key]]) + "\n")
-        for i, result in zip(rows, done[key]):
-            results[i] = tuple(result)
+                    file.write(json.dumps([key, finished[key]]) + "\n")
+        for position, result in enumerate(finished[key]):
+            prompt, sample = divmod(position, samples)
+            results[indices[prompt] * samples + sample] = tuple(result)
     return results
 
 
-def code_block(text):
-    """The first fenced block of an answer that may begin inside one; all of it without a fence."""
-    block = re.search(r"```\w*\n(.*?)(?:```|$)", text, re.DOTALL)
-    return block[1] if block else text.split("```")[0]
+def cut_at_stop(text, stops, stopped):
+    """A text up to the first stop string in it, and whether it stopped by itself."""
+    cut = min((text.find(stop) for stop in stops if stop in text), default=len(text))
+    return text[:cut], stopped or cut < len(text)
 
 
-def extract(name, text):
+def read_finished(path):
+    """The batches in a file of complete(); a last line that was cut off is removed."""
+    if not path or not path.exists():
+        return {}
+    try:
+        whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+        path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+        return dict(map(json.loads, whole.splitlines()))
+    except (ValueError, TypeError):                             # damaged: generated again
+        path.unlink()
+        return {}
+
+
+# A line that opens or closes a code block: margin (in a list or a quotation), marks, language etc.
+FENCE = re.compile(r"((?:[ \t>]|[-*+][ \t]|\d+[.)][ \t])*)(`{3,}|~{3,})[ \t]*([^`\n]*)\n?")
+PYTHON = re.compile(r"(?:i?python|py)[\d.]*|.*\.pyw?", re.IGNORECASE)       # solution.py, too
+Block = namedtuple("Block", "language code closed")
+
+
+def fenced_blocks(text):
+    """The code blocks of a Markdown text, in order.
+
+    As in CommonMark, a block ends at a fence of the same character, at least as long, with nothing
+    after it. But if what precedes a later fence is Python as a whole, the block ends there: the
+    other fences stand in a docstring. So does Python before a fence that names a language.
+    """
+    text = text.replace("\r\n", "\n")
+    text = re.sub(r"^([^`\n]*[^`\s])(`{3,}[ \t]*)$", r"\1\n\2", text, flags=re.M)   # return x```
+    lines = re.findall(r".*\n|.+", text)
+    fences = [FENCE.fullmatch(line) for line in lines]
+
+    def code_of(margin, start, end):
+        margin = rf"^[ \t>]{{0,{len(margin)}}}"
+        return "".join(re.sub(margin, "", line) for line in lines[start:end])
+
+    blocks, start = [], 0
+    while start < len(lines):
+        fence = fences[start]
+        start += 1
+        if not fence:
+            continue
+        margin, marks, info = fence.groups()
+        language = re.search(r"[\w+#/-][\w.+#/-]*|$", info)[0]
+        if language.lower() in ("markdown", "md"):          # around the whole answer: look inside
+            continue
+        ends = [i for i in range(start, len(lines)) if fences[i] and fences[i][2].startswith(marks)]
+        plain = [i for i in ends if not fences[i][3].strip()]
+        tries = [*ends[:20], len(lines)]                    # no program has more in its docstrings
+        whole = (i for i in tries if python_tree(code_of(margin, start, i)))
+        end = next(whole, plain[0] if plain else len(lines))
+        blocks.append(Block(language, code_of(margin, start, end), end < len(lines)))
+        start = end + (end in plain)
+    return [block for block in blocks if block.code.strip()]
+
+
+def is_python(block):
+    """Whether a block is labelled as Python or, without a label, has Python that does something:
+    a mere value may be the output of a program."""
+    if block.language:
+        return bool(PYTHON.fullmatch(block.language))
+    statements = [node for node in nodes_of(block.code) if isinstance(node, (ast.stmt, ast.Call))]
+    return any(not isinstance(node, ast.Expr) for node in statements)
+
+
+def names_of(code):
+    """The names that a Python text binds, and those that it reads; none if it does not parse."""
+    bound, read = set(), set()
+    for node in nodes_of(code):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+    return bound, read
+
+
+def code_block(text, entry_point=None):
+    """The program in a chat answer: the last code block that defines the entry point.
+
+    Without an entry point: any function or class. A closed block goes before one that was cut off,
+    Python before another language. Earlier blocks that hold what it lacks, such as imports, are
+    put before it. The answer may begin inside a block, or have none: then it is all of the text.
+    """
+    definition = r"^(?:async def|def|class) \w"
+    if entry_point:
+        name = re.escape(entry_point)
+        definition = rf"^(?:(?:async def|def|class) {name}\b|{name} *(?::.*)?=[^=])"
+
+    def rank(block):
+        defines = bool(re.search(definition, block.code, re.MULTILINE))
+        runs = defines and bool(python_tree(block.code))
+        return runs and block.closed, runs, defines, is_python(block), block.closed
+
+    if python_tree(text) and re.search(definition, text, re.MULTILINE):     # no Markdown at all
+        return text
+    blocks, begun = fenced_blocks(text), fenced_blocks("```\n" + text)  # did the prompt open one?
+    starts_as_python = bool(begun) and bool(names_of(begun[0].code)[0])
+    readings = [begun, blocks] if starts_as_python else [blocks, begun]     # of equals the first
+    blocks = max(readings, key=lambda blocks: max(map(rank, blocks), default=()))
+    if not blocks:
+        return text
+    best = max(reversed(range(len(blocks))), key=lambda i: rank(blocks[i]))     # of equals the last
+    program = blocks[best].code
+    for block in reversed(blocks[:best]):
+        bound, read = names_of(program)
+        if names_of(block.code)[0] & (read - bound - set(dir(builtins))):
+            program = block.code.rstrip("\n") + "\n\n\n" + program
+    return program
+
+
+def extract(name, text, entry_point=None):
     """The answer in what a model said to a prompt; assets/benchmarks.json has it in words."""
     if name == "code chat":
-        return code_block(text)
+        return code_block(text, entry_point)
     if name in ("code", "short code", "mbpp"):
         return text.replace("\t", "    ")
     if name.startswith("cruxeval"):                         # ... [ANSWER] assert f(16) == 17
@@ -497,7 +627,7 @@ def prompt_ids(model, tokenizer, way, problem):
     """A prompt of assets/benchmarks.json, filled with a problem's fields, as ids; of a gap no more
     than there is room for."""
     if way["prompt"][0].startswith("<|fim_prefix|>"):           # each part encoded by itself
-        T = model.config.max_position_embeddings
+        T = model.config.context_length
         return infill_prompt(tokenizer, problem["prompt"], problem["suffix"],
                              T - min(way["max_new_tokens"], T // 2))
     fields = {**problem, "prompt": problem.get("prompt", "").strip()}
@@ -510,7 +640,7 @@ def model_samples(model, tokenizer, name, problems, n=1, kept=None, **sampling):
     """n completions of each problem by a model -> rows of a samples file. name: of the prompt."""
     way, ends = benchmarks()["prompts"][name], control_stops(tokenizer)
     field = "solution" if name == "code chat" else "completion"     # the whole program or its rest
-    T = model.config.max_position_embeddings
+    T = model.config.context_length
     new = min(way["max_new_tokens"], T // 2)
     print(f"prompt of {name!r} ({way['source']}):\n"
           + "\n".join("  | " + line for line in way["prompt"])
@@ -520,10 +650,11 @@ def model_samples(model, tokenizer, name, problems, n=1, kept=None, **sampling):
     room = T - new - way["prompt"][0].startswith("<|fim_prefix|>")      # a gap's are cut already
     if cut := sum(len(ids) > room for ids in prompts):
         print(f"{cut} of {len(prompts)} prompts are cut to fit: the context has {T} tokens")
-    texts = complete(model, tokenizer, [p for p in prompts for _ in range(n)],
-                     way["max_new_tokens"], way["stops"], ends, kept, **sampling)
+    texts = complete(model, tokenizer, prompts, way["max_new_tokens"], way["stops"], ends, kept,
+                     samples=n, **sampling)
     ids = [task_id for task_id in problems for _ in range(n)]
-    return [{"task_id": task_id, field: extract(name, text), "stopped": stopped}
+    return [{"task_id": task_id, "stopped": stopped,
+             field: extract(name, text, problems[task_id].get("entry_point"))}
             for task_id, (text, stopped) in zip(ids, texts)]
 
 
@@ -546,7 +677,7 @@ def read_samples(path, problems):
         print(f"{path}: {repeated} lines repeat another; all are graded")
     present = {sample["task_id"] for sample in samples}
     if missing := [task_id for task_id in problems if task_id not in present]:
-        print(f"{len(missing)} of {len(problems)} tasks have no sample, {missing[0]} the first: "
+        print(f"{len(missing)} of {len(problems)} tasks have no sample, {missing[0]!r} the first: "
               "the score is of the others")
     return samples
 
@@ -556,6 +687,11 @@ def problems_hash(problems):
     text = json.dumps(problems, default=lambda value: (
         sorted(map(repr, value)) if isinstance(value, set) else repr(value)))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def is_graded(row):
+    return (isinstance(row.get("passed"), bool) and isinstance(row.get("weak"), bool)
+            and isinstance(row.get("reason"), str))
 
 
 def grade_samples(name, samples, problems, results, args):
@@ -570,7 +706,7 @@ def grade_samples(name, samples, problems, results, args):
         with contextlib.suppress(ValueError, TypeError):    # cut off or damaged: graded again
             for line, sample in zip(results.read_text(encoding="utf-8").split("\n"), samples):
                 row = json.loads(line)
-                if {**row, **sample, **settings} != row:
+                if {**row, **sample, **settings} != row or not is_graded(row):
                     break
                 done.append(row)
     todo, problem = samples[len(done):], next(iter(problems.values()))
@@ -591,13 +727,27 @@ def grade_samples(name, samples, problems, results, args):
     return done
 
 
+def reason_kind(row):
+    """Why a graded sample failed: one of REASONS or, as a results file may hold anything, "other".
+    "passed" if it did not fail."""
+    if row["passed"]:
+        return "passed"
+    kind = row["reason"].split(":")[0]
+    return kind if kind in REASONS else "other"
+
+
+def printable(text):
+    """A text from a file, with "?" for what a terminal would obey or cannot show."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def print_scores(name, rows, problems):
     """Print pass@k with its interval and why the others failed -> scores."""
     counts, groups = {}, {}
     for row in rows:
         counts.setdefault(row["task_id"], []).append(row["passed"])
         if group := problems[row["task_id"]].get("group"):
-            groups.setdefault(group, []).append(row["passed"])
+            groups.setdefault(printable(group), []).append(row["passed"])
     smallest = min(map(len, counts.values()))
     scores = {"samples": len(rows), "problems": len(counts)}
     lines = "line" in next(iter(problems.values()))
@@ -613,11 +763,11 @@ def print_scores(name, rows, problems):
             edit_similarity(first_line(row["completion"]), problems[row["task_id"]]["line"].strip())
             for row in rows) / len(rows)
         print(f"  edit similarity {scores['edit similarity']:.1f}")
-    scores["reasons"] = dict(Counter(row["reason"].split(":")[0] for row in rows).most_common())
+    scores["reasons"] = dict(Counter(map(reason_kind, rows)).most_common())
     scores["weak"] = sum(row["weak"] for row in rows)
     print("  " + ", ".join(f"{count} {reason}" for reason, count in scores["reasons"].items())
           + (f"; {scores['weak']} graded in one process with their test" * bool(scores["weak"])))
-    if all("stopped" in row for row in rows):
+    if all(isinstance(row.get("stopped"), bool) for row in rows):
         scores["stopped"] = sum(row["stopped"] for row in rows) / len(rows)
         print(f"  {scores['stopped']:.0%} stopped by themselves")
     scores.update({group: sum(passed) / len(passed) for group, passed in sorted(groups.items())})
@@ -693,7 +843,7 @@ def measure_infilling(model, tokenizer, gaps, path=None):
     %: into what stands after the gap; length: median of the insertion's over the middle's; bits
     per byte of the true middle with its end. path: of a picture of three insertions.
     """
-    T, end = model.config.max_position_embeddings, tokenizer.special["<|endoftext|>"]
+    T, end = model.config.context_length, tokenizer.special["<|endoftext|>"]
     middles = [tokenizer.encode(gap["middle"])[:T // 2 - 1] + [end] for gap in gaps]
     new = min(2 * max(map(len, middles)) + 16, T // 2)
     prompts = [infill_prompt(tokenizer, gap["prefix"][-4 * T:], gap["suffix"][:4 * T], T - new)
@@ -791,7 +941,7 @@ def needle_map(model, tokenizer, documents, path, count=8):
     Two measures: the share of functions that greedy writing repeats to the letter and, as small
     models repeat none, the bits per byte that seeing the function saves on its body.
     """
-    T, draw = model.config.max_position_embeddings, random.Random(0)
+    T, draw = model.config.context_length, random.Random(0)
     longest = T - 16                                    # bodies differ by some tokens
     shortest = min(longest, max(T // 8, 160))           # twice the function and some code
     lengths = [shortest + (longest - shortest) * i // 4 for i in range(5)]
@@ -807,7 +957,8 @@ def needle_map(model, tokenizer, documents, path, count=8):
     bodies = [tokenizer.decode(answer) for answer in answers]
     saved = [(before - after) / len(body.encode()) for before, after, body in zip(
         answer_bits(model, plain, answers), answer_bits(model, planted, answers), bodies)]
-    texts = complete(model, tokenizer, planted, max(map(len, answers)) + 1)
+    texts = complete(model, tokenizer, planted, max(map(len, answers)) + 1, (),
+                     control_stops(tokenizer))
     repeated = [100.0 * text.startswith(body) for (text, _), body in zip(texts, bodies)]
     maps = {}
     for name, values in (("repeated, %", repeated), ("bits saved per byte", saved)):
@@ -849,9 +1000,10 @@ def draw_map(maps, lengths, path):
 
 def save_scores(stem, scores, args):
     """Write {stem}.json and .md: what was measured, how, with which versions."""
+    settings = {key: printable(str(value)) for key, value in vars(args).items()}
     write_json(Path(f"{stem}.json"), {
-        "scores": scores, "settings": {key: str(value) for key, value in vars(args).items()},
-        "python": platform.python_version(), "torch": torch.__version__})
+        "scores": scores, "settings": settings, "python": platform.python_version(),
+        "torch": torch.__version__})
     rows = [f"| {part} | {name} | {value:.4g} |" for part, values in scores.items()
             for name, value in values.items() if isinstance(value, (int, float))]
     write_text(Path(f"{stem}.md"), "\n".join(["| benchmark | score | value |", "|---|---|---:|",
@@ -968,9 +1120,10 @@ def main():
     problems = {name: find_problems(name, args.problems, args.limit) for name in names
                 if name not in ("infilling", "needle")}
     model, tokenizer = load(folder, args.device or default_device())
-    T, scores = model.config.max_position_embeddings, {}
-    print(f"{folder} on {model.head.device}: {choose_attention(model, 'auto', T)}, loss head by "
-          f"{loss_head(model)}")
+    T, scores = model.config.context_length, {}
+    dtype = str(model.head.dtype).removeprefix("torch.")
+    print(f"{folder} on {model.head.device} in {dtype} ({model.dtype_reason}); "
+          + choose_attention(model, "auto", T))
     if not args.benchmark:
         scores["bits per byte"] = measure_bits(model, tokenizer, documents, folder)
     if not names:

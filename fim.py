@@ -22,7 +22,6 @@ import argparse
 import ast
 import contextlib
 import math
-import os
 import re
 import sys
 import textwrap
@@ -35,13 +34,11 @@ import numpy as np
 import regex
 
 from model import check_vocabulary, choose_attention, default_device, generate, load_model
-from support.files import InputError, read_text, run
+from support.files import InputError, read_text, run, walk_files
 from tokenizer import ENDOFTEXT, PATTERN, TextStream, Tokenizer
 
 PREFIX, MIDDLE, SUFFIX = "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"
 REPO_NAME, FILE_SEP = "<|repo_name|>", "<|file_sep|>"
-# What ends a middle: its end, or a token that can only begin something else (the published set)
-STOP_TOKENS = [PREFIX, SUFFIX, "<|fim_pad|>", REPO_NAME, FILE_SEP, ENDOFTEXT, "<|im_end|>"]
 FIM_RATE = 0.5              # not published; value of DeepSeek-Coder (arXiv 2401.14196, 3.1)
 # The kinds of middles and their shares; not published; ours (README: measured)
 SPANS = {"characters": 0.35, "lines": 0.25, "words": 0.1, "syntax": 0.3}
@@ -58,6 +55,13 @@ KIND_OF = {node: kind for kind, (_, *nodes) in NODES.items() for node in nodes}
 FILES_SHARE = 0.5           # of a prompt's room, for other files; not published; ours
 SUFFIX_SHARE = 0.25         # of a prompt's room, for the suffix; not published; ours
 MARK = "<FILL>"
+# Files that use one another although their names end differently: a C file needs its header, a
+# .tsx file imports .ts files, a .pyi file declares what a .py file defines
+RELATED_SUFFIXES = [
+    {".c", ".h", ".cc", ".hh", ".cpp", ".hpp", ".cxx", ".hxx", ".inl", ".cu", ".cuh", ".m", ".mm"},
+    {".js", ".jsx", ".mjs", ".cjs", ".ts", ".tsx", ".mts", ".cts", ".vue", ".svelte"},
+    {".py", ".pyi", ".pyw", ".pyx", ".pxd"},
+    {".java", ".kt", ".kts", ".scala", ".groovy"}]
 
 # ------------------------------------------------------------------------------------------------
 # A text -> where its middle lies
@@ -193,7 +197,7 @@ def repository_ids(tokenizer, name, files, path):
 # Asking a model for the middle
 
 
-def load(folder_or_hub_name, device=None, dtype=None):
+def load(folder_or_hub_name, device=None, dtype="auto"):
     """A checkpoint's model and tokenizer; InputError if they do not belong together."""
     model = load_model(folder_or_hub_name, device, dtype)
     tokenizer = Tokenizer.load(folder_or_hub_name)
@@ -202,8 +206,9 @@ def load(folder_or_hub_name, device=None, dtype=None):
 
 
 def control_stops(tokenizer):
-    """The ids that end a completion whatever was asked for."""
-    return {tokenizer.special[token] for token in STOP_TOKENS}
+    """The ids that end a completion: those of all special tokens, as none of them is text. The
+    published set has 7 of the 22; the others have no place in a completion either."""
+    return set(tokenizer.special.values())
 
 
 def newest_model(out, stages=("dpo", "sft", "repository", "pretrain")):
@@ -262,10 +267,10 @@ def infill_all(model, tokenizer, gaps, max_new_tokens=64, guard=True, on_text=No
     What does not fit the model's context is left out far from the cursor; files, name and path as
     in `infill_prompt`. on_text(row, piece) sees the text as it comes. InputError: no room.
     """
-    room = model.config.max_position_embeddings - max_new_tokens
+    room = model.config.context_length - max_new_tokens
     if room < 4:
         raise InputError(f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a "
-                         f"context of {model.config.max_position_embeddings}")
+                         f"context of {model.config.context_length}")
     prompts = [infill_prompt(tokenizer, *gap, room, files, name, path) for gap in gaps]
     starts = [suffix_start(normalize(suffix)) if guard else "" for _, suffix in gaps]
     streams = [TextStream(tokenizer, [start] if start else []) for start in starts]
@@ -302,25 +307,31 @@ def words_of(text):
     return re.findall(r"[A-Za-z_]\w{2,}", text)
 
 
+def related_suffixes(file):
+    """The suffixes of files of the same kind, in lower case."""
+    suffix = file.suffix.lower()
+    return next((group for group in RELATED_SUFFIXES if suffix in group), {suffix})
+
+
 def relevant_files(folder, file, prefix, suffix, count=8):
     """The files of a folder that share most with what stands around a cursor, the best one last.
 
-    -> [(path, text)]. Ranked by BM25, as ExecRepoBench's are, over identifiers (ours); looked at
-    are readable text files of the same kind, at most 1 MB each, links left out.
+    -> [(path, text)]. Ranked by BM25, as ExecRepoBench's are, over identifiers (ours). Candidates
+    are UTF-8 files of the same kind (RELATED_SUFFIXES), at most 1 MB each, without links and
+    without folders of installed packages (`walk_files`).
     """
     folder, file = Path(folder), Path(file)
     if not folder.is_dir():
         raise InputError(f"--repo {folder}: no such folder")
     query, texts = set(words_of(prefix[-2000:] + suffix[:1000])), {}
-    for place, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if name[0] != "."
-                               and name not in ("node_modules", "__pycache__"))
-        for path in (Path(place, name) for name in sorted(names)):
-            with contextlib.suppress(InputError, OSError):      # binary, locked or gone
-                if (path.suffix == file.suffix and path.name[0] != "." and not path.is_symlink()
-                        and path.is_file() and path.name.isprintable()
-                        and path.stat().st_size < 1_000_000 and path.resolve() != file.resolve()):
-                    texts[path.relative_to(folder).as_posix()] = normalize(read_text(path))
+    suffixes = related_suffixes(file)
+    for path in walk_files(folder):
+        name = path.relative_to(folder).as_posix()
+        with contextlib.suppress(InputError, OSError):          # binary, locked or gone
+            if (path.suffix.lower() in suffixes and path.name[0] != "." and name.isprintable()
+                    and not path.is_symlink() and path.is_file()
+                    and path.stat().st_size < 1_000_000 and path.resolve() != file.resolve()):
+                texts[name] = normalize(read_text(path))
     counts = {path: Counter(word for word in words_of(text) if word in query)
               for path, text in texts.items()}
     spread = Counter(word for count in counts.values() for word in count)
@@ -445,9 +456,10 @@ def main():
               + (", ".join(path for path, _ in files) or "nothing"))
     left, right, _, _ = inks()
     before, after = prefix.split("\n")[-12:], suffix.split("\n")[:12]
-    path = choose_attention(model, "auto", model.config.max_position_embeddings)
-    print(f"{folder} fills {args.file} on {args.device}, {path}:\n\n" + "\n".join(before) + left,
-          end="", flush=True)
+    attention = choose_attention(model, "auto", model.config.context_length)
+    dtype = str(model.head.dtype).removeprefix("torch.")
+    print(f"{folder} infills {args.file} on {args.device} in {dtype} ({model.dtype_reason}); "
+          f"{attention}:\n\n" + "\n".join(before) + left, end="", flush=True)
     infill(model, tokenizer, prefix, suffix, args.max_new_tokens, guard=not args.no_guard,
            on_text=lambda piece: print(piece, end="", flush=True), seed=args.seed,
            temperature=args.temperature, **other)

@@ -1,44 +1,49 @@
-r"""The two pieces of a decoder whose intermediate results outgrow memory: attention, loss head.
+r"""The two operations of a decoder whose intermediate results outgrow memory: attention, and the
+loss over a large vocabulary.
 
 Attention. For each query i of a document, over the keys j that it may see, start[i] <= j <= i:
 
     s[i,j] = q[i].k[j] / sqrt(d)      p[i,:] = softmax(s[i,:])      out[i] = sum_j p[i,j] v[j]
 
-Written like that it moves T x T scores to memory and back. FlashAttention-2 (arXiv 2307.08691)
-never writes them. A kernel is a function that the GPU runs as many programs, in any order; here
-each keeps a tile of queries on the chip, walks over tiles of keys and corrects what it has
-whenever a larger score turns up (online softmax; algorithm 1, lines 8 to 13):
+Computed like that, T x T scores are written to memory and read again. FlashAttention-2 (arXiv
+2307.08691) never writes them. A kernel is a function that the GPU runs as many programs, in any
+order; here each program keeps a tile of queries on the chip, loops over tiles of keys, and rescales
+its partial result whenever a larger score appears (online softmax; algorithm 1, lines 8 to 13):
 
     new   = max(top, max_j s[:,j])                   the largest score so far
     total = total * e^(top - new) + sum_j p[:,j]     where p = e^(s - new)
     out   = out   * e^(top - new) + p v              then top = new
-    at the end: out / total, and lse = top + log(total), from which the backward makes p again
+    at the end: out / total, and lse = top + log(total), from which the backward pass recomputes p
 
-Backward: the scores are made again, tile by tile, with delta[i] = out[i].d_out[i]. One kernel walks
+Backward: the scores are recomputed, tile by tile, with delta[i] = out[i].d_out[i]. One kernel loops
 over keys for dq, one over queries for dk and dv, so no two programs add to the same sum:
 
     p  = e^(s - lse)      dp = d_out v^T            ds = p * (dp - delta)
     dv = p^T d_out        dk = ds^T q / sqrt(d)     dq = ds k / sqrt(d)
 
-The mask is never a matrix. A batch is one long row of documents, and of a tile of queries only the
-tiles of keys between its first document's start and its last query are touched:
+The mask is never stored as a matrix. A batch is one long sequence of documents, and for a tile of
+queries only the tiles of keys between its first document's start and its last query are visited:
 
     keys        first    full              after       stop
                   |        |                 |           |
-    queries       | :xxxxxx|xxxxxxxxxxxxxxxxx|xx\        |    x  seen, like : and \
+    queries       | :xxxxxx|xxxxxxxxxxxxxxxxx|xx\        |    x  seen, as are : and \
     [q0, q0 + BQ) | :xxxxxx|xxxxxxxxxxxxxxxxx|xxxxxx\    |    :  the document's start
                   | :xxxxxx|xxxxxxxxxxxxxxxxx|xxxxxxxxxx\|    \  the query itself
-                   boundary    no mask here    boundary
+                   boundary   no mask needed  boundary
 
 Where a document starts among the queries, no tile is seen by all of them: full = after.
 
-The loss head never holds all the logits: with 151,936 vocabulary rows those of 8,192 tokens take
-5 GB in fp32, and their gradient as much again. A chunk of tokens at a time is multiplied with the
-head; its logits become log-probabilities and, in place, their gradient.
+Loss. With a vocabulary of 151,936 the logits of 8,192 tokens take 5 GB in fp32, and their gradient
+as much again. The fused linear cross-entropy never holds them all: a chunk of tokens at a time is
+multiplied with the output layer, and its logits become log-probabilities and then, in place, their
+gradient.
 
-Without a GPU plain PyTorch does the same. This file knows no configurations, models or text.
+Without a GPU, plain PyTorch computes the same. This file knows tensors only: no configurations,
+models or text.
 
-    python kernels.py bench     # on a GPU: beside its rivals; begins no case after 7 minutes
+    python kernels.py bench     # on a GPU: compared with others; begins no case after 7 minutes
+
+Read first: online_softmax, _forward, attention_reference, _dkdv, linear_cross_entropy
 """
 
 import functools
@@ -61,86 +66,97 @@ except ImportError:                                             # macOS
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"     # kernels run as Python, on the CPU
 HEAD_DIMS, DTYPES = (64, 128), (torch.float32, torch.bfloat16, torch.float16)
 LOG2E = math.log2(math.e)           # e^x = 2^(x log2 e): the chip computes powers of 2
-PADDING = 128                       # START, END, LSE, DELTA: whole tiles long, read without a mask
-FORMULA_TOKENS = 2048               # rows up to here go by formula on a CPU
-FORMULA_TILE = 128                  # queries at a time, by formula
-SPLIT_BELOW = 1 << 15               # keys x heads: in fewer tiles, dk and dv leave a GPU idle
-CHUNK_LOGITS = 1 << 22              # held at a time on a CPU: few enough for its cache
-CHUNK_ROWS = 4096                   # rows of logits held at a time on a GPU
+PADDING = 128                       # START, END, LSE and DELTA are padded to whole tiles
+EAGER_TOKENS = 2048                 # longest sequence for which eager attention is used on a CPU
+SPLIT_BELOW = 1 << 15               # keys x heads; below, the tiles of dk and dv are too few
+CHUNK_LOGITS = 1 << 22              # logits held at a time on a CPU: they fit its cache
+CHUNK_ROWS = 4096                   # tokens whose logits are held at a time on a GPU
 BLOCK = 4096                        # logits that a program reads at a time
 
-# Queries, keys, warps and stages by kernel and head_dim, for GPUs of these architectures; 86 stands
-# for all with 99 KB of shared memory. Those of 90 were timed, the others chosen by what the
-# compiler says (tests/compile_kernels.py).
-ARCHITECTURES = (80, 86, 90, 100)
-TILES = {
-    ("_forward", 64): ((128, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 128, 8, 3)),
-    ("_forward", 128): ((128, 32, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 128, 8, 3)),
-    ("_dq", 64): ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 4, 2), (128, 64, 8, 3)),
-    ("_dq", 128): ((64, 32, 4, 3), (128, 32, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
-    ("_dkdv", 64): ((64, 128, 8, 3), (64, 128, 8, 3), (128, 64, 4, 2), (64, 128, 8, 2)),
-    ("_dkdv", 128): ((64, 128, 8, 3), (32, 64, 8, 3), (64, 64, 4, 2), (64, 128, 8, 2))}
-FP32_TILES = {"_forward": (32, 32, 4, 1), "_dq": (32, 32, 8, 1), "_dkdv": (32, 32, 8, 1)}
+
+# ------------------------------------------------------------------------------------------------
+# Attention: the idea in plain Python
+
+
+def online_softmax(scores, values, tile=4):
+    """sum_j softmax(scores)[j] * values[j] for one query, reading a tile of keys at a time.
+
+    This is the loop of _forward() for one query and one channel. A tile is never seen again, yet
+    the result is exact: whenever a larger score appears, the sums so far are scaled down to it.
+    """
+    top = -math.inf             # the largest score so far
+    total = 0.0                 # sum of e^(score - top) so far
+    out = 0.0                   # sum of e^(score - top) * value so far
+    for first in range(0, len(scores), tile):
+        s = scores[first:first + tile]
+        new_top = max(top, *s)
+        shrink = math.exp(top - new_top)                # e^-inf = 0 for the first tile
+        p = [math.exp(score - new_top) for score in s]
+        total = total * shrink + sum(p)
+        out = out * shrink + sum(x * value for x, value in zip(p, values[first:first + tile]))
+        top = new_top
+    return out / total
+
 
 # ------------------------------------------------------------------------------------------------
 # Attention: kernels
 #
-# Q, K, V, OUT ... are where tensors begin in memory, small letters their tiles on the chip. T: the
+# Q, K, V, OUT ... are pointers to tensors in memory, small letters their tiles on the chip. T: the
 # tokens of the whole batch; TP: T padded; H: query heads, of which G share a key-value head.
-# scale is log2(e) / sqrt(d): e^x is made 2^x in the same product, so top and lse are in powers of
-# 2. A kernel is built anew for each value of a constexpr.
+# scale is log2(e) / sqrt(d): one multiplication scales the scores and turns e^x into 2^x, so top
+# and lse are exponents of 2. A kernel is compiled once for each value of a constexpr.
 
 
 @jit
 def _load(x, first, stride, T, ROWS: tl.constexpr, d: tl.constexpr, EDGE: tl.constexpr):
     """Rows [first, first + ROWS) of one head of x: (ROWS, d). With EDGE, zeros from row T on."""
     row = first + tl.arange(0, ROWS)
-    place = x + row.to(tl.int64)[:, None] * stride + tl.arange(0, d)[None, :]
+    pointers = x + row.to(tl.int64)[:, None] * stride + tl.arange(0, d)[None, :]
     if EDGE:
-        tile = tl.load(place, mask=(row < T)[:, None], other=0.0)
+        tile = tl.load(pointers, mask=(row < T)[:, None], other=0.0)
     else:
-        tile = tl.load(place)
+        tile = tl.load(pointers)
     return tile
 
 
 @jit
 def _store(x, tile, first, stride, T, ROWS: tl.constexpr, d: tl.constexpr):
     row = first + tl.arange(0, ROWS)
-    place = x + row.to(tl.int64)[:, None] * stride + tl.arange(0, d)[None, :]
-    tl.store(place, tile.to(x.dtype.element_ty), mask=(row < T)[:, None])
+    pointers = x + row.to(tl.int64)[:, None] * stride + tl.arange(0, d)[None, :]
+    tl.store(pointers, tile.to(x.dtype.element_ty), mask=(row < T)[:, None])
 
 
 @jit
 def _dot(a, b, add=None):
-    """a @ b + add on the tensor cores; fp32 as three products in tf32, nearly as exact."""
+    """a @ b + add on the tensor cores; fp32 as three matmuls in tf32, almost as exact."""
     return tl.dot(a, b, add, input_precision="tf32x3")
 
 
 @jit
 def _key_tiles(START, q0, T, BQ: tl.constexpr, BK: tl.constexpr):
-    """Where the tiles of keys lie that the queries [q0, q0 + BQ) see, as in the drawing."""
+    """The bounds of the keys that the queries [q0, q0 + BQ) see, as in the drawing above."""
     stop = tl.minimum(q0 + BQ, T)
-    first = tl.load(START + q0) // BK * BK                  # the first query reaches furthest back
-    after = q0 // BK * BK                                   # up to here even it sees whole tiles
+    first = tl.load(START + q0) // BK * BK                  # the first query sees furthest back
+    after = q0 // BK * BK                                   # up to here it sees whole tiles
     full = tl.minimum(tl.cdiv(tl.load(START + stop - 1), BK) * BK, after)
     return first, full, after, stop
 
 
 @jit
 def _query_tiles(END, k0, T, BQ: tl.constexpr, BK: tl.constexpr):
-    """Where the tiles of queries lie that see the keys [k0, k0 + BK): the drawing, turned."""
-    stop = tl.load(END + tl.minimum(k0 + BK, T) - 1)        # the last key is seen furthest on
+    """The bounds of the queries that see the keys [k0, k0 + BK): the drawing, transposed."""
+    stop = tl.load(END + tl.minimum(k0 + BK, T) - 1)        # the last key is seen the longest
     first = k0 // BQ * BQ
-    full = tl.cdiv(k0 + BK, BQ) * BQ                        # from here on all come after all keys
+    full = tl.cdiv(k0 + BK, BQ) * BQ                        # from here on every query follows all
     after = tl.maximum(tl.load(END + k0) // BQ * BQ, full)
     return first, full, after, stop
 
 
 @jit
 def _walk(first, full, after, stop, SIZE: tl.constexpr, EDGE: tl.constexpr):
-    """The tiles of [full, after), or with EDGE those on either side of them.
+    """The tiles of [full, after), or with EDGE those on both sides of it.
 
-    Tile t of `count` begins at begin + t * SIZE, and from t = `before` on `skip` tokens further.
+    Tile t of `count` begins at begin + t * SIZE; from t = `before` on, `skip` tokens later.
     """
     if EDGE:
         begin, before, skip = first, (full - first) // SIZE, after - full
@@ -153,7 +169,7 @@ def _walk(first, full, after, stop, SIZE: tl.constexpr, EDGE: tl.constexpr):
 @jit
 def _forward(Q, K, V, OUT, LSE, START, scale, q_stride, k_stride, v_stride, T, TP, H, G,
              d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
-    """Program (head, tile of queries): out and lse. The last tile, which has most keys, first."""
+    """Program (head, tile of queries): out and lse. The last tile, with the most keys, is first."""
     head = tl.program_id(0)
     q0 = (tl.num_programs(1) - 1 - tl.program_id(1)) * BQ
     i = q0 + tl.arange(0, BQ)
@@ -163,7 +179,7 @@ def _forward(Q, K, V, OUT, LSE, START, scale, q_stride, k_stride, v_stride, T, T
     total = tl.zeros([BQ], tl.float32)
     top = tl.full([BQ], -1e30, tl.float32)      # finite: -inf - -inf would be NaN
     first, full, after, stop = _key_tiles(START, q0, T, BQ, BK)
-    for EDGE in tl.static_range(2):             # tiles seen in whole, then those on a boundary
+    for EDGE in tl.static_range(2):             # tiles without a mask, then boundary tiles
         begin, before, skip, count = _walk(first, full, after, stop, BK, EDGE)
         for t in tl.range(0, count):
             k0 = begin + t * BK + tl.where(t < before, 0, skip)
@@ -187,7 +203,7 @@ def _forward(Q, K, V, OUT, LSE, START, scale, q_stride, k_stride, v_stride, T, T
 @jit
 def _dq(Q, K, V, OUT, D_OUT, DQ, LSE, DELTA, START, scale, q_stride, k_stride, v_stride, T, TP, H,
         G, d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
-    """Program (head, tile of queries) as in _forward: their gradient, and delta for _dkdv."""
+    """Program (head, tile of queries), as in _forward: dq, and delta for _dkdv."""
     head = tl.program_id(0)
     q0 = (tl.num_programs(1) - 1 - tl.program_id(1)) * BQ
     i = q0 + tl.arange(0, BQ)
@@ -219,8 +235,8 @@ def _dq(Q, K, V, OUT, D_OUT, DQ, LSE, DELTA, START, scale, q_stride, k_stride, v
 @jit
 def _dkdv(Q, K, V, D_OUT, DK, DV, LSE, DELTA, START, END, scale, q_stride, k_stride, v_stride,
           T, TP, H, G, d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
-    """Program (share, tile of keys): their gradients, summed over the query heads of the share,
-    which is the group of a key-value head, or one query head and then added up outside."""
+    """Program (share, tile of keys): dk and dv, summed over the query heads of the share, which is
+    either all query heads of a key-value head, or one of them; then the caller adds them up."""
     share, shares = tl.program_id(0), tl.num_programs(0)
     kv_head = share * (H // shares) // G
     k0 = tl.program_id(1) * BK
@@ -254,39 +270,52 @@ def _dkdv(Q, K, V, D_OUT, DK, DV, LSE, DELTA, START, END, scale, q_stride, k_str
 # ------------------------------------------------------------------------------------------------
 # Attention: from a batch to the kernels
 
+# Queries, keys, warps and stages by kernel and head_dim, for GPUs of these architectures; 86 means
+# all with 99 KB of shared memory. Those of 90 were timed, the others chosen by the compiler's
+# figures (tests/compile_kernels.py).
+ARCHITECTURES = (80, 86, 90, 100)
+TILES = {
+    ("_forward", 64): ((128, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 128, 8, 3)),
+    ("_forward", 128): ((128, 32, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 128, 8, 3)),
+    ("_dq", 64): ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 4, 2), (128, 64, 8, 3)),
+    ("_dq", 128): ((64, 32, 4, 3), (128, 32, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+    ("_dkdv", 64): ((64, 128, 8, 3), (64, 128, 8, 3), (128, 64, 4, 2), (64, 128, 8, 2)),
+    ("_dkdv", 128): ((64, 128, 8, 3), (32, 64, 8, 3), (64, 64, 4, 2), (64, 128, 8, 2))}
+FP32_TILES = {"_forward": (32, 32, 4, 1), "_dq": (32, 32, 8, 1), "_dkdv": (32, 32, 8, 1)}
+
 
 class Bounds(NamedTuple):
-    """What the tokens of a packed batch see, made once for all layers: int32, (B * T padded,)."""
+    """What the tokens of a packed batch see, computed once for all layers: int32, (B*T padded,)."""
 
-    start: Tensor       # where a query's document starts, in the batch; past its end for padding
+    start: Tensor       # where a query's document starts in the batch; for padding, past its end
     end: Tensor         # one after the last query that sees a key
 
 
 def document_bounds(document_starts, B, T, device):
-    """Lay the B rows behind one another: document_starts (B, T), None: a row each -> Bounds."""
+    """Concatenate B sequences: document_starts (B, T), or None for one document each -> Bounds."""
     index = torch.arange(-(-B * T // PADDING) * PADDING, device=device)
-    start = index - index % T                                           # its row's first token
-    if document_starts is not None:     # in a row they never fall: data.py checks that
+    start = index - index % T                               # the first token of its sequence
+    if document_starts is not None:     # they never decrease within a sequence
         start[:B * T] += document_starts.flatten()
-    start[B * T:] = index.shape[0]                                      # the padding sees nothing
+    start[B * T:] = index.shape[0]                                      # padding sees nothing
     end = torch.searchsorted(start, index, right=True)                  # queries with start <= key
     return Bounds(start.int(), end.int())
 
 
 def why_not_triton(device, head_dim=HEAD_DIMS[0], dtype=DTYPES[0]):
-    """What keeps the Triton kernels from running there; an empty string if nothing does."""
+    """Why the Triton kernels cannot run on the device; an empty string if they can."""
     if head_dim not in HEAD_DIMS or dtype not in DTYPES:
         return f"there are no kernels for head_dim {head_dim} in {dtype}"
     if triton is None:
         return "triton is not installed"
     if device.type != "cuda" or not torch.version.cuda:
-        return "" if INTERPRETED else f"{device.type} is no CUDA GPU"
+        return "" if INTERPRETED else f"{device.type} is not a CUDA GPU"
     major, minor = torch.cuda.get_device_capability(device)
     return "" if major >= 8 else f"compute capability {major}.{minor} is below 8.0 (Ampere)"
 
 
 def tile_sizes(kernel, d, dtype, device):
-    """(queries, keys, warps, stages); a GPU that is not in the table is taken for a small one."""
+    """(queries, keys, warps, stages); a GPU not in the table gets the tiles of a small one."""
     if dtype == torch.float32:
         return FP32_TILES[kernel]
     major, minor = (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
@@ -295,7 +324,7 @@ def tile_sizes(kernel, d, dtype, device):
 
 
 def _launch(kernel, heads, q, k, v, *others):
-    """Run a kernel with a program for each (head, tile); what all three take is put here."""
+    """Run a kernel with one program per (head, tile), with the arguments that all three take."""
     (T, H, d), TP = q.shape, others[-1].shape[0]
     q, k, v = (x if x.stride(2) == 1 and x.stride(1) == d else x.contiguous() for x in (q, k, v))
     BQ, BK, warps, stages = tile_sizes(kernel.__name__, d, q.dtype, q.device)
@@ -305,13 +334,13 @@ def _launch(kernel, heads, q, k, v, *others):
             H // k.shape[1], d=d, BQ=BQ, BK=BK, num_warps=warps, num_stages=stages)
 
 
-# Two ops, so that torch.compile, FSDP2 and activation checkpointing see no more of it than that.
+# Custom ops: torch.compile, FSDP2 and activation checkpointing treat each as one operation.
 @torch.library.custom_op("minicoder::attention", mutates_args=())
 def _attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor
                ) -> tuple[Tensor, Tensor]:
     """Packed q (T, H, d), k and v (T, K, d) -> out (T, H, d), lse (H, T padded)."""
     out, lse = _attention_shapes(q, k, v, start, end)
-    _launch(_forward, q.shape[1], q, k, v, out, lse.zero_(), start)     # zeros for the padding
+    _launch(_forward, q.shape[1], q, k, v, out, lse.zero_(), start)     # the padding stays zero
     return out, lse
 
 
@@ -325,7 +354,7 @@ def _attention_backward(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, start: T
                         out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = _gradient_shapes(d_out, q, k, v, start, end, out, lse)
     d_out, (T, H, d), K = d_out.contiguous(), q.shape, k.shape[1]
-    delta = torch.zeros_like(lse)           # of the padding too: a NaN there would spread
+    delta = torch.zeros_like(lse)           # also for padding: NaN would spread
     if split := H > K and T * K < SPLIT_BELOW:
         dk, dv = (q.new_empty(q.shape, dtype=torch.float32) for _ in "kv")
     _launch(_dq, H, q, k, v, out, d_out, dq, lse, delta, start)
@@ -346,23 +375,24 @@ _attention.register_autograd(
 
 
 def attention_reference(q, k, v, start):
-    """The kernels' twin, all scores at once: q (T, H, d), k, v (T, K, d), Bounds.start -> as q."""
+    """The reference implementation of the kernels, with all scores at once: q (T, H, d), k and v
+    (T, K, d), Bounds.start -> (T, H, d)."""
     T, H, d = q.shape
     k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))    # (T, H, d)
     index = torch.arange(T, device=q.device)
     seen = (start[:T, None] <= index) & (index <= index[:, None])           # (T, T)
     s = torch.einsum("ihd,jhd->hij", q.float(), k.float()) * d ** -0.5      # (H, T, T)
-    p = s.masked_fill(~seen, -1e30).softmax(-1) * seen          # a row that sees nothing: zeros
+    p = s.masked_fill(~seen, -1e30).softmax(-1) * seen          # padding sees nothing: zeros
     return torch.einsum("hij,jhd->ihd", p, v.float()).to(q.dtype)           # (T, H, d)
 
 
 def flash_attention(q, k, v, document_starts=None):
     """Causal grouped-query attention within documents: q (B, T, H, d), k, v (B, T, K, d) -> as q.
 
-    document_starts (B, T): the place in its row where each token's document starts; or the Bounds
-    that document_bounds() made of it; None: every row is one document. Views of one fused
-    projection are read where they lie. Without a GPU the twin runs, and holds H (B T)^2 scores.
-    ValueError says what does not fit.
+    document_starts (B, T): the index in its sequence at which each token's document starts; or the
+    Bounds that document_bounds() computed from it; None: every sequence is one document. Views of
+    one fused projection are read without a copy. Without a GPU the reference implementation runs,
+    which holds H (B T)^2 scores. ValueError says what does not fit.
     """
     _check(q, k, v, document_starts)
     bounds = document_starts
@@ -390,95 +420,59 @@ def _check(q, k, v, starts):
         words = ", ".join(f"{name} {tuple(x.shape)} {x.dtype} {x.device}" for name, x in given)
         raise ValueError(f"attention: got {words}; accepted: q (B, T, H, d), k and v (B, T, K, d), "
                          f"K divides H, d in {HEAD_DIMS}, one device and one dtype of {DTYPES}, "
-                         "document_starts (B, T) whole numbers")
+                         "document_starts (B, T) integers")
 
 
 # ------------------------------------------------------------------------------------------------
-# Attention: the choice
-
-
-def attention_path(device, head_dim, dtype, T, wanted="auto"):
-    """Which attention runs for rows of T tokens, and why: ("triton", "formula" or "sdpa", why)."""
-    if wanted != "auto":
-        return wanted, "--attention"
-    if not (problem := why_not_triton(device, head_dim, dtype)):
-        return "triton", "this GPU runs the kernels"
-    if device.type == "cpu" and T <= FORMULA_TOKENS:
-        return "formula", "fastest for short rows on a CPU"
-    return "sdpa", problem
-
-
-def attention_mask(document_starts, S, dtype):
-    """What each query sees, as numbers to add to its scores: (B, T) -> (B, 1, T, S).
-
-    The queries are the last T of S positions; each sees from its document's start to itself.
-    """
-    T = document_starts.shape[1]
-    index = torch.arange(S, device=document_starts.device)
-    seen = (index <= index[S - T:, None]) & (index >= document_starts[:, :, None])  # (B, T, S)
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-    return mask.masked_fill_(~seen, float("-inf"))[:, None]
-
-
-def formula_attention(q, k, v, mask):
-    """Attention as a formula: q (B, T, H, d), k and v (B, S, K, d), mask (1 or B, 1, T, S)."""
-    (B, T, H, d), (_, S, K, _) = q.shape, k.shape
-    rows = H // K * T           # the query heads that share a key-value head are more rows for it
-    q = q.transpose(1, 2).reshape(B * K, rows, d) * d ** -0.5
-    k, v = (x.transpose(1, 2).reshape(B * K, S, d) for x in (k, v))
-    scores = (q @ k.transpose(1, 2)).view(B, H, T, S) + mask
-    out = scores.softmax(-1).view(B * K, rows, S) @ v                   # (B*K, H/K*T, d)
-    return out.view(B, H, T, d).transpose(1, 2)                         # (B, T, H, d)
-
-
-def tiled_attention(q, k, v, mask):
-    """The same, some queries at a time with the keys up to the last of them: half of the scores,
-    and those of a tile stay in a CPU's cache."""
-    (T, S), tiles = mask.shape[2:], []
-    for first in range(0, T, FORMULA_TILE):
-        stop = min(first + FORMULA_TILE, T)
-        seen = S - T + stop                                             # keys
-        tiles.append(formula_attention(q[:, first:stop], k[:, :seen], v[:, :seen],
-                                       mask[:, :, first:stop, :seen]))
-    return torch.cat(tiles, 1)                                          # (B, T, H, d)
+# Attention without Triton, and the choice
 
 
 def sdpa_attention(q, k, v, mask=None):
-    """The same by PyTorch; without a mask causal, where T is S or 1."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))                    # (B, heads, T or S, d)
+    """The same by PyTorch. Without a mask it is causal: then T is S or 1."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))                        # (B, heads, T or S, d)
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1,
         enable_gqa=q.shape[1] != k.shape[1])
-    return out.transpose(1, 2)                                          # (B, T, H, d)
+    return out.transpose(1, 2)                                              # (B, T, H, d)
 
 
-def make_attention(path, document_starts, B, T, past, x):
-    """attend(q, k, v) for all layers: rows of T tokens after `past` others, in x's dtype.
+def attention_mask(document_starts, S, dtype):
+    """The mask to add to the scores: document_starts (B, T) -> (B, 1, T, S).
 
-    What is seen depends on positions alone, so bounds or mask are made here, once. The kernels read
-    whole rows; what comes after a cache goes to PyTorch's operations.
+    The queries are the last T of S positions. Each attends to the positions from the start of its
+    document up to itself.
     """
-    if path == "triton" and not past and T > 1:
-        return functools.partial(flash_attention,
-                                 document_starts=document_bounds(document_starts, B, T, x.device))
-    if document_starts is None and (T == 1 or not past and path != "formula"):
-        return sdpa_attention
-    if document_starts is None:
-        document_starts = torch.zeros(1, T, dtype=torch.long, device=x.device)
-    mask = attention_mask(document_starts, past + T, x.dtype)
-    formula = path == "formula" and T > 1       # for one token it would copy the whole cache
-    return functools.partial(tiled_attention if formula else sdpa_attention, mask=mask)
+    T = document_starts.shape[1]
+    position = torch.arange(S, device=document_starts.device)
+    causal = position <= position[S - T:, None]                             # (T, S)
+    same_document = position >= document_starts[:, :, None]                 # (B, T, S)
+    mask = torch.zeros(same_document.shape, dtype=dtype, device=position.device)
+    return mask.masked_fill_(~(causal & same_document), float("-inf"))[:, None]
+
+
+def attention_path(device, head_dim, dtype, T, requested="auto"):
+    """Which attention runs for sequences of T tokens, and why -> ("triton", "eager" or "sdpa",
+    reason)."""
+    if requested != "auto":
+        return requested, "--attention"
+    problem = why_not_triton(device, head_dim, dtype)
+    if not problem:
+        return "triton", "this GPU runs the kernels"
+    if device.type == "cpu" and T <= EAGER_TOKENS:
+        return "eager", "fastest for short sequences on a CPU"
+    return "sdpa", problem
 
 
 # ------------------------------------------------------------------------------------------------
-# The loss head
+# Fused linear cross-entropy
 
 
 @jit
 def _log_probabilities(LOGITS, TARGETS, SCALE, OUT, COLUMNS, GRADIENT: tl.constexpr,
                        BLOCK: tl.constexpr):
-    """Program (row): the log-probability of its target; in place of its logits the gradient of
-    -scale times that. A lane for each of BLOCK columns: lanes meet only after the loop."""
+    """Program (row of logits): the log-probability of its target; with GRADIENT, the logits are
+    overwritten by the gradient of -scale times that. Each of BLOCK lanes keeps an online softmax of
+    its own columns; they are combined after the loop."""
     row = tl.program_id(0).to(tl.int64)
     LOGITS += row * COLUMNS
     target = tl.load(TARGETS + row)
@@ -494,11 +488,11 @@ def _log_probabilities(LOGITS, TARGETS, SCALE, OUT, COLUMNS, GRADIENT: tl.conste
         top = new
     best = tl.max(top, 0)
     lse = best + tl.log(tl.sum(total * tl.exp(top - best), 0))
-    inside = (target >= 0) & (target < COLUMNS)         # what is neither -100 nor inside gives NaN
+    inside = (target >= 0) & (target < COLUMNS)         # other targets give NaN
     picked = tl.load(LOGITS + target, mask=inside, other=float("nan")).to(tl.float32)
     tl.store(OUT + row, tl.where(kept, picked - lse, 0.0))
     if GRADIENT:
-        tl.debug_barrier()                  # all have read `picked` before its place is overwritten
+        tl.debug_barrier()                  # all lanes have read `picked` before it is overwritten
         scale = tl.where(kept, tl.load(SCALE + row), 0.0)
         for first in tl.range(0, COLUMNS, BLOCK):
             column = first + lane
@@ -508,10 +502,10 @@ def _log_probabilities(LOGITS, TARGETS, SCALE, OUT, COLUMNS, GRADIENT: tl.conste
 
 
 def log_probabilities_reference(logits, targets, scale=None):
-    """The twin of log_probabilities()."""
+    """The reference implementation of log_probabilities()."""
     x, kept, index = logits.float(), targets != -100, targets.clamp(min=0)[:, None]
     top, picked = x.amax(-1, keepdim=True), x.gather(1, index)              # (N, 1)
-    powers = x.sub_(top).exp_()         # logits, powers and gradient: one buffer, written over
+    powers = x.sub_(top).exp_()         # logits, powers and gradient share one buffer
     total = powers.sum(-1, keepdim=True)
     out = (picked - top - total.log())[:, 0] * kept
     if scale is None:
@@ -522,9 +516,9 @@ def log_probabilities_reference(logits, targets, scale=None):
 
 
 def log_probabilities(logits, targets, scale=None):
-    """Log-probabilities of targets (N,), those of -100 zero; the logits (N, V) are written over.
+    """Log-probabilities of targets (N,), 0 for a target of -100; the logits (N, V) are overwritten.
 
-    With scale (N,) also the gradient of -(scale * them).sum() for the logits, (N, V).
+    With scale (N,) also the gradient of -(scale * log-probabilities).sum() for the logits, (N, V).
     """
     if why_not_triton(logits.device):
         return log_probabilities_reference(logits, targets, scale)
@@ -535,44 +529,46 @@ def log_probabilities(logits, targets, scale=None):
     return out, logits
 
 
-@torch.library.custom_op("minicoder::loss_head", mutates_args=())
-def _loss_head(hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | None = None
-               ) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op("minicoder::linear_log_probabilities", mutates_args=())
+def _linear_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor,
+                              scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of the targets, a chunk of tokens at a time: (N, D), (V, D), (N,) -> (N,).
 
-    With scale (N,) also the gradients of -(scale * them).sum() for hidden and weight, else (0, D).
+    With scale (N,) also the gradients of -(scale * log-probabilities).sum() for hidden and weight;
+    without, these have no rows.
     """
-    out, d_hidden, d_weight = (x.zero_() for x in _loss_head_shapes(hidden, weight, targets, scale))
+    out, d_hidden, d_weight = (x.zero_() for x in _linear_shapes(hidden, weight, targets, scale))
     d_weight, w, V = d_weight.float(), weight.to(hidden.dtype), len(weight)
-    if why_not_triton(hidden.device):                   # what is not learned is left out
-        parts = (targets != -100).nonzero()[:, 0].split(max(1, CHUNK_LOGITS // V))
-    else:                                               # to count it, a GPU would be waited for
-        parts = [slice(i, i + CHUNK_ROWS) for i in range(0, len(hidden), CHUNK_ROWS)]
-    for part in parts:
-        x = hidden[part]
+    if why_not_triton(hidden.device):                   # skip targets of -100
+        chunks = (targets != -100).nonzero()[:, 0].split(max(1, CHUNK_LOGITS // V))
+    else:                                               # counting them would wait for the GPU
+        chunks = [slice(i, i + CHUNK_ROWS) for i in range(0, len(hidden), CHUNK_ROWS)]
+    for chunk in chunks:
+        x = hidden[chunk]
         logits = x @ w.t()                                                  # (rows, V)
-        out[part], gradient = log_probabilities(logits, targets[part],
-                                                None if scale is None else scale[part])
+        out[chunk], gradient = log_probabilities(logits, targets[chunk],
+                                                None if scale is None else scale[chunk])
         if scale is not None:
-            d_hidden[part] = gradient @ w                                   # (rows, D)
+            d_hidden[chunk] = gradient @ w                                   # (rows, D)
             d_weight += gradient.t() @ x                                    # (V, D)
-        del logits, gradient            # or the next chunk's would be made beside them
+        del logits, gradient            # before the next chunk's are computed
     return out, d_hidden, d_weight.to(weight.dtype)
 
 
-@_loss_head.register_fake
-def _loss_head_shapes(hidden, weight, targets, scale=None):
+@_linear_log_probabilities.register_fake
+def _linear_shapes(hidden, weight, targets, scale=None):
     out = hidden.new_empty(targets.shape, dtype=torch.float32)
     size = slice(0 if scale is None else None)
     return out, torch.empty_like(hidden[size]), torch.empty_like(weight[size])
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """All losses have the same incoming gradient, so theirs is made in the forward pass."""
+    """All losses have the same incoming gradient, so the forward pass computes theirs as well."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets):
-        out, *gradients = _loss_head(hidden, weight, targets, torch.ones_like(targets).float())
+        scale = torch.ones_like(targets).float()
+        out, *gradients = _linear_log_probabilities(hidden, weight, targets, scale)
         ctx.save_for_backward(*gradients)
         return -out.sum()
 
@@ -582,24 +578,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _LinearLogProbabilities(torch.autograd.Function):
-    """Each target has its own incoming gradient, so the logits are made again for it."""
+    """Each target has its own incoming gradient, so the backward pass recomputes the logits."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets):
         ctx.save_for_backward(hidden, weight, targets)
-        return _loss_head(hidden, weight, targets)[0]
+        return _linear_log_probabilities(hidden, weight, targets)[0]
 
     @staticmethod
     def backward(ctx, d_out):
-        return *_loss_head(*ctx.saved_tensors, -d_out)[1:], None
+        return *_linear_log_probabilities(*ctx.saved_tensors, -d_out)[1:], None
 
 
 def linear_cross_entropy(hidden, weight, targets):
     """Sum of the next-token losses in nats: hidden (N, D), weight (V, D), targets (N,) -> ().
 
-    Targets of -100 are left out. Products in hidden's dtype, softmax in fp32, no second derivative.
+    Targets of -100 are skipped. Matmuls in hidden's dtype, softmax in fp32, no second derivative.
     """
-    if not torch.is_grad_enabled():                         # measuring only: no gradient
+    if not torch.is_grad_enabled():                         # evaluation: no gradient
         return -linear_log_probabilities(hidden, weight, targets).sum()
     return _LinearCrossEntropy.apply(hidden, weight, targets)
 

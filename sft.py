@@ -1,854 +1,227 @@
-"""Supervised fine-tuning: a model that completes code learns to do what it is told.
+"""Supervised fine-tuning: from a model that completes code to one that answers requests.
 
-Section 4 of the report in one file. Conversations are made from code on disk and from a grammar of
-small tasks, read from files, or asked of a teacher; a checklist scores them and what runs is run.
-Training goes from coarse to fine, which is here from all that is correct to what scores best (the
-report: from many samples of low quality to those chosen by rejection sampling). The loss is taken
-on answers alone (not published; ours), and fill-in-the-middle stays in the mix, as in the report,
-so that it is not forgotten.
+Section 4 of the report. Conversations are built from a grammar of small tasks and from code on
+disk, read from files, or written by an LLM teacher. A checklist scores them, and answers that can
+be run are run. Training goes from coarse to fine: first on all conversations, then on those that
+score best (the report: from many samples of low quality to those chosen by rejection sampling).
+The loss is taken on answers only (not published; ours), and some sequences are fill-in-the-middle,
+as in the report, so that the model does not forget it.
 
-The loop is pretrain.py's train(), the sandbox evaluate.py's. Preferences are dpo.py's business.
+The training loop is in pretrain.py. The tasks are in support/tasks.py, the formats of users' files
+in support/chats.py; preferences are the subject of dpo.py.
 
-    python sft.py                       # build, train, measure; 5 to 13 minutes on 2 cores
+    python sft.py                       # build, train, measure; 5 to 13 minutes on 2 CPU cores
     python sft.py --chat                # talk with the newest model
-    python sft.py --build               # out/instructions alone: conversations, scores, a picture
-    python sft.py --data FILE           # conversations of your own beside them (JSON or JSON lines)
-    python sft.py --teacher http://localhost:8000/v1        # and some by a larger model
+    python sft.py --build               # only out/instructions: conversations, scores, a figure
+    python sft.py --data FILE           # with your own conversations (JSON or JSON Lines)
+    python sft.py --data FILE --only-data                   # with nothing but your own
+    python sft.py --teacher http://localhost:8000/v1        # with some written by a larger model
+
+Read first: chat_ids, packed_sequence, Packing, ConversationBatches, train_stage
 """
 
 import argparse
-import ast
-import contextlib
-import hashlib
 import itertools
 import json
 import random
-import re
-import string
-import textwrap
-import warnings
-from collections import Counter, defaultdict, namedtuple
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from data import (Batches, Classifier, Contamination, ask_all, default_benchmarks, generator,
-                  language_of, load_documents, made_from, user)
-from evaluate import (ASSETS, benchmarks, bits_per_byte, bootstrap, code_block, complete,
+from data import (DEFAULT_SOURCES, Batches, Contamination, ask_all, default_benchmarks, generator,
+                  load_documents, made_from, prepare_data, print_corpus, user)
+from evaluate import (benchmarks, bits_per_byte, bootstrap, code_block, complete,
                       find_problems, held_out_gaps, measure_infilling, pass_at_k, prompt_ids)
-from fim import control_stops, load, newest_model, nodes_of, python_tree, words_of
-from model import generate
-from pretrain import (RANK, WORLD, barrier, fill_in, load_base, next_token_loss, print_table, say,
-                      size_of, start_processes, stop_processes, train, training_flags)
-from support.files import InputError, read_rows, run, whole_folder, write_json, write_text
+from fim import load, newest_model
+from model import CONFIGS, Config, generate
+from pretrain import (download, fill_in, load_base, next_token_loss, size_of, train,
+                      training_flags)
+from support.chats import (TEACHER_QUESTION, TEACHER_SCORE, Selection, all_text, file_hashes,
+                           is_learned, last_answer, last_question, new_conversation, next_line,
+                           normalize_conversation, print_manifest, prompt_key, read_data, scores_in)
+from support.distributed import RANK, WORLD, barrier, say, start_processes, stop_processes
+from support.files import (InputError, hub_folder, read_rows, run, whole_folder, write_json,
+                           write_text)
+from support.functions import (answer_language, checklist_scores, documented_functions,
+                               example_problem, mutated, share)
+from support.plan import print_table
+from support.plots import plot_scores
 from support.sandbox import grades
-from tokenizer import ENDOFTEXT, SYSTEM_PROMPT, TextStream, Tokenizer
+from support.tasks import held_out_problems, training_tasks
+from tokenizer import ENDOFTEXT, TextStream, Tokenizer, assistant_parts
 
 PRESETS = {"tiny": dict(seq_len=512, batch_tokens=4096, device_batch=8, steps=500, lr=2e-3),
            "mini": dict(seq_len=512, batch_tokens=8192, device_batch=8, steps=1000, lr=1e-3),
            "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=500, lr=1e-3)}
-# Rows and batch of the released script (finetuning/sft), lr of Qwen2.5 (arXiv 2412.15115, section
-# 4.1); steps: not published; ours
+# seq_len and batch of the released script (finetuning/sft), lr of Qwen2.5 (arXiv 2412.15115,
+# section 4.1); steps: not published; ours
 PUBLISHED = dict(seq_len=1280, batch_tokens=1280 * 1024, device_batch=4, steps=3000, lr=7e-6)
-COARSE, FINE = 2 / 3, 0.5       # of the steps: those that see all; of the conversations: the best
-FIM_SHARE = 0.3                 # of the rows; the report's "small part" is not published; ours
+COARSE = 2 / 3              # share of the steps that see all conversations; not published; ours
+FINE = 0.5                  # share of the conversations that the other steps see; likewise
+FIM_SHARE = 0.3             # of the sequences; the report's "small part" is not published; ours
 
 # ------------------------------------------------------------------------------------------------
-# A grammar of small tasks
-#
-# assets/grammar.txt lists operations by what they take and give: two ways to ask for each, and its
-# Python. In both, {k} is a number, {f} a small one, {c} and {d} are letters, {s} is a separator.
+# A conversation -> ids and targets
 
-Operation = namedtuple("Operation", "takes gives ways code")
-NAMES = {"number": ["n", "x", "number", "value"], "list": ["numbers", "values", "items", "scores"],
-         "text": ["text", "name", "title", "line"], "words": ["words", "names", "lines", "parts"],
-         "table": ["counts", "stock", "prices", "points"]}      # the first is the grammar's own
-SECOND = ["limit", "amount", "size", "other", "k"]              # a number that is an argument, too
-FUNCTIONS = ["solve", "convert", "process", "transform", "compute", "answer", "apply", "change",
-             "evaluate", "handle", "prepare", "work"]
-TWO_ARGUMENTS = 0.25    # of the tasks with a number
-HELD_OUT = 0.1          # of compositions, and of parameters: never trained on
-LONGEST_EXAMPLE = 60    # characters of what a docstring's example takes and gives
 
+def chat_ids(tokenizer, messages, tools=None, last_turn=False, published_mask=False):
+    """A conversation in ChatML -> (ids, learned): learned[i] tells whether ids[i] is a target.
 
-def read_grammar(path):
-    """The operations of the grammar."""
-    found, types = [], []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if " : " in line:
-            ways, code = line.split(" : ")
-            found.append(Operation(*types, ways.split(" | "), code))
-        else:
-            types = line.split(" -> ")
-    return found
-
-
-OPERATIONS = read_grammar(ASSETS / "grammar.txt")
-
-
-def fill(text, parameters):
-    """Put parameters for the {k}, {f}, {c}, {d}, {s} of an operation's English or Python."""
-    return re.sub(r"{([kfcds])}", lambda match: str(parameters[match[1]]), text)
-
-
-def compositions(depth):
-    """The chains of operations whose types fit."""
-    chains = [(operation,) for operation in OPERATIONS]
-    for _ in range(depth - 1):
-        chains = [(*chain, operation) for chain in chains for operation in OPERATIONS
-                  if operation.takes == chain[-1].gives]
-    return chains
-
-
-def draw_parameters(chain, rng):
-    """The parameters of each operation, and the key of the one that is an argument, or None:
-    ([{"k": 12, "c": "ab"}, {}], (0, "k"))."""
-    def letters():
-        return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 3)))
-
-    drawn = []
-    for operation in chain:
-        values = {"k": rng.randint(2, 10 ** rng.randint(1, 3)), "f": rng.randint(2, 9),
-                  "c": letters(), "d": letters(),
-                  "s": rng.choice(["-", ", ", "_", "+", "/", ":", ";", "."])}
-        drawn.append({key: value for key, value in values.items()
-                      if f"{{{key}}}" in operation.code})
-    places = [(i, key) for i, values in enumerate(drawn) for key in values if key in "kf"]
-    return drawn, rng.choice(places) if places and rng.random() < TWO_ARGUMENTS else None
-
-
-def draw_argument(kind, rng, numbers, pieces):
-    """A value of a type; the task's own numbers and letters turn up in it."""
-    if kind == "number":
-        return rng.choice([*numbers, rng.randint(-30, 120), rng.randint(0, 9)]) + rng.randint(-1, 1)
-    if kind == "list":
-        return [draw_argument("number", rng, numbers, pieces) for _ in range(rng.randint(0, 7))]
-    words = ["".join(rng.choices(pieces, k=rng.randint(1, 4))) for _ in range(rng.randint(0, 5))]
-    if kind == "words":
-        return words
-    if kind == "text":
-        return " ".join(words)
-    return {word: draw_argument("number", rng, numbers, pieces) for word in words}
-
-
-def write_program(chain, drawn, second, rng):
-    """A composition's docstring, and its function as (first line, body)."""
-    names = {kind: own[0] for kind, own in NAMES.items()}
-    argument = names[chain[0].takes] = rng.choice(NAMES[chain[0].takes])
-    arguments = f"{argument}, {rng.choice(SECOND)}" if second else argument
-    steps, body = [], ""
-    for i, (operation, values) in enumerate(zip(chain, drawn)):
-        if second and second[0] == i:
-            values = {**values, second[1]: arguments.split(", ")[1]}
-        steps.append(fill(rng.choice(operation.ways), values))
-        code = re.sub(rf"\b{NAMES[operation.takes][0]}\b", names[operation.takes], operation.code)
-        result = "return" if i == len(chain) - 1 else f"{names[operation.gives]} ="
-        body += f"    {result} {fill(code, values)}\n"
-    summary = ", then ".join(steps)
-    return summary[0].upper() + summary[1:], f"def {rng.choice(FUNCTIONS)}({arguments}):\n", body
-
-
-def make_task(chain, rng):
-    """A composition as a task: HumanEval's fields, and the `parameters` that its text states; None
-    where its tests would tell nothing. What tests expect is what the solution returns."""
-    drawn, second = draw_parameters(chain, rng)
-    summary, head, body = write_program(chain, drawn, second, rng)
-    name, space = head[4:head.index("(")], {}
-    exec(head + body, space)                    # ours, line by line: it needs no sandbox
-    numbers = [values["k"] for values in drawn if "k" in values] or [7]
-    pieces = [values[key] for values in drawn for key in "cd" if key in values]
-    pieces += rng.choices(string.ascii_lowercase, k=4)
-    cases = {}
-    for _ in range(12):
-        case = [draw_argument(chain[0].takes, rng, numbers, pieces)]
-        if second:
-            case.append(rng.randint(1, 6) if second[1] == "f" else rng.choice(numbers) + len(cases))
-        cases[", ".join(map(repr, case))] = repr(space[name](*case))
-    shown, expected = min((case for case in cases.items() if len(case[0]) > 3),
-                          key=lambda case: abs(len("".join(case)) - 24), default=("", ""))
-    if len(set(cases.values())) < 2 or not 0 < len(shown + expected) <= LONGEST_EXAMPLE:
-        return None
-    test = "def check(candidate):\n" + "".join(
-        f"    assert candidate({case}) == {out}\n" for case, out in cases.items())
-    if second:
-        del drawn[second[0]][second[1]]
-    example = f">>> {name}({shown})\n    {expected}\n"
-    return {"prompt": f'{head}    """{summary}.\n\n    {example}    """\n',
-            "entry_point": name, "canonical_solution": body, "test": test,
-            "parameters": [value for values in drawn for value in values.values()]}
-
-
-def held_out(*what):
-    """Whether something is kept from training: by its hash."""
-    return hashlib.sha256(repr(what).encode()).digest()[0] < 256 * HELD_OUT
-
-
-def held_out_as(chain, parameters):
-    """What keeps a task from training: "compositions", "parameters", or "" for nothing."""
-    codes = [operation.code for operation in chain]
-    if len(chain) > 1 and held_out(codes):
-        return "compositions"
-    return "parameters" if parameters and held_out(codes, parameters) else ""
-
-
-def tasks(depths, rng, kind):
-    """Endless tasks, their depths in turn, that are held out as `kind` ("": none is)."""
-    chains = {depth: compositions(depth) for depth in depths}
-    for depth in itertools.cycle(depths):
-        while True:
-            chain = rng.choice(chains[depth])
-            task = make_task(chain, rng)
-            if task and held_out_as(chain, task["parameters"]) == kind:
-                break
-        yield {"depth": depth, **task}
-
-
-def training_tasks(seed, count):
-    """Tasks of the grammar to learn from, none twice and none that is held out."""
-    found, distinct = tasks((1, 2, 3), random.Random(f"{seed} tasks"), ""), {}
-    while len(distinct) < count:
-        task = next(found)
-        distinct[task["prompt"], task["canonical_solution"]] = task
-    return list(distinct.values())
-
-
-def held_out_tasks(kind, count):
-    """Tasks of the grammar that no training sees: the problems of assets/tasks_{kind}.jsonl."""
-    depths = (2, 3) if kind == "compositions" else (1, 2, 3)
-    found = itertools.islice(tasks(depths, random.Random(f"held out {kind}"), kind), count)
-    return [{"task_id": f"{kind}/{number:03}", **task} for number, task in enumerate(found)]
-
-
-# ------------------------------------------------------------------------------------------------
-# Conversations
-
-# What evaluate.py asks, taken apart: <|im_start|>role, then the content up to its <|im_end|>
-SYSTEM, ASKED = (turn.partition("\n")[2].split("<|im_end|>")[0] for turn in "\n".join(
-    benchmarks()["prompts"]["code chat"]["prompt"]).split("<|im_start|>")[1:3])
-BLOCK = "\n```python\n{code}\n```"
-WAYS = {"write": "Write a Python function `{name}`: {summary}",
-        "fix": "This function is wrong. Mend it." + BLOCK,
-        "explain": "What does this function do?" + BLOCK,
-        "complete": "Complete this function." + BLOCK}
-LONGEST_FUNCTION = 24           # lines
-SWAPS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
-         ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot,
-         ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And, ast.Add: ast.Sub, ast.Sub: ast.Add,
-         ast.Mult: ast.Add}
-
-
-def conversation(question, answer, source, **more):
-    return {"messages": [{"role": "user", "content": question},
-                         {"role": "assistant", "content": answer}], "source": source, **more}
-
-
-def task_conversation(task, in_words=False):
-    """A task of the grammar, asked for as evaluate.py asks for HumanEval's, or as one does who
-    talks with the model."""
-    head, words = task["prompt"].split("\n")[:2]
-    question = ASKED.replace("{prompt}", task["prompt"].strip())
-    if in_words:
-        question = WAYS["write"].format(name=head[len("def "):-1], summary=words.strip(' "'))
-    made = conversation(question, f"```python\n{head}\n{task['canonical_solution']}```", "tasks",
-                        problem=task)
-    if not in_words:
-        made["messages"].insert(0, {"role": "system", "content": SYSTEM})
-    return made
-
-
-def mutated(code, rng):
-    """A function with one operator (SWAPS), whole number (n + 1) or truth value changed, the rest
-    as it was written; None where there is none."""
-    tree = ast.parse(code)
-    places = [node for node in ast.walk(tree)
-              if type(getattr(node, "op", getattr(node, "ops", [None])[0])) in SWAPS
-              or isinstance(node, ast.Constant) and type(node.value) in (int, bool)]
-    if not places or not code.isascii():                        # columns are counted in bytes
-        return None
-    node = rng.choice(places)
-    before = ast.get_source_segment(code, node)
-    if isinstance(node, ast.Compare):
-        node.ops[0] = SWAPS[type(node.ops[0])]()
-    elif isinstance(node, ast.Constant):
-        node.value = not node.value if isinstance(node.value, bool) else node.value + 1
-    else:
-        node.op = SWAPS[type(node.op)]()
-    lines = code.split("\n")
-    start = sum(map(len, lines[:node.lineno - 1])) + node.lineno - 1 + node.col_offset
-    return code[:start] + ast.unparse(node) + code[start + len(before):]
-
-
-def functions(text):
-    """The functions of a Python text with a docstring: (name, first paragraph of it, code)."""
-    lines = text.split("\n")
-    for node in nodes_of(text):
-        if not isinstance(node, ast.FunctionDef) or not (summary := ast.get_docstring(node)) or (
-                node.args.args[:1] and node.args.args[0].arg in ("self", "cls")):
-            continue
-        code = textwrap.dedent("\n".join(lines[node.lineno - 1:node.end_lineno]))
-        summary = " ".join(summary.split("\n\n")[0].split())
-        if 3 < code.count("\n") + 1 <= LONGEST_FUNCTION and 20 < len(summary) < 200 and (
-                python_tree(code)):
-            yield node.name, summary, code
-
-
-def code_conversations(documents, seed):
-    """Functions on disk, each in one of four ways: written, mended, explained, completed."""
-    rng = random.Random(f"{seed} functions")
-    for document in documents:
-        for name, summary, code in functions(document["text"]) if (
-                document["language"] == "python") else ():
-            way, answer, shown = rng.choice(list(WAYS)), f"```python\n{code}\n```", code
-            if way == "fix" and (shown := mutated(code, rng)) in (None, code):
-                continue
-            if way == "explain":
-                answer = summary
-            if way == "complete":
-                shown = "\n".join(code.split("\n")[:rng.randint(1, code.count("\n"))])
-            question = WAYS[way].format(name=name, summary=summary, code=shown)
-            yield conversation(question, answer, "code", way=way)
-
-
-def check_messages(messages):
-    """What is wrong with a conversation, or None."""
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        return "messages are no list of objects"
-    roles = [message.get("role") for message in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if "assistant" not in roles:
-        return "no assistant turn"
-    if turns != ["user", "assistant"] * (len(turns) // 2):
-        return "roles out of order"
-    if not all(isinstance(m.get("content"), str) and m["content"].strip() for m in messages):
-        return "empty content"
-
-
-def read_conversations(path, broken):
-    """The conversations of a file, messages or Alpaca's shape, also mixed. broken: reason -> lines
-    of what is left out."""
-    found, first = [], "it is empty"
-    for number, row in read_rows(path):
-        parts = [row.get("instruction"), row.get("input") or "", row.get("output")]
-        if all(isinstance(part, str) for part in parts):
-            row = conversation("\n".join(filter(None, parts[:2])), parts[2], "file")
-        fault = check_messages(row["messages"]) if "messages" in row else "unknown shape"
-        if fault:
-            broken[fault].append(f"{path}, line {number}")
-            first = f"{fault}, line {number}" if number == 1 else first
-        else:
-            found.append({"messages": [{"role": m["role"], "content": m["content"]}
-                                       for m in row["messages"]], "source": "file"})
-    if not found:
-        raise InputError(f"{path}: no conversation ({first}); expected messages, or instruction, "
-                         "input and output")
-    return found
-
-
-# What a teacher is asked; the report does not publish its prompts; ours
-TEACHER_QUESTION = ("Here is a piece of a program:\n\n{}\n\nWrite one task for a programmer that "
-                    "has to do with it and can be solved by one self-contained function. Answer "
-                    "the task alone.")
-TEACHER_SCORE = ("Question:\n{}\n\nAnswer:\n{}\n\nMark the answer from 0 to 10 in each of these: "
-                 "consistency, relevance, difficulty, code exists, correctness, form, clarity, "
-                 "comments, easy to learn. Answer with nine numbers separated by blanks.")
-SNIPPET_TOKENS = 1024           # report, section 4.1
-TAUGHT, ANSWERS = 200, 3        # questions, and candidates for each, of which the best stays
-
-
-def taught_conversations(url, documents, tokenizer, seed):
-    """Instructions by a teacher, each about a snippet of a training document, with several answers
-    and their marks."""
-    rng, snippets = random.Random(f"{seed} snippets"), []
-    for document in rng.choices(documents, k=TAUGHT):
-        ids = tokenizer.encode(document["text"])
-        start = rng.randint(0, max(0, len(ids) - SNIPPET_TOKENS))
-        snippets.append(tokenizer.decode(ids[start:start + SNIPPET_TOKENS]))
-    questions = ask_all(url, [user(TEACHER_QUESTION.format(snippet)) for snippet in snippets],
-                        temperature=0.7)
-    for number in range(ANSWERS):
-        answers = ask_all(url, [user(question) for question in questions], temperature=0.7,
-                          seed=number)
-        marks = ask_all(url, [user(TEACHER_SCORE.format(*pair))
-                              for pair in zip(questions, answers)], temperature=0.0)
-        for question, answer, mark in zip(questions, answers, marks):
-            numbers = [min(10, int(n[:9])) / 10 for n in re.findall(r"\d+", mark)]
-            given = {"taught": numbers} if len(numbers) == len(CHECKLIST) else {}
-            yield conversation(question, answer, "teacher", **given)
-
-
-# ------------------------------------------------------------------------------------------------
-# The checklist (report, section 4.1): nine items, each 0 to 1 by what can be seen
-
-
-def share(values):
-    values = list(values)
-    return sum(map(bool, values)) / max(1, len(values))
-
-
-def consistent(question, answer, code):
-    """Of the names that the question gives in code, those that the answer uses."""
-    names = {a or b for a, b in re.findall(r"`(\w+)|def (\w+)", question)} - {""}
-    return share(name in answer for name in names) if names else 0.5
-
-
-def relevant(question, answer, code):
-    """Whether the question speaks of programs."""
-    return min(1.0, len(COMPUTING & set(words_of(question.lower()))) / 2)
-
-
-def difficult(question, answer, code):
-    """Statements, loops and branches of the answer, ten for full marks."""
-    return min(1.0, sum(isinstance(node, (ast.stmt, ast.comprehension)) for node in nodes_of(code))
-               / 10)
-
-
-def has_code(question, answer, code):
-    return float(bool(code.strip()))
-
-
-def correct(question, answer, code):
-    """Whether the code parses; that it does what was asked is seen when it is run."""
-    return float(bool(code.strip() and python_tree(code)))
-
-
-def well_formed(question, answer, code):
-    """Lines of at most 100 characters, four blanks, names in small letters."""
-    lines = code.split("\n")
-    names = [n.name for n in nodes_of(code) if isinstance(n, ast.FunctionDef)]
-    return (share(len(line) <= 100 and "\t" not in line for line in lines)
-            + share(name == name.lower() for name in names or ["x"])) / 2
-
-
-def clear(question, answer, code):
-    """Short functions, and names of more than a letter."""
-    names = {n.id for n in nodes_of(code) if isinstance(n, ast.Name)}
-    long_names = share(len(name) > 1 for name in names or ["xx"])
-    return (min(1.0, 20 / max(1, code.count("\n"))) + long_names) / 2
-
-
-def commented(question, answer, code):
-    """A docstring or a comment for every ten lines."""
-    notes = code.count("#") + code.count('"""') / 2
-    return min(1.0, notes * 10 / max(10, code.count("\n")))
-
-
-def easy_to_learn(question, answer, code):
-    """Words of explanation around the code, forty for full marks, or an example in the question."""
-    prose = re.sub(r"(?s)```.*?(```|$)", "", answer)
-    return min(1.0, len(prose.split()) / 40 + 0.5 * (">>>" in question))
-
-
-COMPUTING = set("function program code python list string array sort loop algorithm class method "
-                "return value number text dictionary data file bug complete words".split())
-# The weights are not published; ours
-CHECKLIST = {consistent: 2, relevant: 1, difficult: 2, has_code: 1, correct: 3, well_formed: 1,
-             clear: 1, commented: 1, easy_to_learn: 1}
-
-
-def score(made):
-    """A conversation's nine marks, by its last two turns or a teacher, and their weighted mean."""
-    question, answer = (message["content"] for message in made["messages"][-2:])
-    code = code_block(answer) if "```" in answer else ""
-    marks = made.get("taught") or [item(question, answer, code) for item in CHECKLIST]
-    return marks, sum(w * s for w, s in zip(CHECKLIST.values(), marks)) / sum(CHECKLIST.values())
-
-
-# ------------------------------------------------------------------------------------------------
-# Candidates -> out/instructions
-
-KEPT_WITHOUT_CODE, TAIL, KEPT_IN_TAIL = 0.3, 0.02, 0.5      # shares; not published; ours
-TASKS, CODE = 8000, 750        # conversations of the grammar, of code on disk
-
-
-def text_of(made):
-    return "\n".join(message["content"] for message in made["messages"])
-
-
-def answer_of(made):
-    return made["messages"][-1]["content"]
-
-
-def question_of(made):
-    return json.dumps(made["messages"][:-1])
-
-
-def mark_of(made):
-    return made.get("passed", False), made["score"]
-
-
-def candidates(args, documents, tokenizer, broken):
-    """Conversations from every source, before anything is asked of them."""
-    found = [task_conversation(task, in_words=number < TASKS // 4)
-             for number, task in enumerate(training_tasks(args.seed, TASKS))]
-    for first, second in zip(found[:TASKS // 8], found[TASKS // 8:TASKS // 4]):     # two turns
-        second["messages"] = first["messages"] + second["messages"]
-    found += itertools.islice(code_conversations(documents, args.seed), CODE)
-    for path in args.data or []:
-        found += read_conversations(path, broken)
-    if args.teacher:
-        found += taught_conversations(args.teacher, documents, tokenizer, args.seed)
-    return found
-
-
-def name_languages(found, documents):
-    """Give each conversation the language of its answer: what the fence says, else what the
-    classifier does, which learns from the training documents; text where there is no code."""
-    texts = [(document["text"][:2000], document["language"]) for document in documents[::3]]
-    names = sorted({name for _, name in texts})
-    classifier = Classifier(names).fit(*zip(*texts), epochs=2)
-    guesses = classifier.predict([answer_of(made) for made in found]).argmax(-1)
-    for made, guess in zip(found, guesses):
-        fence = re.search(r"```(\w*)", answer_of(made))
-        name = fence[1].lower() if fence else "text"
-        made["language"] = language_of(f".{name.removesuffix('3')}") or name or names[guess]
-
-
-def is_literal(text):
-    with (contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError),
-          warnings.catch_warnings(action="ignore")):            # of odd escapes
-        ast.literal_eval(text)
-        return True
-    return False
-
-
-def shown_calls(made):
-    """A problem for the sandbox from a function in the last answer and calls of it (>>>), with the
-    values that they give, in it or its question; None without, or where it needs a module."""
-    code, (question, answer) = code_block(answer_of(made)), made["messages"][-2:]
-    calls = re.findall(r">>> ((\w+)\(.*\))\n *([^\s>].*)",
-                       question["content"] + "\n" + answer["content"])
-    for name in re.findall(r"^def (\w+)\(", code, re.MULTILINE):
-        tests = [f"    assert candidate{call[len(name):]} == {value}\n" for call, called, value
-                 in calls if called == name and python_tree(call) and is_literal(value)]
-        if tests and python_tree(code) and not re.search(r"^\s*(import|from) ", code, re.MULTILINE):
-            return {"prompt": f"def {name}():\n", "entry_point": name,
-                    "test": "def check(candidate):\n" + "".join(tests)}
-
-
-def verify(found, weak):
-    """Run the answers that can be run: against the hidden tests of their task (one in twenty: they
-    come from the same code), or against the calls that they show. Sets `passed`."""
-    tasks = [(made, made["problem"]) for made in found if "problem" in made][::20]
-    others = [(made, shown_calls(made)) for made in found if "problem" not in made]
-    pairs = [(made, problem) for made, problem in tasks + others if problem]
-    programs = [(problem, code_block(answer_of(made))) for made, problem in pairs]
-    for (made, _), grade in zip(pairs, grades(programs, weak=weak)):
-        made["passed"] = grade.passed
-
-
-def build(args, tokenizer, settings):
-    """Make out/instructions: train.jsonl, the best last; pairs.jsonl, answers that fail their tests
-    beside one that passes, for dpo.py; scores.png; a manifest of what was dropped and why."""
-    documents, broken, counts = load_documents(args.out, "train"), defaultdict(list), {}
-    kept = candidates(args, documents, tokenizer, broken)
-    rng, contamination = random.Random(f"{args.seed} thinned"), Contamination(default_benchmarks())
-    counts["made"], seen, best = len(kept), set(), {}
-
-    def drop(reason, unwanted):
-        nonlocal kept
-        before, kept = kept, [made for made in kept if not unwanted(made)]
-        counts[reason] = len(before) - len(kept)
-
-    drop("the same twice", lambda made: text_of(made) in seen or seen.add(text_of(made)))
-    drop("contaminated", lambda made: contamination.hit(text_of(made)))
-    name_languages(kept, documents)
-    often = Counter(made["language"] for made in kept)
-    drop("no code, thinned", lambda made: made["language"] == "text"
-         and made["source"] != "file" and rng.random() > KEPT_WITHOUT_CODE)
-    drop("rare language, thinned", lambda made: often[made["language"]] < TAIL * len(kept)
-         and made["source"] != "file" and rng.random() > KEPT_IN_TAIL)
-    verify(kept, args.weak_sandbox)
-    rejected = [made for made in kept if made.get("passed") is False]
-    drop("fails its tests", lambda made: made.get("passed") is False)
-    for made in kept:
-        made["marks"], made["score"] = score(made)
-        best[question_of(made)] = max(made, best.get(question_of(made), made), key=mark_of)
-    drop("another answer is better", lambda made: mark_of(made) < mark_of(best[question_of(made)]))
-    kept.sort(key=lambda made: made["score"])
-    pairs = [{"prompt": made["messages"][:-1], "chosen": answer_of(other),
-              "rejected": answer_of(made)} for made in rejected
-             if (other := best.get(question_of(made))) and other.get("passed")]
-    with whole_folder(Path(args.out) / "instructions") as new:
-        fields = ("messages", "source", "language", "passed", "marks", "score")
-        rows = [{name: made.get(name) for name in fields} for made in kept]
-        for name, part in (("train", rows), ("pairs", pairs)):
-            write_text(new / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in part))
-        draw_scores(kept, new / "scores.png")
-        write_json(new / "manifest.json", {
-            **settings, "counts": counts, "kept": len(kept),
-            "sources": Counter(made["source"] for made in kept),
-            "languages": Counter(made["language"] for made in kept),
-            "broken": {reason: [len(lines), lines[0]] for reason, lines in broken.items()}})
-
-
-def file_hashes(paths):
-    """Path -> the start of its content's hash."""
-    missing = [path for path in paths or [] if not Path(path).is_file()]
-    if missing:
-        raise InputError(f"{missing[0]}: no such file")
-    return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in paths or []}
-
-
-def draw_scores(kept, path):
-    """scores.png: how the checklist marks the conversations of each source."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for source in dict.fromkeys(made["source"] for made in kept):
-        scores = [made["score"] for made in kept if made["source"] == source]
-        axes.hist(scores, bins=np.linspace(0, 1, 51), histtype="step", lw=2,
-                  label=f"{source}: {len(scores):,}")
-    axes.set(title="What the checklist says of the conversations", xlabel="score", yscale="log",
-             ylabel="conversations")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=110)
-
-
-def prepare_instructions(args, tokenizer):
-    """Make out/instructions unless it is there, print what it holds -> its conversations."""
-    folder = Path(args.out) / "instructions"
-    settings = {"data": file_hashes(args.data), "teacher": args.teacher, "seed": args.seed}
-    if RANK == 0 and (args.fresh or not folder.exists()):
-        build(args, tokenizer, settings)
-    barrier()
-    manifest = made_from(folder, settings)
-    say("conversations: " + ", ".join(f"{n:,} {reason}" for reason, n in manifest["counts"].items())
-        + f", {manifest['kept']:,} kept")
-    for name in ("sources", "languages"):
-        say(f"{name}: " + ", ".join(f"{k} {n:,}" for k, n in manifest[name].items()))
-    for reason, (count, first) in manifest["broken"].items():
-        say(f"left out: {count} with {reason}, the first in {first}")
-    return [row for _, row in read_rows(folder / "train.jsonl")]
-
-
-# ------------------------------------------------------------------------------------------------
-# Conversations -> ids, targets, rows
-
-
-def chat_ids(tokenizer, messages, last_turn=False, published_mask=False):
-    """A conversation in ChatML -> (ids, whether each is learned), as lists.
-
-    Learned are what an assistant says and the <|im_end|> after it, in all turns or the last alone.
-    published_mask: as the released script has it, the turns' marks of all roles and the line ends
-    after <|im_end|> too. SYSTEM_PROMPT comes first where no system message does. Contents are text:
-    a control token written in one stays what was written.
+    Targets are what the assistant says and the <|im_end|> after it: in every turn without
+    "weight": 0, or with last_turn in the last turn only. published_mask: as in the released script,
+    the <|im_start|>, <|im_end|> and line feeds of all turns are targets, too.
     """
-    begin, end = (tokenizer.special[name] for name in ("<|im_start|>", "<|im_end|>"))
-    if messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
+    learn_turns = iter([is_learned(turn) and (turn is messages[-1] or not last_turn)
+                        for turn in messages if turn["role"] == "assistant"])
     ids, learned = [], []
-    for number, message in enumerate(messages, 1):
-        own = message["role"] == "assistant" and (not last_turn or number == len(messages))
-        if message["role"] == "assistant":          # as it comes after a generation prompt
-            head, text = (tokenizer.encode(part) for part in ("assistant\n", message["content"]))
-        else:
-            head, text = tokenizer.encode(f"{message['role']}\n{message['content']}"), []
-        ids += [begin, *head, *text, end, *tokenizer.encode("\n")]
-        learned += [published_mask, *[False] * len(head), *[own] * len(text),
-                    own or published_mask, published_mask]
+    learn_turn = False
+    previous = None                         # the special token before this part, if it is one
+    for text, is_special, role in tokenizer.chat_parts(messages, tools):
+        marker = text if is_special else None
+        if marker == "<|im_start|>":
+            learn_turn = role == "assistant" and next(learn_turns)      # what follows
+            is_target = published_mask
+        elif previous == "<|im_start|>":    # "assistant\n", or another role with all it says
+            is_target = False
+        elif marker == "<|im_end|>":        # this is how the model learns to stop
+            is_target = learn_turn or published_mask
+        elif previous == "<|im_end|>":      # the line feed between two turns
+            is_target = published_mask
+        else:                               # what the assistant says, tool calls included
+            is_target = learn_turn
+        previous = marker
+        part = tokenizer.encode(text, allow_special=is_special)
+        ids += part
+        learned += [is_target] * len(part)
     return ids, learned
 
 
-def conversation_row(parts, T, end):
-    """Conversations, (ids, learned) each, one after another in a row of T: input_ids, targets and
-    document_starts, which keep them from seeing one another."""
+def prompt_of(tokenizer, messages, tools=None):
+    """The ids of a conversation up to where the assistant's next answer begins."""
+    ids, _ = chat_ids(tokenizer, messages, tools)
+    return [*ids, tokenizer.special["<|im_start|>"], *tokenizer.encode("assistant\n")]
+
+
+def answer_stop_ids(tokenizer):
+    """The ids that end an answer: all special tokens except those around a tool call."""
+    return {i for name, i in tokenizer.special.items()
+            if name not in ("<tool_call>", "</tool_call>")}
+
+
+# ------------------------------------------------------------------------------------------------
+# Conversations -> sequences of T tokens
+
+
+def packed_sequence(encoded, T, end):
+    """Put conversations, as (ids, learned), one after another into a sequence -> input_ids, targets
+    and document_starts, (T,) each. document_starts keeps them from attending to one another."""
     inputs, targets, starts = [], [], []
-    for ids, learned in parts:
-        starts += [len(inputs)] * len(ids)
+    for ids, learned in encoded:
+        starts += [len(inputs)] * len(ids)  # where this conversation starts
         inputs += ids
-        targets += [token if keep else -100 for token, keep in zip(ids[1:], learned[1:])] + [-100]
-    missing = T - len(inputs)
-    return (np.array(inputs + [end] * missing), np.array(targets + [-100] * missing),
-            np.array(starts + [len(inputs)] * missing))
+        # the target of a position is the id after it; the last position has none
+        targets += [token if is_target else -100 for token, is_target in zip(ids[1:], learned[1:])]
+        targets.append(-100)
+    padding = T - len(inputs)               # a document of its own, without targets
+    return (np.array(inputs + [end] * padding), np.array(targets + [-100] * padding),
+            np.array(starts + [len(inputs)] * padding))
 
 
-def best_of_each(conversations):
-    """The numbers of those with the best scores among their kind, so that none of the ways to ask
-    is lost. conversations: sorted by score."""
-    kinds = defaultdict(list)
-    for number, made in enumerate(conversations):
-        kinds[made["source"], made["messages"][0]["role"]].append(number)
-    return [number for numbers in kinds.values()
-            for number in numbers[round(len(numbers) * (1 - FINE)):]]
+class Packing:
+    """packing[i]: which conversations are in sequence i of an endless run over all of them.
 
-
-class Rows:
-    """rows[i]: the conversations in the i-th row of T tokens of an endless run over a list, each
-    epoch in an order of its own; of those that wait, the first that fits comes next."""
+    Each epoch has its own random order. A sequence takes from the next WAITING conversations every
+    one that still fits, so little room is wasted, and no conversation is cut.
+    """
 
     WAITING = 64
 
     def __init__(self, lengths, T, seed, name):
-        self.lengths, self.T, self.seed, self.name = lengths, T, seed, name
-        self.rows, self.epoch = [], 0
+        self.lengths, self.T = lengths, T
+        self.seed, self.name = seed, name
+        self.sequences = []                 # of all epochs that were packed so far
+        self.epoch = 0
 
     def __getitem__(self, index):
-        while len(self.rows) <= index:
-            order = generator(self.seed, f"order {self.name}", self.epoch).permutation(
-                len(self.lengths)).tolist()
+        while index >= len(self.sequences):                 # pack another epoch
+            rng = generator(self.seed, f"order {self.name}", self.epoch)
+            waiting = rng.permutation(len(self.lengths)).tolist()
             self.epoch += 1
-            while order:
-                row, room = [], self.T
-                for i in order[:self.WAITING]:
+            while waiting:
+                sequence, room = [], self.T
+                for i in waiting[:self.WAITING]:            # a copy: waiting gets shorter
                     if self.lengths[i] <= room:
-                        row.append(i)
+                        sequence.append(i)
                         room -= self.lengths[i]
-                        order.remove(i)
-                self.rows.append(row)
-        return self.rows[index]
+                        waiting.remove(i)
+                self.sequences.append(sequence)
+        return self.sequences[index]
+
+
+def best_conversations(conversations):
+    """The indices of the FINE best-scored conversations of each kind, so that no kind is lost: of
+    each source, and with a system message or without. conversations: sorted by score."""
+    kinds = defaultdict(list)
+    for i, conversation in enumerate(conversations):
+        kinds[conversation["source"], conversation["messages"][0]["role"]].append(i)
+    return [i for indices in kinds.values()
+            for i in indices[round(len(indices) * (1 - FINE)):]]
 
 
 class ConversationBatches(Batches):
-    """batches(step) as in data.py, of rows of conversations: two thirds of the steps of all of
-    them, then of the best alone. Between them stands a share of rows of code with gaps."""
+    """batches(step) as in data.py. COARSE of the steps see all conversations, the rest the best
+    ones. Sequences of fill-in-the-middle are spread evenly among them."""
 
-    def __init__(self, documents, tokenizer, args, encoded, fine):
-        """encoded: (ids, learned) of each conversation; fine: the numbers of the best."""
+    def __init__(self, documents, tokenizer, args, encoded, best):
+        """encoded: (ids, learned) of each conversation; best: the indices of the best."""
         super().__init__(documents, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
-                         args.device_batch, args.seed, 1.0, RANK, WORLD, (1, 0, 0))
-        self.encoded, self.fine, self.fim_share = encoded, fine, args.fim_share
-        coarse = round(COARSE * args.steps) * self.batch_rows
-        self.first_fine = coarse - int(coarse * args.fim_share)
+                         args.device_batch, args.seed, fim_rate=1.0, rank=RANK, world=WORLD,
+                         mixture=(1, 0, 0))
+        self.encoded, self.best = encoded, best
+        self.fim_share = args.fim_share
+        coarse = round(COARSE * args.steps) * self.batch_rows       # sequences, FIM included
+        self.first_fine = coarse - int(coarse * args.fim_share)     # the first sequence of the best
         lengths = [len(ids) for ids, _ in encoded]
-        self.coarse_rows = Rows(lengths, self.T, self.seed, "coarse")
-        self.fine_rows = Rows([lengths[i] for i in fine], self.T, self.seed, "fine")
+        self.coarse = Packing(lengths, self.T, self.seed, "coarse")
+        self.fine = Packing([lengths[i] for i in best], self.T, self.seed, "fine")
 
     def row(self, index):
-        before, after = (int(i * self.fim_share) for i in (index, index + 1))   # rows with a gap
-        if after > before:
-            return super().row(before)
-        number = index - before                         # among the rows of conversations
-        if number < self.first_fine:
-            numbers = self.coarse_rows[number]
+        """Sequence `index` of the run, a pure function of the seed and the index."""
+        # with a share of 0.3 these are 0 0 0 0 1 1 1 2 2 2 3: where it rises, FIM is next
+        fim_before = int(index * self.fim_share)
+        if int((index + 1) * self.fim_share) > fim_before:
+            return super().row(fim_before)
+        index -= fim_before                 # among the sequences of conversations
+        if index < self.first_fine:
+            chosen = self.coarse[index]
         else:
-            numbers = [self.fine[i] for i in self.fine_rows[number - self.first_fine]]
-        return conversation_row([self.encoded[i] for i in numbers], self.T, self.end)
-
-
-# ------------------------------------------------------------------------------------------------
-# Measuring
-
-ASKED_TOKENS = 160              # of an answer, when measuring
-SAMPLED = 100                   # problems that are answered several times
-GAPS = 50                       # of each kind
-
-
-def solve(model, tokenizer, problems, weak, n=1, **sampling):
-    """n answers to each problem, graded -> for each a list of (text, stopped by itself, passed)."""
-    way = benchmarks()["prompts"]["code chat"]
-    prompts = [prompt_ids(model, tokenizer, way, problem) for problem in problems]
-    texts = complete(model, tokenizer, [prompt for prompt in prompts for _ in range(n)],
-                     ASKED_TOKENS, way["stops"], control_stops(tokenizer), **sampling)
-    pairs = [(problems[i // n], code_block(text)) for i, (text, _) in enumerate(texts)]
-    found = [(*text, grade.passed) for text, grade in zip(texts, grades(pairs, weak=weak))]
-    return [found[i:i + n] for i in range(0, len(found), n)]
-
-
-def held_out_problems(kind):
-    return [row for _, row in read_rows(ASSETS / f"tasks_{kind}.jsonl")]
-
-
-def measure(folder, args, device, samples=0):
-    """What a checkpoint can do -> {name: value, or a list of values over problems}. samples: of
-    each of some problems at temperature 0.8, for pass@k."""
-    print(f"\nmeasuring {folder}")
-    model, tokenizer = load(folder, device)
-    heldout, values = load_documents(args.out, "validation"), {}
-    problems = {"unseen parameters": held_out_problems("parameters"),
-                "unseen compositions": held_out_problems("compositions"),
-                "ladder": list(find_problems("ladder").values())}
-    found = {name: solve(model, tokenizer, asked, args.weak_sandbox)
-             for name, asked in problems.items()}
-    for name, answers in found.items():
-        values[f"{name}: pass@1, %"] = [100 * passed for [(_, _, passed)] in answers]
-    if samples:
-        answers = solve(model, tokenizer, problems["unseen parameters"][:SAMPLED],
-                        args.weak_sandbox, samples, temperature=0.8, seed=args.seed)
-        for k in (1, samples):
-            values[f"{SAMPLED} sampled {samples} times: pass@{k}, %"] = [
-                100 * pass_at_k(samples, sum(passed for _, _, passed in tries), k)
-                for tries in answers]
-    answers = [answer for [answer] in found["unseen parameters"]]
-    values["answers that stop, %"] = 100 * share(stopped for _, stopped, _ in answers)
-    values["length of an answer, tokens"] = sum(
-        len(tokenizer.encode(text)) for text, _, _ in answers) / len(answers)
-    scores = measure_infilling(model, tokenizer, held_out_gaps(heldout, GAPS)).values()
-    for name in ("bits per byte", "exact, %", "stops, %"):
-        values[f"infilling: {name}"] = sum(score[name] for score in scores) / len(scores)
-    return {**values, "code: bits per byte": bits_per_byte(model, tokenizer, heldout)}
-
-
-def cell(value):
-    """A measure as the table has it: of a list the mean and its 95 % interval."""
-    if not isinstance(value, list):
-        return f"{value:.2f}"
-    low, high = bootstrap(value)
-    return f"{sum(value) / len(value):.1f} ({low:.1f} to {high:.1f})"
-
-
-def compare(folders, args, device, samples=0):
-    """Print what checkpoints can do, side by side, and three answers of the last -> measures."""
-    values = [measure(folder, args, device, samples) for folder in folders]
-    print()
-    print_table([["", *(Path(folder).name for folder in folders)]] + [
-        [name, *(cell(value[name]) for value in values)] for name in values[0]])
-    problems = held_out_problems("parameters")[:3]
-    for problem, [(text, _, _)] in zip(problems, solve(*load(folders[-1], device), problems,
-                                                       args.weak_sandbox)):
-        print(f"\n--- asked\n{problem['prompt']}--- answered\n{code_block(text).rstrip()}")
-    return values
-
-
-# ------------------------------------------------------------------------------------------------
-# Talking
-
-CHAT_TOKENS = 256               # of an answer
-
-
-def chat(args):
-    """Talk with the newest model in the terminal, until an empty line."""
-    folder = args.init or newest_model(args.out)
-    model, tokenizer = load(folder, args.device)
-    messages, T = [], model.config.max_position_embeddings
-    new_tokens = min(CHAT_TOKENS, T // 2)
-    print(f"{folder}; an empty line ends the chat")
-    while question := next_line():
-        messages += user(question)
-        while len(ids := prompt_of(tokenizer, messages)) > T - new_tokens and len(messages) > 1:
-            messages = messages[2:]                     # the oldest turn is forgotten
-        stream = TextStream(tokenizer)
-        [new] = generate(model, [ids[-(T - new_tokens):]], new_tokens, args.temperature,
-                         stop_ids=control_stops(tokenizer), vocab_size=tokenizer.vocab_size,
-                         seed=args.seed + len(messages),
-                         on_token=lambda _, token: print(stream.add(token), end="", flush=True))
-        print(stream.finish())
-        messages.append({"role": "assistant", "content": tokenizer.decode(new)})
-
-
-def next_line():
-    try:
-        return input("> ").strip()
-    except EOFError:                    # Ctrl-D, or a file's end
-        return ""
-
-
-def prompt_of(tokenizer, messages):
-    """A conversation as ids, up to where the assistant's next answer begins."""
-    begin = tokenizer.special["<|im_start|>"]
-    return [*chat_ids(tokenizer, messages)[0], begin, *tokenizer.encode("assistant\n")]
+            chosen = [self.best[i] for i in self.fine[index - self.first_fine]]
+        return packed_sequence([self.encoded[i] for i in chosen], self.T, self.end)
 
 
 # ------------------------------------------------------------------------------------------------
 # The stage
 
 
-def warn_if_untrained(model, tokenizer):
-    """Say so if the base has never seen <|im_start|>: its row is as short as those of no use."""
-    norms = model.head.detach().float().norm(dim=1)                                 # (V,)
-    own, usual = norms[tokenizer.special["<|im_start|>"]], norms.median()
-    if own < usual / 2:
-        say("the base has hardly seen <|im_start|>: all it knows of conversations is learned here")
+def encode_conversations(conversations, tokenizer, args):
+    """The conversations to train on, and the (ids, learned) of each. Says what is left out."""
+    usable, encoded, too_long = [], [], 0
+    for conversation in conversations:
+        ids, learned = chat_ids(tokenizer, conversation["messages"], conversation["tools"],
+                                args.last_turn, args.published_mask)
+        if len(ids) > args.seq_len:         # cut off, it would lack its end
+            too_long += 1
+        elif any(learned):
+            usable.append(conversation)
+            encoded.append((ids, learned))
+    say(f"{too_long:,} longer than {args.seq_len} tokens are left out")
+    no_targets = len(conversations) - too_long - len(usable)
+    if no_targets:
+        say(f"{no_targets:,} whose last answer has weight 0 are left out (--last-turn)")
+    if not usable:
+        raise InputError("no conversation is left; give a larger --seq-len")
+    return usable, encoded
 
 
 def train_stage(args, device):
@@ -860,59 +233,390 @@ def train_stage(args, device):
     model, tokenizer = load_base(args.init, device)
     args.size = args.size or size_of(model, device)
     fill_in(args, PRESETS.get(args.size, PUBLISHED))
-    longest = max(model.config.max_position_embeddings, args.seq_len)
-    model.config.max_position_embeddings = longest
-    # as in the generation_config.json of the published instruct models: where others look for it
-    model.config.eos_token_id = [tokenizer.special[name] for name in ("<|im_end|>", ENDOFTEXT)]
-    warn_if_untrained(model, tokenizer)
-    conversations = prepare_instructions(args, tokenizer)
-    encoded = [chat_ids(tokenizer, made["messages"], args.last_turn, args.published_mask)
-               for made in conversations]
-    fits = [len(ids) <= args.seq_len for ids, _ in encoded]
-    say(f"{fits.count(False):,} longer than {args.seq_len} tokens are left out")
-    if not any(fits):
-        raise InputError("no conversation is left; give a larger --seq-len")
-    encoded = list(itertools.compress(encoded, fits))
-    best = best_of_each(itertools.compress(conversations, fits))
-    batches = ConversationBatches(load_documents(args.out, "train"), tokenizer, args, encoded, best)
-    heldout = load_documents(args.out, "validation")
+    model.config.max_position_embeddings = max(model.config.max_position_embeddings, args.seq_len)
+    # as in the generation_config.json of the published instruct models
+    stop_ids = [tokenizer.special[name] for name in ("<|im_end|>", ENDOFTEXT)]
+    model.config.eos_token_id = model.generation_config["eos_token_id"] = stop_ids
+
+    conversations, encoded = encode_conversations(
+        prepare_instructions(args, tokenizer), tokenizer, args)
+    say(f"fill-in-the-middle from {args.out}/data: {args.fim_share:.0%} of the sequences")
+    batches = ConversationBatches(load_documents(args.out, "train"), tokenizer, args, encoded,
+                                  best_conversations(conversations))
+    validation = load_documents(args.out, "validation")
 
     def evaluate(model, step):
-        return {"bpb": bits_per_byte(model, tokenizer, heldout)}
+        return {"bpb": bits_per_byte(model, tokenizer, validation)}
 
     train(model, tokenizer, batches, next_token_loss, args, evaluate)
-    if RANK == 0:
-        compare([args.init, folder], args, device)
+    if RANK == 0:                           # the other processes have nothing to measure
+        compare_models(args.init, folder, args, device)
         print(f"\nTo talk with it: python sft.py --chat --init {folder}")
+
+
+# ------------------------------------------------------------------------------------------------
+# Conversations from tasks, from code on disk, and by an LLM teacher
+
+# How evaluate.py asks an instruct model: "code chat" in assets/benchmarks.json
+SYSTEM = "You are an intelligent programming assistant to produce Python algorithmic solutions"
+REQUEST = "Can you complete the following Python function?\n```python\n{prompt}\n```\n"
+TASKS = 8000                # conversations from the task grammar
+FUNCTIONS = 750             # conversations about functions on disk
+SNIPPET_TOKENS = 1024       # that an LLM teacher is shown (report, section 4.1)
+TEACHER_QUESTIONS = 200     # not published; ours
+TEACHER_ANSWERS = 3         # to each question, of which the best is kept; not published; ours
+TEMPLATES = {"write": "Write a Python function `{name}`: {summary}",
+             "fix": "This function is wrong. Mend it.\n```python\n{code}\n```",
+             "explain": "What does this function do?\n```python\n{code}\n```",
+             "complete": "Complete this function.\n```python\n{code}\n```"}
+
+
+def task_conversation(task, in_words=False):
+    """A task of the grammar, asked as evaluate.py asks HumanEval's problems, or in words."""
+    head, summary = task["prompt"].split("\n")[:2]
+    answer = f"```python\n{head}\n{task['canonical_solution']}```"
+    if in_words:
+        signature = head.removeprefix("def ").removesuffix(":")
+        question = TEMPLATES["write"].format(name=signature, summary=summary.strip(' "'))
+        return new_conversation(question, answer, "tasks")
+    question = REQUEST.replace("{prompt}", task["prompt"].strip())
+    conversation = new_conversation(question, answer, "tasks")
+    conversation["messages"].insert(0, {"role": "system", "content": SYSTEM})
+    return conversation
+
+
+def task_conversations(seed):
+    """TASKS conversations, a quarter of them in words; half of these have two turns."""
+    conversations = [task_conversation(task, in_words=number < TASKS // 4)
+                     for number, task in enumerate(training_tasks(seed, TASKS))]
+    eighth = TASKS // 8
+    for first, second in zip(conversations[:eighth], conversations[eighth:2 * eighth]):
+        second["messages"] = first["messages"] + second["messages"]     # two turns
+    return conversations
+
+
+def code_conversations(documents, seed):
+    """Functions on disk, each under one of four prompt templates: write, fix, explain, complete."""
+    rng = random.Random(f"{seed} functions")
+    python = (document["text"] for document in documents if document["language"] == "python")
+    for name, summary, code in itertools.chain.from_iterable(map(documented_functions, python)):
+        template = rng.choice(list(TEMPLATES))
+        shown = code
+        if template == "fix":
+            shown = mutated(code, rng)
+            if shown in (None, code):
+                continue                                    # nothing to change in it
+        elif template == "complete":
+            shown = "\n".join(code.split("\n")[:rng.randint(1, code.count("\n"))])
+        question = TEMPLATES[template].format(name=name, summary=summary, code=shown)
+        answer = summary if template == "explain" else f"```python\n{code}\n```"
+        yield new_conversation(question, answer, "code", template=template)
+
+
+def teacher_conversations(url, documents, tokenizer, seed):
+    """Questions by an LLM teacher about snippets of training documents, its answers to each, and
+    its scores of these."""
+    rng, snippets = random.Random(f"{seed} snippets"), []
+    for document in rng.choices(documents, k=TEACHER_QUESTIONS):
+        ids = tokenizer.encode(document["text"])
+        start = rng.randint(0, max(0, len(ids) - SNIPPET_TOKENS))
+        snippets.append(tokenizer.decode(ids[start:start + SNIPPET_TOKENS]))
+    questions = ask_all(url, [user(TEACHER_QUESTION.format(snippet)) for snippet in snippets],
+                        temperature=0.7)
+    for number in range(TEACHER_ANSWERS):
+        answers = ask_all(url, [user(question) for question in questions], temperature=0.7,
+                          seed=number)
+        replies = ask_all(url, [user(TEACHER_SCORE.format(question, answer))
+                                for question, answer in zip(questions, answers)], temperature=0.0)
+        for question, answer, reply in zip(questions, answers, replies):
+            conversation = new_conversation(question, answer, "teacher")
+            scores = scores_in(reply, len(CHECKLIST))
+            if scores:                              # else checklist_scores() does it
+                conversation["scores"] = dict(zip(CHECKLIST, scores))
+            yield conversation
+
+
+# ------------------------------------------------------------------------------------------------
+# Which answers are good?
+
+# The items of the checklist (report, section 4.1); their weights are not published; ours
+CHECKLIST = {"consistency": 2, "relevance": 1, "difficulty": 2, "code exists": 1, "correctness": 3,
+             "form": 1, "clarity": 1, "comments": 1, "easy to learn": 1}
+
+
+def set_score(conversation):
+    """Set the scores of the last answer, unless the LLM teacher has, and their weighted mean."""
+    if "scores" not in conversation:
+        answer = last_answer(conversation)
+        code = code_block(answer) if "```" in answer else ""
+        conversation["scores"] = checklist_scores(last_question(conversation), answer, code)
+    total = sum(weight * conversation["scores"][item] for item, weight in CHECKLIST.items())
+    conversation["score"] = total / sum(CHECKLIST.values())
+
+
+def verify(conversations, weak):
+    """Run the answers that show examples; those to tasks are right by construction. Sets `passed`,
+    unless an answer fails for another reason than a wrong value: it may lack code or time."""
+    pairs = []                              # of a conversation and its problem
+    for chat in conversations:
+        if chat["source"] != "tasks":
+            before = all_text(chat["messages"][:-1])
+            problem = example_problem(last_answer(chat), before, code_block)
+            pairs += [(chat, problem)] if problem else []
+    programs = [(problem, code_block(last_answer(chat), problem["entry_point"]))
+                for chat, problem in pairs]
+    for (chat, _), grade in zip(pairs, grades(programs, weak=weak)):
+        if grade.passed or grade.reason.startswith("wrong answer"):     # not an exception
+            chat["passed"] = grade.passed
+
+
+# ------------------------------------------------------------------------------------------------
+# All conversations -> out/instructions
+
+FORMAT = 2                  # of the folder; an older one is refused
+KEPT_WITHOUT_CODE = 0.3     # share of the conversations without code; not published; ours
+
+
+def all_conversations(args, documents, tokenizer):
+    """All conversations, unfiltered, and a summary of the rows of --data that are skipped."""
+    conversations, summary = read_data(
+        args.data, normalize_conversation, assistant_parts,
+        "messages, or prompt and completion, or instruction, input and output")
+    if args.teacher:
+        conversations += teacher_conversations(args.teacher, documents, tokenizer, args.seed)
+    if not args.only_data:
+        from_code = itertools.islice(code_conversations(documents, args.seed), FUNCTIONS)
+        conversations = task_conversations(args.seed) + list(from_code) + conversations
+    return conversations, summary
+
+
+def build(args, tokenizer, settings):
+    """Make out/instructions: train.jsonl, the best last; pairs.jsonl, failed answers next to one
+    that passes, for dpo.py; scores.png; a manifest of what was dropped and why."""
+    documents = load_documents(args.out, "train")
+    selection = Selection(*all_conversations(args, documents, tokenizer))
+    selection.drop_duplicates()
+    contamination = Contamination(default_benchmarks())
+    selection.drop("contaminated", lambda chat: contamination.hit(all_text(chat["messages"])))
+    # the report drops most samples without code, which hurt its benchmarks
+    rng = random.Random(f"{args.seed} thinned")
+    selection.drop("without code", lambda chat: chat["source"] != "file" and "```" not in
+                   last_answer(chat) and rng.random() > KEPT_WITHOUT_CODE)
+    verify(selection.conversations, args.weak_sandbox)
+    failed = selection.drop("fails its tests", lambda chat: chat.get("passed") is False)
+
+    def rank(chat):
+        return chat.get("passed", False), chat["score"]
+
+    # rejection sampling: of several answers to a question, keep the best
+    best = {}
+    for chat in selection.conversations:
+        set_score(chat)
+        key = prompt_key(chat)
+        best[key] = max(best.get(key, chat), chat, key=rank)
+    selection.drop("another answer is better", lambda chat: chat["source"] != "file"
+                   and rank(chat) < rank(best[prompt_key(chat)]))
+
+    conversations = sorted(selection.conversations, key=lambda chat: chat["score"])
+    # a failed answer is still good for a preference pair
+    pairs = [{"prompt": chat["messages"][:-1], "tools": chat.get("tools"),
+              "chosen": last_answer(best[prompt_key(chat)]), "rejected": last_answer(chat)}
+             for chat in failed if best.get(prompt_key(chat), {}).get("passed")]
+    for chat in conversations:
+        chat["language"] = answer_language(last_answer(chat))
+    fields = ("messages", "tools", "source", "language", "passed", "scores", "score")
+    rows = [{name: chat.get(name) for name in fields} for chat in conversations]
+    with whole_folder(Path(args.out) / "instructions") as folder:
+        for name, part in (("train", rows), ("pairs", pairs)):
+            write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in part))
+        plot_scores(rows, folder / "scores.png")
+        write_json(folder / "manifest.json", {
+            **settings, **selection.summary, "kept": len(conversations),
+            "sources": Counter(row["source"] for row in rows),
+            "languages": Counter(row["language"] for row in rows)})
+
+
+def prepare_corpus(args):
+    """Make out/data as pretrain.py does, unless it exists: FIM needs its code."""
+    if RANK == 0 and not (Path(args.out) / "data").exists():
+        say(f"{args.out}/data is missing and is made from {', '.join(DEFAULT_SOURCES)}; for other "
+            "code run `python data.py --source FOLDER` first")
+        print_corpus(args.out, prepare_data(args.out, DEFAULT_SOURCES))
+    barrier()
+
+
+def prepare_instructions(args, tokenizer):
+    """Make out/instructions unless it exists, print what is in it -> its conversations."""
+    prepare_corpus(args)
+    folder = Path(args.out) / "instructions"
+    settings = {"format": FORMAT, "data": file_hashes(args.data), "teacher": args.teacher,
+                "seed": args.seed, "only_data": args.only_data}
+    if RANK == 0 and (args.fresh or not folder.exists()):
+        build(args, tokenizer, settings)
+    barrier()                               # the other processes read what the first has written
+    manifest = made_from(folder, settings)
+    if args.only_data:
+        say("--only-data: no tasks of the grammar, no conversations from code on disk")
+    print_manifest(manifest, "conversations")
+    return [row for _, row in read_rows(folder / "train.jsonl")]
+
+
+# ------------------------------------------------------------------------------------------------
+# Measuring
+
+ANSWER_TOKENS = 160         # of an answer, at most, when measuring
+SAMPLED = 100               # problems that are answered several times, for pass@k
+SPANS = 50                  # of each type, to infill
+
+
+def solve(model, tokenizer, problems, weak, samples=1, **sampling):
+    """Answer problems and grade the answers -> for each problem a list of its samples, as (text,
+    stopped by itself, passed)."""
+    template = benchmarks()["prompts"]["code chat"]
+    prompts = [prompt_ids(model, tokenizer, template, problem) for problem in problems]
+    answers = complete(model, tokenizer, prompts, ANSWER_TOKENS, template["stops"],
+                       answer_stop_ids(tokenizer), samples=samples, **sampling)
+    repeated = [problem for problem in problems for _ in range(samples)]
+    programs = [(problem, code_block(text, problem["entry_point"]))
+                for problem, (text, _) in zip(repeated, answers)]
+    graded = [(text, stopped, grade.passed)
+              for (text, stopped), grade in zip(answers, grades(programs, weak=weak))]
+    return [graded[i:i + samples] for i in range(0, len(graded), samples)]
+
+
+def measure(folder, args, device, samples=0):
+    """What a checkpoint can do -> {name: value, or a list of values, one per problem}. samples: of
+    each of some problems at temperature 0.8, for pass@k."""
+    print(f"\nmeasuring {folder}")
+    model, tokenizer = load(folder, device, dtype=None)     # as stored: comparable between runs
+    validation = load_documents(args.out, "validation")
+    problems = {"unseen parameters": held_out_problems("parameters"),
+                "unseen compositions": held_out_problems("compositions"),
+                "ladder": list(find_problems("ladder").values())}
+    values, answers = {}, {}
+    for name, rows in problems.items():
+        answers[name] = [sample for [sample] in solve(model, tokenizer, rows, args.weak_sandbox)]
+        values[f"{name}: pass@1, %"] = [100 * passed for _, _, passed in answers[name]]
+    if samples:
+        results = solve(model, tokenizer, problems["unseen parameters"][:SAMPLED],
+                        args.weak_sandbox, samples, temperature=0.8, seed=args.seed)
+        right = [sum(passed for _, _, passed in result) for result in results]
+        for k in (1, samples):
+            values[f"{SAMPLED} sampled {samples} times: pass@{k}, %"] = [
+                100 * pass_at_k(samples, n, k) for n in right]
+    texts, stopped, _ = zip(*answers["unseen parameters"])
+    lengths = [len(tokenizer.encode(text)) for text in texts]
+    values["answers that stop, %"] = 100 * share(stopped)
+    values["length of an answer, tokens"] = sum(lengths) / len(lengths)
+    scores = measure_infilling(model, tokenizer, held_out_gaps(validation, SPANS)).values()
+    for name in ("bits per byte", "exact, %", "stops, %"):
+        values[f"infilling: {name}"] = sum(score[name] for score in scores) / len(scores)
+    return {**values, "code: bits per byte": bits_per_byte(model, tokenizer, validation)}
+
+
+def table_cell(value, sign=""):
+    """A number, or the mean of a list and its 95 % interval. sign "+": also show that of gains."""
+    if not isinstance(value, list):
+        return f"{value:{sign}.2f}"
+    low, high = bootstrap(value)
+    return f"{sum(value) / len(value):{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
+
+
+def compare_models(before, after, args, device, samples=0):
+    """Print what two checkpoints can do and what was gained, and three answers of the second."""
+    old, new = (measure(folder, args, device, samples) for folder in (before, after))
+    rows = [["", Path(before).name, Path(after).name, "gain"]]
+    for name, value in new.items():
+        if isinstance(value, list):         # per problem, which narrows the interval
+            gain = [b - a for a, b in zip(old[name], value)]
+        else:
+            gain = value - old[name]
+        rows.append([name, table_cell(old[name]), table_cell(value), table_cell(gain, "+")])
+    print()
+    print_table(rows)
+    problems = held_out_problems("parameters")[:3]
+    model, tokenizer = load(after, device, dtype=None)
+    for problem, [(text, _, _)] in zip(problems, solve(model, tokenizer, problems,
+                                                       args.weak_sandbox)):
+        program = code_block(text, problem["entry_point"]).rstrip()
+        print(f"\n--- asked\n{problem['prompt']}--- answered\n{program}")
+
+
+# ------------------------------------------------------------------------------------------------
+# The chat, and the command
+
+CHAT_TOKENS = 256           # of an answer, at most
+
+
+def talk(args):
+    """Talk with the newest model in the terminal, until an empty line."""
+    folder = args.init or newest_model(args.out)
+    model, tokenizer = load(folder, args.device)
+    T = model.config.context_length
+    max_new_tokens = min(CHAT_TOKENS, T // 2)
+    room = T - max_new_tokens                               # for the prompt
+    messages = []
+    print(f"{folder}; an empty line ends the chat")
+    while question := next_line():
+        messages += user(question)
+        ids = prompt_of(tokenizer, messages)
+        while len(ids) > room and len(messages) > 1:
+            messages = messages[2:]                         # forget the oldest turn
+            ids = prompt_of(tokenizer, messages)
+        stream = TextStream(tokenizer)
+        [new_ids] = generate(model, [ids[-room:]], max_new_tokens, temperature=args.temperature,
+                             stop_ids=answer_stop_ids(tokenizer), vocab_size=tokenizer.vocab_size,
+                             seed=args.seed + len(messages),
+                             on_token=lambda _, token: print(stream.add(token), end="", flush=True))
+        print(stream.finish())
+        messages.append({"role": "assistant", "content": tokenizer.decode(new_ids)})
+
+
+def has_published_size(name):
+    """Whether a checkpoint has the shape of a published model."""
+    download(name, weights=False)
+    config = Config.from_json(hub_folder(name, weights=False) / "config.json")
+    return any((config.hidden_size, config.num_hidden_layers)
+               == (published.hidden_size, published.num_hidden_layers)
+               for size, published in CONFIGS.items() if size not in PRESETS)
 
 
 def main():
     parser = argparse.ArgumentParser(description="Fine-tune a Qwen2.5-Coder on conversations.")
     training_flags(parser)
-    parser.add_argument("--data", action="append", metavar="FILE", help="conversations "
-                        "of your own, messages or Alpaca's shape, beside ours (repeatable)")
-    parser.add_argument("--teacher", metavar="URL", help="an OpenAI-compatible server that writes "
-                        "more of them")
-    parser.add_argument("--build", action="store_true", help="make out/instructions alone")
+    parser.add_argument("--data", action="append", metavar="FILE", help="your own conversations: "
+                        "messages (OpenAI, ShareGPT), prompt and completion, or instruction, input "
+                        "and output (repeatable)")
+    parser.add_argument("--only-data", action=argparse.BooleanOptionalAction, help="learn from "
+                        "--data and --teacher only, without tasks and code on disk; --fim-share "
+                        "stays (default: only with a model of a published size)")
+    parser.add_argument("--teacher", metavar="URL", help="an OpenAI-compatible server with an LLM "
+                        "teacher that writes more conversations")
+    parser.add_argument("--build", action="store_true", help="only make out/instructions")
     parser.add_argument("--chat", action="store_true", help="talk with the newest model")
     parser.add_argument("--temperature", type=float, default=0.0, help="of --chat (default: 0)")
-    parser.add_argument("--last-turn", action="store_true", help="learn the last answer alone")
-    parser.add_argument("--published-mask", action="store_true", help="learn the turns' marks "
-                        "too, as the released script does")
-    parser.add_argument("--fim-share", type=float, default=FIM_SHARE, help="rows of "
-                        "fill-in-the-middle among the conversations' (default: %(default)s)")
+    parser.add_argument("--last-turn", action="store_true", help="learn only the last answer")
+    parser.add_argument("--published-mask", action="store_true", help="also learn the special "
+                        "tokens of all turns, as the released script does")
+    parser.add_argument("--fim-share", type=float, default=FIM_SHARE, help="share of sequences "
+                        "with fill-in-the-middle, from out/data (default: %(default)s)")
     parser.add_argument("--weak-sandbox", action="store_true", help="run programs where the system "
                         "cannot lock them in, under resource limits alone")
     args = parser.parse_args()
     build_only, chat_only = vars(args).pop("build"), vars(args).pop("chat")
     if not 0 <= args.fim_share < 1 or not args.temperature >= 0:
         raise InputError("--fim-share must be at least 0 and below 1, --temperature at least 0")
+    if args.only_data and not args.data:
+        raise InputError("--only-data: there is nothing to learn from without --data FILE")
     if chat_only:
-        return chat(args)
+        return talk(args)
     vars(args).pop("temperature")
     args.stage, args.before, args.after = "sft", 0, 0
     args.init = str(args.init or newest_model(args.out, ("repository", "pretrain")))
     device = start_processes(args.device)
+    file_hashes(args.data)                                  # report a missing file before any work
+    if args.only_data is None:
+        args.only_data = bool(args.data) and has_published_size(args.init)
     if build_only:
         prepare_instructions(args, Tokenizer.load(args.init))
     else:

@@ -1,20 +1,25 @@
-"""Text to ids and back: Qwen2.5's byte-level BPE, its 22 control tokens and ChatML.
+"""Text to ids and back: Qwen2.5's byte-level BPE, its 22 special tokens and ChatML.
 
-A token is a sequence of bytes. Training starts from the 256 single bytes and joins, again and
-again, the pair of neighbours that occurs most often; encoding replays those joins. Text is first
-cut into pre-tokens (a word with the blank before it, one digit, a run of signs, ...) and no token
-crosses a cut. After the base vocabulary stand the control tokens: end of text, ChatML, tool calls,
-fill-in-the-middle, repository layout (report, section 2.2 and table 2).
+A token is a short sequence of bytes, numbered by its id. Training starts from the 256 single bytes
+and repeatedly merges the most frequent pair of neighboring tokens into a new one; encoding replays
+these merges on new text. Before either, a regular expression splits the text into words, and no
+token ever crosses a word boundary. After the learned vocabulary come the special tokens: end of
+text, ChatML, tool calls, fill-in-the-middle and repository structure (report, section 2.2 and
+table 2).
 
-This file knows text and ids only: no tensors, no infilling (fim.py), no batches (data.py).
+This file deals with text and ids only. What the fill-in-the-middle tokens mean is in fim.py, and
+how ids become batches is in data.py.
 
-    python tokenizer.py FILE                        # how FILE is cut into tokens, in colour
-    python tokenizer.py FILE --tokenizer FOLDER     # with another vocabulary; well under a second
+    python tokenizer.py FILE                        # show FILE's tokens in color; under a second
+    python tokenizer.py FILE --tokenizer FOLDER     # with another vocabulary
+
+Read first: learn_merges, encode_word, Tokenizer.encode, Tokenizer.chat_parts
 """
 
 import argparse
 import codecs
 import heapq
+import itertools
 import json
 import os
 import re
@@ -27,17 +32,14 @@ from pathlib import Path
 import regex
 import tiktoken
 
-from support.files import InputError, hub_folder, read_json, read_text, run, write_json
+from support.files import InputError, hub_folder, read_text, read_vocabulary, run, write_vocabulary
 
-# ------------------------------------------------------------------------------------------------
-# What Qwen2.5 fixes
-
-# One piece per match: a contraction, a word with at most one sign or blank before it, ONE digit
-# (GPT-4's pattern takes up to three), a run of signs, line ends, blanks. `\s+(?!\S)` leaves the
-# last blank of a run to the word that follows it.
+# How text is split into words: a contraction, a run of letters with at most one other character
+# before it, ONE digit (GPT-4's pattern takes up to three), a run of punctuation, line ends, white
+# space. `\s+(?!\S)` leaves the last space of a run to the word that follows it.
 PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-LONGEST_BLANK = 100_000     # characters; tiktoken's pattern engine fails on runs ten times as long
+LONGEST_BLANK = 100_000     # characters of white space; tiktoken fails on runs ten times as long
 
 ENDOFTEXT = "<|endoftext|>"
 SPECIAL_TOKENS = [
@@ -48,124 +50,94 @@ SPECIAL_TOKENS = [
     "<|repo_name|>", "<|file_sep|>"]
 HIDDEN_TOKENS = set(SPECIAL_TOKENS[:14])    # those that decode(skip_special=True) leaves out
 
-SYSTEM_PROMPT = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-TOOLS_BEFORE = ("\n\n# Tools\n\nYou may call one or more functions to assist with the user query."
-                "\n\nYou are provided with function signatures within <tools></tools> XML tags:"
-                "\n<tools>")
-TOOLS_AFTER = ("\n</tools>\n\nFor each function call, return a json object with function name and "
-               "arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
-               '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>')
-
-# Tokenizer.render_chat() below, in the language that Hugging Face folders carry it in
-CHAT_TEMPLATE = "".join(line.strip() for line in r"""
-{{- '<|im_start|>system\n' }}
-{{- messages[0].content if messages[0].role == 'system' else SYSTEM_PROMPT }}
-{%- if tools %}
-    {{- TOOLS_BEFORE }}{%- for tool in tools %}{{- '\n' }}{{- tool | tojson }}{%- endfor %}
-    {{- TOOLS_AFTER }}
-{%- endif %}
-{{- '<|im_end|>\n' }}
-{%- for message in messages %}
-    {%- if message.role == 'tool' %}
-        {{- '<|im_start|>user' if loop.first or loop.previtem.role != 'tool' }}
-        {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
-        {{- '<|im_end|>\n' if loop.last or loop.nextitem.role != 'tool' }}
-    {%- elif message.role == 'assistant' and message.tool_calls %}
-        {{- '<|im_start|>assistant' }}{{- '\n' + message.content if message.content }}
-        {%- for call in message.tool_calls %}
-            {%- set call = call.function or call %}
-            {{- '\n<tool_call>\n{"name": "' + call.name + '", "arguments": ' }}
-            {{- call.arguments | tojson }}{{- '}\n</tool_call>' }}
-        {%- endfor %}
-        {{- '<|im_end|>\n' }}
-    {%- elif message.role != 'system' or not loop.first %}
-        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
-    {%- endif %}
-{%- endfor %}
-{{- '<|im_start|>assistant\n' if add_generation_prompt }}
-""".splitlines())
-CHAT_TEMPLATE = (CHAT_TEMPLATE.replace("SYSTEM_PROMPT", json.dumps(SYSTEM_PROMPT))
-                 .replace("TOOLS_BEFORE", json.dumps(TOOLS_BEFORE))
-                 .replace("TOOLS_AFTER", json.dumps(TOOLS_AFTER)))
-
-
-def byte_alphabet():
-    """byte -> the visible character that stands for it in vocabulary files (GPT-2's table)."""
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {byte: chr(byte if i < len(visible) else 256 + i - len(visible))
-            for i, byte in enumerate(visible + hidden)}
-
-
-TO_CHAR = byte_alphabet()                                   # its order is that of ids 0 to 255
-TO_BYTE = {char: byte for byte, char in TO_CHAR.items()}
-
-
-def to_chars(token):
-    return "".join(TO_CHAR[byte] for byte in token)
-
-
-def to_bytes(chars):
-    return bytes(TO_BYTE[char] for char in chars)
-
+# The bytes in the order of their ids, which is GPT-2's: printable characters of Latin-1 first
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTE_ORDER = PRINTABLE + [byte for byte in range(256) if byte not in PRINTABLE]
 
 # ------------------------------------------------------------------------------------------------
-# Learning the vocabulary
+# Byte-pair encoding: learning the merges, and applying them
 
 
-def join(word, pair, new):
-    """The ids of word with each occurrence of pair, from the left, replaced by new."""
-    joined, i = [], 0
-    while i < len(word):
-        found = tuple(word[i:i + 2]) == pair
-        joined.append(new if found else word[i])
-        i += 2 if found else 1
-    return joined
+def merge_pair(ids, pair, new_id):
+    """The list ids with every occurrence of pair, from left to right, replaced by new_id."""
+    merged = []
+    i = 0
+    while i < len(ids):
+        if tuple(ids[i:i + 2]) == pair:
+            merged.append(new_id)
+            i += 2
+        else:
+            merged.append(ids[i])
+            i += 1
+    return merged
 
 
 def learn_merges(words, count):
-    """Byte-pair encoding: the merges, most frequent first.
+    """Learn up to `count` merges, the most frequent first -> list of (left, right), in bytes.
 
-    words: bytes -> number of occurrences. count: how many merges at most; pairs that occur only
-    once are not joined. Returns a list of (left, right) in bytes. Ties go to the pair with the
-    smaller ids. A merge touches only the words that hold its pair, never the whole text.
+    words: bytes -> how often the word occurs. Of equally frequent pairs the one with the smaller
+    ids is merged first; pairs that occur only once are never merged. A merge visits only the words
+    that contain its pair, so training does not read the whole text again for each merge.
     """
-    tokens = [bytes([byte]) for byte in TO_CHAR]
-    byte_ids = {byte: i for i, byte in enumerate(TO_CHAR)}
-    occurrences = list(words.values())
-    spelled = [[byte_ids[byte] for byte in word] for word in words]
-    pair_count, pair_words = Counter(), defaultdict(set)
-    for w, word in enumerate(spelled):
-        for pair in zip(word, word[1:]):
-            pair_count[pair] += occurrences[w]
-            pair_words[pair].add(w)
+    tokens = [bytes([byte]) for byte in BYTE_ORDER]
+    id_of_byte = {byte: i for i, byte in enumerate(BYTE_ORDER)}
+    frequency = list(words.values())
+    spelling = [[id_of_byte[byte] for byte in word] for word in words]  # words as ids, so far
+
+    pair_count = Counter()                  # (id, id) -> occurrences in the text
+    words_with = defaultdict(set)           # (id, id) -> indices of words that contain it
+    for w, ids in enumerate(spelling):
+        for pair in zip(ids, ids[1:]):
+            pair_count[pair] += frequency[w]
+            words_with[pair].add(w)
+    # A heap yields the most frequent pair. Counts change, but instead of searching the heap for an
+    # outdated entry, we push a new one and skip the outdated entry when it is popped.
     heap = [(-n, pair) for pair, n in pair_count.items()]
     heapq.heapify(heap)
 
     merges = []
     while heap and len(merges) < count:
-        negative, pair = heapq.heappop(heap)
-        if -negative != pair_count[pair]:                   # an old entry: its count has changed
+        negative_count, pair = heapq.heappop(heap)
+        if -negative_count != pair_count[pair]:             # outdated
             continue
         if pair_count[pair] < 2:
             break
-        new = len(tokens)
-        merges.append((tokens[pair[0]], tokens[pair[1]]))
-        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        left, right = tokens[pair[0]], tokens[pair[1]]
+        new_id = len(tokens)
+        tokens.append(left + right)
+        merges.append((left, right))
         changed = set()
-        for w in pair_words.pop(pair):
-            word, joined = spelled[w], join(spelled[w], pair, new)
-            for old in zip(word, word[1:]):
-                pair_count[old] -= occurrences[w]
-            for now in zip(joined, joined[1:]):
-                pair_count[now] += occurrences[w]
-                pair_words[now].add(w)
-            changed.update(zip(word, word[1:]), zip(joined, joined[1:]))
-            spelled[w] = joined
-        for p in changed:
-            if pair_count[p] > 0:
-                heapq.heappush(heap, (-pair_count[p], p))
+        for w in words_with.pop(pair):
+            before = spelling[w]
+            after = merge_pair(before, pair, new_id)
+            for old in zip(before, before[1:]):
+                pair_count[old] -= frequency[w]
+            for new in zip(after, after[1:]):
+                pair_count[new] += frequency[w]
+                words_with[new].add(w)
+            changed.update(zip(before, before[1:]), zip(after, after[1:]))
+            spelling[w] = after
+        for changed_pair in changed:
+            if pair_count[changed_pair] > 0:
+                heapq.heappush(heap, (-pair_count[changed_pair], changed_pair))
     return merges
+
+
+def encode_word(word, id_of):
+    """Encode one word (bytes) by replaying the merges -> list of ids.
+
+    id_of: token (bytes) -> id. Tokens that were learned earlier have smaller ids, so in each round
+    the pair whose merged token has the smallest id is merged, until no pair forms a token. This is
+    the reference implementation: tiktoken, which Tokenizer uses, does the same in Rust.
+    """
+    parts = [word[i:i + 1] for i in range(len(word))]
+    while True:
+        mergeable = [(id_of[left + right], i) for i, (left, right) in enumerate(
+            zip(parts, parts[1:])) if left + right in id_of]
+        if not mergeable:
+            return [id_of[part] for part in parts]
+        _, i = min(mergeable)
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -173,14 +145,16 @@ def learn_merges(words, count):
 
 
 class Tokenizer:
-    """The merges (they fix the base vocabulary) and the control tokens after it.
+    """A vocabulary: single bytes, one token per merge, then the special tokens.
 
-    special: name -> id. vocab_size: ids in use; a model may have more rows than that.
+    tokens: the bytes of each id below the special tokens. special: name -> id. vocab_size: how many
+    ids are in use; the embedding matrix of a model may have more rows.
     """
 
     def __init__(self, merges, special=None):
         self.merges = merges
-        self.tokens = [bytes([b]) for b in TO_CHAR] + [left + right for left, right in merges]
+        self.tokens = [bytes([byte]) for byte in BYTE_ORDER]
+        self.tokens += [left + right for left, right in merges]
         base = len(self.tokens)
         self.special = special or {name: base + i for i, name in enumerate(SPECIAL_TOKENS)}
         self.vocab_size = max(self.special.values()) + 1
@@ -191,11 +165,11 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts, vocab_size):
-        """Learn a vocabulary of vocab_size ids, the 22 control tokens included, from texts."""
-        smallest = len(TO_CHAR) + len(SPECIAL_TOKENS)
+        """Learn a vocabulary of vocab_size ids, including the 22 special tokens, from texts."""
+        smallest = 256 + len(SPECIAL_TOKENS)
         if vocab_size < smallest:
-            raise InputError(f"a vocabulary of {vocab_size} is too small: "
-                             f"256 bytes and {len(SPECIAL_TOKENS)} control tokens need {smallest}")
+            raise InputError(f"a vocabulary of {vocab_size} is too small: 256 bytes and "
+                             f"{len(SPECIAL_TOKENS)} special tokens need {smallest}")
         words = Counter()
         for text in texts:
             words.update(regex.findall(PATTERN, unicodedata.normalize("NFC", text)))
@@ -204,198 +178,258 @@ class Tokenizer:
             raise InputError("no text to train a tokenizer on")
         return cls(learn_merges(words, vocab_size - smallest))
 
-    @classmethod
-    def load(cls, folder_or_hub_name):
-        """Read tokenizer.json, or vocab.json with merges.txt, from a folder or a hub name."""
-        folder = hub_folder(folder_or_hub_name, weights=False)
-        path = folder / "tokenizer.json"
-        try:
-            if path.exists():
-                data = read_json(path)
-                vocabulary, merges = data["model"]["vocab"], data["model"]["merges"]
-                special = {token["content"]: token["id"] for token in data["added_tokens"]}
-            else:
-                path = folder / "merges.txt"
-                vocabulary = read_json(folder / "vocab.json")
-                merges = [line for line in read_text(path).split("\n")[1:] if line]
-                special = {name: len(vocabulary) + i for i, name in enumerate(SPECIAL_TOKENS)}
-            pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
-            pairs = [(to_bytes(left), to_bytes(right)) for left, right in pairs]
-            tokens = [bytes([byte]) for byte in TO_CHAR] + [left + right for left, right in pairs]
-            wrong = [i for i, token in enumerate(tokens) if vocabulary.get(to_chars(token)) != i]
-            after = [*range(len(tokens), len(tokens) + len(special))]
-            follow = sorted(special.values()) == after and all(name.encode() for name in special)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise InputError(f"{path}: not a byte-level BPE tokenizer of Qwen's kind") from None
-        if missing := [name for name in SPECIAL_TOKENS if name not in special]:
-            raise InputError(f"{path}: lacks {len(missing)} of Qwen2.5's control tokens, "
-                             f"the first is {missing[0]}")
-        if wrong or not follow:
-            first = (wrong or [len(tokens)])[0]
-            raise InputError(f"{path}: vocabulary, merges and control tokens do not fit together, "
-                             f"first at id {first}; copy or download it again")
-        return cls(pairs, special)
-
-    def save(self, folder):
-        """Write tokenizer.json and tokenizer_config.json as Hugging Face tokenizers read them."""
-        added = [{"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
-                  "normalized": False, "special": name in HIDDEN_TOKENS}
-                 for name, i in sorted(self.special.items(), key=lambda item: item[1])]
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
-                      "use_regex": False}
-        split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated",
-                 "invert": False}
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json(Path(folder) / "tokenizer.json", {
-            "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-            "normalizer": {"type": "NFC"}, "post_processor": byte_level, "decoder": byte_level,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                      "continuing_subword_prefix": "", "end_of_word_suffix": "",
-                      "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                      "vocab": {to_chars(token): i for i, token in enumerate(self.tokens)},
-                      "merges": [f"{to_chars(a)} {to_chars(b)}" for a, b in self.merges]}})
-        write_json(Path(folder) / "tokenizer_config.json", {
-            "tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "add_prefix_space": False,
-            "added_tokens_decoder": {str(token["id"]): {k: v for k, v in token.items() if k != "id"}
-                                     for token in added},
-            "bos_token": None, "eos_token": ENDOFTEXT, "pad_token": ENDOFTEXT, "unk_token": None,
-            "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False,
-            "errors": "replace", "model_max_length": 32768, "split_special_tokens": False})
-
     def encode(self, text, allow_special=False):
-        """Text -> ids, after Unicode NFC. A control token's name in text stays plain text unless
-        allow_special: so nothing that was read from a file can steer the model."""
-        text, cuts = unicodedata.normalize("NFC", text), []
+        """Text -> ids, after Unicode normalization (NFC).
+
+        The name of a special token in the text is encoded as plain text unless allow_special, so
+        that nothing read from a file can act as a special token.
+        """
+        text = unicodedata.normalize("NFC", text)
+        cuts = []
         if len(text) > LONGEST_BLANK:
             cuts = [cut for blank in re.finditer(r"\s+", text)
                     for cut in range(blank.start() + LONGEST_BLANK, blank.end(), LONGEST_BLANK)]
         ids = []
         for start, end in zip([0, *cuts], [*cuts, None]):
-            part = text[start:end]
-            ids += (self.encoding.encode(part, allowed_special="all") if allow_special
-                    else self.encoding.encode_ordinary(part))
+            if allow_special:
+                ids += self.encoding.encode(text[start:end], allowed_special="all")
+            else:
+                ids += self.encoding.encode_ordinary(text[start:end])
         return ids
 
     def encode_batch(self, texts):
         """encode() of many texts, on all cores -> one list of ids per text."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:    # tiktoken lets other threads run
+        with ThreadPoolExecutor(os.cpu_count()) as pool:    # tiktoken releases Python's lock
             return list(pool.map(self.encode, texts))
 
     def decode_bytes(self, ids):
-        """Ids -> bytes; control tokens give the bytes of their names. KeyError: no such id."""
+        """Ids -> bytes; a special token gives its name. KeyError: there is no such id."""
         return self.encoding.decode_bytes(ids)
 
     def decode(self, ids, skip_special=False):
-        """Ids -> text; bytes that are not UTF-8 become U+FFFD. skip_special leaves out what Hugging
-        Face marks special: end of text, ChatML and vision tokens, not FIM, repository or tools."""
+        """Ids -> text; bytes that are not UTF-8 become U+FFFD. skip_special leaves out the tokens
+        that Hugging Face marks as special: end of text, ChatML and vision, but not FIM or tools."""
         if skip_special:
             ids = [i for i in ids if i not in self.hidden_ids]
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def byte_lengths(self):
-        """The number of bytes of text that each id stands for (0 for control tokens)."""
-        return [*map(len, self.tokens), *[0] * len(self.special)]
+        """How many bytes of text each id stands for (0 for special tokens)."""
+        return [len(token) for token in self.tokens] + [0] * len(self.special)
+
+    @classmethod
+    def load(cls, folder_or_hub_name):
+        """Read tokenizer.json, or vocab.json and merges.txt, from a folder or a hub name."""
+        folder = hub_folder(folder_or_hub_name, weights=False)
+        return cls(*read_vocabulary(folder, BYTE_ORDER, SPECIAL_TOKENS))
+
+    def save(self, folder):
+        """Write tokenizer.json and tokenizer_config.json as Hugging Face tokenizers read them."""
+        template = read_text(Path(__file__).with_name("assets") / "chat_template.jinja")
+        write_vocabulary(
+            Path(folder), BYTE_ORDER, self.merges, self.special, hidden=HIDDEN_TOKENS,
+            pattern=PATTERN, end=ENDOFTEXT,
+            chat_template="".join(line.strip() for line in template.splitlines()))
+
+    def chat_parts(self, messages, tools=None):
+        """A conversation in ChatML, in parts: a list of (text, is_special, role).
+
+        messages: dicts with role and content; content is text, a list of text parts, or None.
+        An assistant's message may have tool_calls: dicts with name and arguments, or with both
+        under "function". tools: JSON-like function signatures, listed in the system turn.
+
+        is_special: the text is a special token that ChatML itself writes. All other text is
+        content, in which the name of a special token stays plain text. role: whose turn the part
+        belongs to; the responses of tools form a user turn. An assistant's "assistant\\n" is a part
+        of its own, because a generation prompt ends with it. InputError: not a conversation.
+        """
+        check_messages(messages)
+        if messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
+        turns = []                                          # (role, [(text, is_special), ...])
+        for is_tool, group in itertools.groupby(messages, lambda m: m["role"] == "tool"):
+            if is_tool:                                     # neighbours share one user turn
+                responses = "\n".join(f"<tool_response>\n{content_text(message)}\n</tool_response>"
+                                      for message in group)
+                turns.append(("user", [(f"user\n{responses}", False)]))
+                continue
+            for message in group:
+                if message["role"] == "assistant":
+                    turns.append(("assistant", assistant_parts(message)))
+                else:
+                    text = f"{message['role']}\n{content_text(message)}"
+                    turns.append((message["role"], [(text, False)]))
+        if tools:
+            signatures = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools)
+            before = turns[0][1][0][0] + TOOLS_BEFORE + signatures
+            [first, *rest] = tool_call_parts(TOOLS_AFTER)
+            turns[0] = ("system", [(before + first[0], False), *rest])
+        parts = []
+        for role, contents in turns:
+            for text, is_special in [("<|im_start|>", True), *contents, ("<|im_end|>", True),
+                                     ("\n", False)]:
+                parts.append((text, is_special, role))
+        return parts
 
     def render_chat(self, messages, tools=None, add_generation_prompt=False):
-        """Messages -> ChatML text, equal to Qwen2.5's (chat_template in tokenizer_config.json).
+        """The conversation as ChatML text; the arguments are those of `chat_parts`."""
+        text = "".join(text for text, _, _ in self.chat_parts(messages, tools))
+        return text + "<|im_start|>assistant\n" if add_generation_prompt else text
 
-        messages: dicts with role and content; an assistant's may have tool_calls (dicts with name
-        and arguments, or with both under "function"). tools: JSON-like function signatures.
-        InputError: no message, or an unknown role.
-        """
-        if not messages:
-            raise InputError("a chat needs at least one message")
-        first = messages[0]
-        system = first["content"] if first["role"] == "system" else SYSTEM_PROMPT
-        if tools:
-            lines = ["\n" + json.dumps(tool, ensure_ascii=False) for tool in tools]
-            system += TOOLS_BEFORE + "".join(lines) + TOOLS_AFTER
-        text = f"<|im_start|>system\n{system}<|im_end|>\n"
-        roles = [None, *(message["role"] for message in messages), None]
-        for i, message in enumerate(messages, 1):
-            role, content = message["role"], message.get("content")
-            if role == "tool":                              # neighbours share one user turn
-                text += "<|im_start|>user" * (roles[i - 1] != "tool")
-                text += f"\n<tool_response>\n{content}\n</tool_response>"
-                text += "<|im_end|>\n" * (roles[i + 1] != "tool")
-            elif role == "assistant" and message.get("tool_calls"):
-                text += "<|im_start|>assistant" + (f"\n{content}" if content else "")
-                for call in (call.get("function", call) for call in message["tool_calls"]):
-                    arguments = json.dumps(call["arguments"], ensure_ascii=False)
-                    text += (f'\n<tool_call>\n{{"name": "{call["name"]}", '
-                             f'"arguments": {arguments}}}\n</tool_call>')
-                text += "<|im_end|>\n"
-            elif role not in ("system", "user", "assistant"):
-                raise InputError(f"message {i}: unknown role {role!r}")
-            elif role != "system" or i > 1:
-                text += f"<|im_start|>{role}\n{content}<|im_end|>\n"
-        return text + "<|im_start|>assistant\n" * add_generation_prompt
+
+# ------------------------------------------------------------------------------------------------
+# ChatML: <|im_start|>role, the content and <|im_end|> for each turn
+
+# assets/chat_template.jinja is the same as a template for Hugging Face folders
+SYSTEM_PROMPT = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+TOOLS_BEFORE = ("\n\n# Tools\n\nYou may call one or more functions to assist with the user query."
+                "\n\nYou are provided with function signatures within <tools></tools> XML tags:"
+                "\n<tools>")
+TOOLS_AFTER = ("\n</tools>\n\nFor each function call, return a json object with function name and "
+               "arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
+               '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>')
+
+
+def check_messages(messages):
+    """Raise InputError unless messages is a list of dicts whose roles ChatML knows."""
+    if not isinstance(messages, list) or not messages:
+        raise InputError("a chat needs a list of at least one message")
+    for i, message in enumerate(messages, 1):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ("system", "user", "assistant", "tool"):
+            raise InputError(f"message {i}: unknown role {role!r}")
+
+
+def content_text(message):
+    """The content of a message as text: a string, a list of text parts (joined by line feeds), or
+    nothing. A tool may return any value. InputError: a part that is not text, such as an image."""
+    content = message.get("content")
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if all(isinstance(part, str) for part in parts):
+            return "\n".join(parts)
+    elif isinstance(content, str) or message["role"] == "tool":
+        return str(content)
+    raise InputError(f"the content of a {message['role']} message is not text")
+
+
+def tool_call_parts(text):
+    """Text that ChatML writes -> (text, is_special) parts: <tool_call> and </tool_call> are special
+    tokens of the vocabulary."""
+    pieces = re.split("(</?tool_call>)", text)
+    return [(piece, piece in ("<tool_call>", "</tool_call>")) for piece in pieces if piece]
+
+
+def tool_call_text(call):
+    """A tool call as ChatML writes it. call: a dict with name and arguments, or with both under
+    "function"; arguments may be a JSON string, which is OpenAI's format."""
+    try:
+        function = call.get("function") or call
+        name, arguments = function["name"], function["arguments"]
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments)
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise InputError("a tool call needs a name, and arguments that are JSON") from None
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+def assistant_parts(message):
+    """An assistant's turn without <|im_start|> and <|im_end|>, as (text, is_special) parts."""
+    text = content_text(message)
+    calls = [tool_call_text(call) for call in message.get("tool_calls") or []]
+    if text and calls:
+        text += "\n"                       # part of the text: ".\n" is a single token
+    parts = [("assistant\n", False)]
+    if text:
+        parts.append((text, False))
+    for number, call in enumerate(calls):
+        if number:
+            parts.append(("\n", False))
+        # the markers are special tokens; the JSON between them is plain, whatever it contains
+        call = call.removeprefix("<tool_call>").removesuffix("</tool_call>")
+        parts += [("<tool_call>", True), (call, False), ("</tool_call>", True)]
+    return parts
 
 
 class TextStream:
-    """Ids, one at a time -> text that is safe to show: no half characters, no half stop strings.
+    """Turns ids, one at a time, into text that is safe to print: it holds back incomplete
+    characters, and text that may become a stop string.
 
-    add() and finish() return new text. Once a stop string is complete, stopped is True, text ends
-    before it, and nothing more comes out.
+    add() and finish() return new text. When a stop string is complete, `stopped` becomes True; the
+    text ends before it, and nothing follows.
     """
 
     def __init__(self, tokenizer, stop_strings=()):
-        self.tokenizer, self.stop_strings = tokenizer, stop_strings
+        self.tokenizer = tokenizer
+        self.stop_strings = stop_strings
         self.utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.held, self.stopped = "", False
+        self.held = ""                          # decoded, but not returned yet
+        self.stopped = False
 
     def add(self, token_id, final=False):
         if self.stopped:
             return ""
         data = b"" if token_id is None else self.tokenizer.decode_bytes([token_id])
         self.held += self.utf8.decode(data, final)
-        cuts = [cut for stop in self.stop_strings if (cut := self.held.find(stop)) >= 0]
-        self.stopped = bool(cuts)
-        keep = 0 if final else max((n for stop in self.stop_strings for n in range(1, len(stop))
-                                    if self.held.endswith(stop[:n])), default=0)
-        cut = min(cuts, default=len(self.held) - keep)
-        shown, self.held = self.held[:cut], self.held[cut:]
-        return shown
+        cut = len(self.held) if final else len(self.held) - self.possible_stop()
+        for stop in self.stop_strings:
+            if stop in self.held:
+                cut = min(cut, self.held.find(stop))
+                self.stopped = True
+        new, self.held = self.held[:cut], self.held[cut:]
+        return new
+
+    def possible_stop(self):
+        """How many characters at the end of `held` are the beginning of a stop string."""
+        return max((n for stop in self.stop_strings for n in range(1, len(stop))
+                    if self.held.endswith(stop[:n])), default=0)
 
     def finish(self):
         return self.add(None, final=True)
 
 
 # ------------------------------------------------------------------------------------------------
-# The token view
+# The command: show how a file is split into tokens
+
+DIM, RESET, COLORS = "\x1b[2m", "\x1b[0m", ("\x1b[30;46m", "\x1b[30;43m")
 
 
-def token_view(tokenizer, text, colour=True):
-    """Text with its tokens set apart, each source line followed by the ids that begin in it."""
-    inks, border = (("\x1b[30;46m", "\x1b[30;43m"), "\x1b[0m") if colour else (("", ""), "|")
-    dim, plain = ("\x1b[2m", "\x1b[0m") if colour else ("", "")
-    view, shown, ids, stream = [], "", [], TextStream(tokenizer)
+def token_view(tokenizer, text, color=True):
+    """The text with its tokens set apart, by alternating colors or by "|"; below each line the ids
+    of the tokens that begin in it."""
+    stream = TextStream(tokenizer)
     encoded = tokenizer.encode(text)
-    for n, i in enumerate(encoded):
-        ids.append(str(i))
-        piece = stream.add(i) or "·"                        # a part of a character
-        for line in piece.replace("\r", "␍").replace("\n", "↵\n").splitlines(keepends=True):
-            shown += inks[n % 2] + line.rstrip("\n") + border
+    view, line_view, line_ids = [], "", []
+    for n, token_id in enumerate(encoded):
+        line_ids.append(str(token_id))
+        token_text = stream.add(token_id) or "·"            # an incomplete character
+        token_text = token_text.replace("\r", "␍").replace("\n", "↵\n")
+        for line in token_text.splitlines(keepends=True):
+            visible = line.rstrip("\n")
+            line_view += COLORS[n % 2] + visible + RESET if color else visible + "|"
             if line.endswith("\n") or n == len(encoded) - 1:
-                view += [shown, f"{dim}    {' '.join(ids)}{plain}"]
-                shown, ids = "", []
+                ids = "    " + " ".join(line_ids)
+                view += [line_view, DIM + ids + RESET if color else ids]
+                line_view, line_ids = "", []
     return "\n".join(view)
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Show how a file is cut into tokens.")
+    parser = argparse.ArgumentParser(description="Show how a file is split into tokens.")
     parser.add_argument("file", type=Path, help="any text file")
     parser.add_argument("--tokenizer", default="out/tokenizer",
                         help="folder or hub name of a tokenizer (default: %(default)s)")
     args = parser.parse_args()
     if args.tokenizer == "out/tokenizer" and not Path(args.tokenizer).is_dir():
-        raise InputError("out/tokenizer: not there yet; `python pretrain.py` makes it, "
+        raise InputError("out/tokenizer: no such folder; run `python pretrain.py` first, "
                          "or give --tokenizer FOLDER")
     tokenizer = Tokenizer.load(args.tokenizer)
     text = read_text(args.file, newline="")
     ids, size = tokenizer.encode(text), len(text.encode())
-    print(token_view(tokenizer, text, colour=sys.stdout.isatty()))
+    print(token_view(tokenizer, text, color=sys.stdout.isatty()))
     print(f"\n{size:,} bytes, {len(text):,} characters, {len(ids):,} tokens of {args.tokenizer}: "
           f"{size / max(len(ids), 1):.2f} bytes per token")
 

@@ -1,17 +1,21 @@
 """Files, folders and downloads: what every stage does with them, and how a command ends."""
 
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import sys
 import zlib
 from pathlib import Path
 
 import requests
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 
@@ -20,13 +24,17 @@ class InputError(Exception):
 
 
 def run(main):
-    """Call a script's main(); what is wrong outside the code ends in one line and exit code 2."""
-    with contextlib.suppress(AttributeError):           # a stream of a test's own
-        sys.stdout.reconfigure(errors="replace")        # names of files may hold anything
+    """Call a script's main(); bad input ends in one line on stderr and exit code 2."""
+    with contextlib.suppress(AttributeError):           # pytest's capture is no text file
+        sys.stdout.reconfigure(errors="replace")        # the name of a file may not be UTF-8
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:                             # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (InputError, OSError) as error:
-        line = str(error).replace("\n", "\\n")          # the name of a file may hold one
+        line = str(error).replace("\n", "\\n")          # the name of a file may hold a line feed
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -34,7 +42,7 @@ def run(main):
 
 
 def read_text(path, newline=None):
-    """The text of a UTF-8 file; InputError if it is missing or something else.
+    """The text of a UTF-8 file; InputError if it is missing or not UTF-8.
     newline: "" leaves line ends as they are, else each becomes a line feed."""
     try:
         with open(path, encoding="utf-8", newline=newline) as file:
@@ -45,14 +53,49 @@ def read_text(path, newline=None):
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
+def read_json_text(path):
+    """The text of a .json or .jsonl file, which may be compressed (gzip). A byte order mark, which
+    some editors and shells write, is left out; it may announce UTF-16 or UTF-32."""
+    try:
+        data = Path(path).read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        return data.decode(json.detect_encoding(data))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise InputError(f"{path}: a gzip file that is damaged or cut off; copy or download it "
+                         "again") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
 def read_json(path):
     """The JSON value in a file; InputError names the file and the line that is broken."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_json_text(path))
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)      # it has none if a number or the nesting is too long
-        raise InputError(f"{path}, line {line}: not valid JSON; the file is cut off or damaged, "
+        raise InputError(f"{path}, line {line}: not valid JSON; the file is incomplete or damaged, "
                          "copy or download it again") from None
+
+
+def read_rows(path):
+    """The objects of a .jsonl file, or of a .json file with a list of them, which may be
+    compressed: a list of (line number, dict). InputError names file and line."""
+    text, rows, number = read_json_text(path), [], 1
+    try:
+        lines = json.loads(text) if text.startswith("[") else text.split("\n")
+        for number, line in enumerate(lines, 1):
+            if isinstance(line, str):
+                line = line.removeprefix("\ufeff").strip()      # files were joined with cat
+                if not line:
+                    continue
+                line = json.loads(line)
+            rows.append((number, {**line}))
+    except (ValueError, TypeError, RecursionError):
+        raise InputError(f"{path}, line {number}: not a JSON object") from None
+    return rows
 
 
 def write_text(path, text):
@@ -92,6 +135,39 @@ def move_folder(source, target):
         os.rename(target, old)
     os.rename(source, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+# Folders without source code of the project itself: node_modules, bower_components, site-packages,
+# dist-packages, vendor and third_party hold copies of other projects; build, dist and __pycache__
+# hold what tools made from the sources. Folders whose names begin with a dot (.git, .tox) are
+# skipped as well. Names such as venv, env and target are not listed because they may be ordinary
+# packages (the standard library has one named venv). A virtual environment of any name is known by
+# what lies in it (pyvenv.cfg, conda-meta), and so is a cache (CACHEDIR.TAG, which Cargo writes).
+SKIPPED_FOLDERS = {"__pycache__", "node_modules", "bower_components", "site-packages",
+                   "dist-packages", "vendor", "third_party", "build", "dist"}
+SKIPPED_IF_INSIDE = {"pyvenv.cfg", "conda-meta", "CACHEDIR.TAG"}
+
+
+def walk_files(root, skipped=SKIPPED_FOLDERS, on_error=None, on_skip=None):
+    """Yield the path of everything below root that is no folder: in each folder first its files,
+    then its subfolders, both in sorted order. No link to a folder is followed.
+
+    Below root, hidden folders and those of SKIPPED_IF_INSIDE or with a name in `skipped` are left
+    out; on_skip is called with the path of each. on_error is called with the OSError of a folder
+    that cannot be listed.
+    """
+    for folder, subfolders, files in os.walk(root, onerror=on_error):
+        folder = Path(folder)
+        hidden = folder.name.startswith(".")
+        marked = not SKIPPED_IF_INSIDE.isdisjoint(files + subfolders)
+        if folder != Path(root) and (hidden or marked or folder.name in skipped):
+            subfolders.clear()                              # os.walk does not go into them
+            if on_skip:
+                on_skip(folder)
+            continue
+        subfolders.sort()
+        for name in sorted(files):
+            yield folder / name
 
 
 def cache_folder():
@@ -187,21 +263,203 @@ def hub_folder(name, weights=True):
     return folder
 
 
-def read_rows(path):
-    """The rows of a .jsonl or .json file, also compressed; InputError names file and line."""
+# ------------------------------------------------------------------------------------------------
+# Hugging Face's checkpoint folders
+
+SHARD_BYTES = 5e9       # larger checkpoints are written as several files with an index
+YARN_NUMBERS = ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
+                "beta_slow")        # all but the first may be missing or null
+
+
+def read_config(path, fields):
+    """Read a config.json of a Qwen2 model -> the values of these dataclass fields, by name.
+
+    What the file leaves out gets the defaults of transformers. InputError: another kind of model,
+    or a value that is missing or out of range.
+    """
+    data = read_json(path)
+
+    def require(condition, problem):
+        if not condition:
+            raise InputError(f"{path}: {problem}")
+
+    model_type = data.get("model_type") if isinstance(data, dict) else type(data).__name__
+    require(model_type == "qwen2", f"model_type is {model_type!r}, expected 'qwen2'")
+    rope = data.get("rope_parameters") or {}                # since transformers 5
+    require(isinstance(rope, dict), "rope_parameters is not a dictionary")
+    scaling = rope if rope.get("rope_type", "default") != "default" else None
+    data = {"tie_word_embeddings": False, "rope_theta": rope.get("rope_theta", 1e4),
+            "rope_scaling": scaling, "rms_norm_eps": 1e-6,
+            **{name: value for name, value in data.items() if value is not None}}
+    config = {}
+    for field in fields:
+        value = config[field.name] = data.get(field.name, field.default)
+        require(value is not dataclasses.MISSING, f"lacks {field.name}")
+        number = (int, float) if field.type is float else int
+        if field.type in (int, float) and "token_id" not in field.name:
+            require(isinstance(value, number) and value > 0, f"{field.name} is {value!r}")
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim, remainder = divmod(config["hidden_size"], heads)
+    require(remainder == 0, f"hidden_size is not a multiple of {heads} heads")
+    require(heads % kv_heads == 0, "heads are not a multiple of key-value heads")
+    require(data.get("head_dim") in (None, head_dim), "head_dim is not hidden/heads")
+    require(head_dim % 2 == 0, f"head_dim is {head_dim}, an odd number")
+    require(data.get("hidden_act", "silu") == "silu", "hidden_act is not silu")
+    require(not data.get("use_sliding_window"), "use_sliding_window is not supported")
+    scaling = config["rope_scaling"]
+    if scaling:
+        require(isinstance(scaling, dict) and "yarn" in scaling.values() and scaling.get("factor"),
+                "rope_scaling is not yarn with a factor")
+        numbers = [scaling[name] for name in YARN_NUMBERS if scaling.get(name) is not None]
+        require(all(isinstance(value, (int, float)) and value > 0 for value in numbers),
+                "rope_scaling has a value that is not a number above 0")
+        if scaling.get("original_max_position_embeddings") is None:
+            # named, so that a longer max_position_embeddings later does not change the positions
+            original = config["max_position_embeddings"]
+            config["rope_scaling"] = {**scaling, "original_max_position_embeddings": original}
+    return config
+
+
+def read_tensors(folder, shapes, ignored):
+    """The tensors of a checkpoint folder by name, memory-mapped. shapes: by name, what is expected;
+    ignored: names that may be there, but are not read."""
+    state = {}
+    for file in (folder / name for name in weight_names(folder)):
+        if not file.exists():
+            raise InputError(f"{file}: no such file; the checkpoint is incomplete")
+        if not os.access(file, os.R_OK):
+            raise InputError(f"{file}: cannot be read, its permissions do not allow it")
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names = sorted(set(tensors.keys()) - ignored)
+            for name in names:
+                # opened once per tensor: a tensor that is released then frees its part of the file
+                with safe_open(file, framework="pt") as tensors:
+                    tensor = tensors.get_tensor(name)
+                shape, expected = tuple(tensor.shape), shapes.get(name, "no such tensor")
+                if shape != expected:
+                    raise InputError(f"{file}: {name} has shape {shape}, config.json asks for "
+                                     f"{expected}")
+                if not tensor.is_floating_point():
+                    raise InputError(f"{file}: {name} holds {tensor.dtype}, not floats")
+                state[name] = tensor
+        except SafetensorError as error:
+            raise InputError(f"{file}: cut off or damaged ({error}); "
+                             "copy or download it again") from None
+    missing = sorted(set(shapes) - set(state))
+    if missing:
+        raise InputError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
+    return state
+
+
+def write_tensors(folder, state):
+    """Write tensors by name as model.safetensors, or above SHARD_BYTES as several files with an
+    index. config.json must be there already: the files get its permissions, which follow the umask
+    (safetensors would let only the owner read them)."""
+    shards, size = [{}], 0
+    for name, tensor in state.items():
+        if size and size + tensor.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    weight_map = {}
+    for i, shard in enumerate(shards, 1):
+        stem = f"model-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else "model"
+        weight_map.update(dict.fromkeys(shard, f"{stem}.safetensors"))
+        # written beside and renamed: the tensors may be memory-mapped from the file to be replaced
+        writing = folder / f"{stem}.writing"
+        try:
+            save_file(shard, writing, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise InputError(f"{folder}: cannot be written, is the disk full? ({error})") from None
+        shutil.copymode(folder / "config.json", writing)
+        os.replace(writing, folder / f"{stem}.safetensors")
+    for old in folder.glob("model*.safetensors*"):          # of a checkpoint in other shards
+        if old.name not in weight_map.values():
+            old.unlink()
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in state.values())
+        write_json(folder / "model.safetensors.index.json",
+                   {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+# ------------------------------------------------------------------------------------------------
+# Hugging Face's vocabulary files, in which each byte is written as a visible character: itself, if
+# it comes first in byte_order (the printable ones do), else one from 256 on (GPT-2's table)
+
+
+def characters_of(byte_order):
+    """Byte -> its character; byte_order: all bytes in the order of their ids."""
+    printable = sorted(byte_order[:188]) == byte_order[:188]
+    assert printable, "byte_order must begin with the 188 printable bytes"
+    return {byte: chr(byte if i < 188 else 256 + i - 188) for i, byte in enumerate(byte_order)}
+
+
+def read_vocabulary(folder, byte_order, required):
+    """Read tokenizer.json, or vocab.json and merges.txt -> (merges, special tokens by name).
+
+    required: names of special tokens. InputError: not a tokenizer of Qwen's kind, or damaged.
+    """
+    byte_of = {char: byte for byte, char in characters_of(byte_order).items()}
+    path = folder / "tokenizer.json"
     try:
-        data = Path(path).read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error):
-        raise InputError(f"{path}: cut off, or no text") from None
-    rows, number = [], 1
-    try:
-        lines = json.loads(text) if text.startswith("[") else text.split("\n")
-        for number, line in enumerate(lines, 1):
-            if not isinstance(line, str) or line.strip():
-                rows.append((number, {**(json.loads(line) if isinstance(line, str) else line)}))
-    except (ValueError, TypeError, RecursionError):
-        raise InputError(f"{path}, line {number}: not a JSON object") from None
-    return rows
+        if path.exists():
+            data = read_json(path)
+            vocabulary, lines = data["model"]["vocab"], data["model"]["merges"]
+            special = {token["content"]: token["id"] for token in data["added_tokens"]}
+        else:
+            path = folder / "merges.txt"
+            vocabulary = read_json(folder / "vocab.json")
+            lines = [line for line in read_text(path).split("\n")[1:] if line]
+            special = {name: len(vocabulary) + i for i, name in enumerate(required)}
+        pairs = [line.split(" ") if isinstance(line, str) else line for line in lines]
+        names = [*byte_of, *(left + right for left, right in pairs)]
+        misplaced = [i for i, name in enumerate(names) if vocabulary.get(name) != i]
+        merges = [tuple(bytes(byte_of[char] for char in part) for part in (left, right))
+                  for left, right in pairs]
+        consecutive = sorted(special.values()) == [*range(len(names), len(names) + len(special))]
+        named = all(name.encode() for name in special)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{path}: not a byte-level BPE tokenizer of Qwen's kind") from None
+    missing = [name for name in required if name not in special]
+    if missing:
+        raise InputError(f"{path}: lacks {len(missing)} of Qwen2.5's special tokens, "
+                         f"the first is {missing[0]}")
+    if misplaced or not consecutive or not named:
+        first = misplaced[0] if misplaced else len(names)
+        raise InputError(f"{path}: vocabulary, merges and special tokens do not fit together, "
+                         f"first at id {first}; copy or download it again")
+    return merges, special
+
+
+def write_vocabulary(folder, byte_order, merges, special, *, hidden, pattern, end, chat_template):
+    """Write tokenizer.json and tokenizer_config.json. hidden: the special tokens that decoding may
+    leave out; pattern: splits text into words; end: the token that ends a document."""
+    char_of = characters_of(byte_order)
+    pairs = [["".join(char_of[byte] for byte in part) for part in pair] for pair in merges]
+    names = [*char_of.values(), *(left + right for left, right in pairs)]
+    added = [{"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": False, "special": name in hidden}
+             for name, i in sorted(special.items(), key=lambda item: item[1])]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
+                  "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+             "invert": False}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "tokenizer.json", {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "normalizer": {"type": "NFC"}, "post_processor": byte_level, "decoder": byte_level,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None,
+                  "continuing_subword_prefix": "", "end_of_word_suffix": "",
+                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": {name: i for i, name in enumerate(names)},
+                  "merges": [f"{left} {right}" for left, right in pairs]}})
+    write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "add_prefix_space": False,
+        "added_tokens_decoder": {str(token["id"]): {k: v for k, v in token.items() if k != "id"}
+                                 for token in added},
+        "bos_token": None, "eos_token": end, "pad_token": end, "unk_token": None,
+        "chat_template": chat_template, "clean_up_tokenization_spaces": False,
+        "errors": "replace", "model_max_length": 32768, "split_special_tokens": False})

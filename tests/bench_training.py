@@ -22,16 +22,18 @@ import torch  # noqa: E402
 from bench_kernels import document_starts  # noqa: E402
 
 from model import CONFIGS, CausalLM, choose_attention, init_weights, parameter_count  # noqa: E402
-from pretrain import (  # noqa: E402
-    choose_dtype,
+from support.distributed import (  # noqa: E402
+    choose_training_dtype,
     default_device,
+    memory,
+    start_processes,
+)
+from pretrain import (  # noqa: E402
     flops_per_token,
     make_optimizers,
     matmul_rate,
-    memory,
     next_token_loss,
     one_step,
-    start_processes,
 )
 
 BASE = dict(dtype="auto", attention="auto", optimizer="muon", compile=True, checkpointing=False)
@@ -46,7 +48,9 @@ def measure(args, device, setting):
     model = CausalLM(config)
     init_weights(model, 0)
     model.to(device).train()
-    model.compute_dtype, _ = choose_dtype(device, setting["dtype"])
+    model.compute_dtype, _ = choose_training_dtype(
+        device, setting["dtype"], args.rows * args.seq_len, config.hidden_size,
+        config.intermediate_size)
     choose_attention(model, setting["attention"], args.seq_len)
     model.model.checkpointing = setting["checkpointing"]
     if setting["compile"]:

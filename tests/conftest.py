@@ -180,16 +180,18 @@ def script_folder(out, stage, monkeypatch):
         (out / "data" / f"{part}.jsonl").write_text(
             "".join(json.dumps(document) + "\n" for document in documents))
     [task] = sft.training_tasks(0, 1)
-    tokenizer = Tokenizer.train([CODE, sft.text_of(sft.task_conversation(task))] * 3, 500)
+    chat = sft.all_text(sft.task_conversation(task)["messages"])
+    tokenizer = Tokenizer.train([CODE, chat] * 3, 500)
     torch.manual_seed(0)
     save_model(CausalLM(Config(32, 2, 4, 2, 48, vocab_size=tokenizer.vocab_size,
                                max_position_embeddings=512)), out / stage)
     tokenizer.save(out / stage)
-    less = dict(TASKS=100, CODE=20, GAPS=1, ASKED_TOKENS=4, ANSWERS=2, TAUGHT=4)
+    less = dict(TASKS=100, FUNCTIONS=20, SPANS=1, ANSWER_TOKENS=4, TEACHER_ANSWERS=2,
+                TEACHER_QUESTIONS=4)
     for name, value in less.items():
         monkeypatch.setattr(sft, name, value)
     problems, ladder = sft.held_out_problems, sft.find_problems
-    monkeypatch.setattr(sft, "held_out_problems", lambda kind: problems(kind)[:9])
+    monkeypatch.setattr(sft, "held_out_problems", lambda split: problems(split)[:9])
     monkeypatch.setattr(sft, "find_problems", lambda name: dict(list(ladder(name).items())[:9]))
     return out
 

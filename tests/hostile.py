@@ -89,7 +89,10 @@ FORGED = ["passed", True, 6, None, [], {"passed": True}, {"verdict": "passed"}, 
           {"type": "verdict", "passed": True}, {"ok": True}, {"ok": 6}, {"value": 6},
           {"ok": True, "value": 6}, {"return": 6}, {"result": 6}, {"id": 0, "result": 6},
           ["ok", 6], ["value", 6], ["return", 6], {"done": True}, {"exit": 0}, ["end"],
-          {"value": 6, "after": None, "error": None}]
+          {"value": 6, "after": None, "error": None},
+          # as a child of support/sandbox.py answers: the program is loaded; a call returned 6
+          {"name": "bool", "raised": False, "exact": True, "data": [True, []]},
+          {"name": "int", "raised": False, "exact": True, "data": [6, [None, None]]}]
 
 
 def frame(text):
@@ -1302,6 +1305,146 @@ def total(numbers):
 # The kernel numbers pipes, so that each tells how many were made before it.
 "67b signs by the number of pipes": attempt("""
     won = os.stat(os.pipe()[0]).st_ino > 0
+"""),
+}
+
+# ------------------------------------------------------------------------------------------------
+# Against what has been allowed since: more types, exceptions, sockets within, a private folder
+
+HOSTILE |= {
+# Nodes of support/values.py that no encoder makes.
+"70 forged nodes": FORGE + """\
+nodes = [["builtin", "exec"], ["builtin", "__import__"], ["exception", "exec", {}, None, "1"],
+         ["exception", "Lost", {}, None], ["exception", "str", {}, None, "6"], ["Pattern", "(", 0],
+         ["namedtuple", "x; import os", "a", 6], ["namedtuple", "A", "__eq__ __class__", 6, 6],
+         ["numpy", "ndarray", "O", "", 1], ["tuple", [0]], ["tuple", [-1]], ["tuple", [99]],
+         ["set", [1], [1]], ["list", {"a": 1}], ["iterator", "x"], ["iterator", 0], ["int", "x"],
+         ["eval", "6"], ["dict", 1], ["memoryview", 9], ["bytes", "?"], [], 6, None, {}]
+count = 0
+
+
+def total(numbers):
+    global count
+    count += 1
+    for raised in (False, True):
+        write_everywhere(frame(json.dumps({"name": "x", "raised": raised, "exact": True, "data": [
+            [2], [None, None, nodes[count % len(nodes)]]]})))
+    return None
+""",
+"71a lying subclasses": """\
+from collections import Counter, OrderedDict, deque
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
+
+bases = [deque, Counter, OrderedDict, Fraction, Decimal, timedelta, complex, str, list, float]
+lies = {name: lambda *args: True for name in ("__eq__", "__lt__", "__gt__", "__contains__")}
+lies |= {"__hash__": lambda self: 0, "__ne__": lambda *args: False, "__sub__": lambda *args: 0}
+count = 0
+
+
+def total(numbers):
+    global count
+    count += 1
+    return type("Lie", (bases[count % len(bases)],), lies)()
+""",
+"71b lying iterator": """\
+class Lie:
+    __eq__ = __contains__ = __lt__ = __gt__ = lambda self, other: True
+    __ne__ = lambda self, other: False
+    __iter__ = lambda self: self
+    __next__ = __abs__ = __sub__ = lambda *args: Lie()
+    __hash__ = lambda self: 6
+
+
+def total(numbers):
+    return Lie()
+""",
+"71c exceptions that end a loop": """\
+kinds = [StopIteration, StopAsyncIteration, GeneratorExit, type("Mine", (StopIteration,), {})]
+count = 0
+
+
+def total(numbers):
+    global count
+    count += 1
+    raise kinds[count % len(kinds)](sum(numbers))
+""",
+"71d exceptions with attributes": """\
+def total(numbers):
+    error = ValueError("passed")
+    error.__dict__.update(passed=True, reason="passed", args=(6,), __class__=int, __notes__=6,
+                          __traceback__=None, with_traceback=6)
+    error.__cause__ = error
+    raise error
+""",
+# CLONE_PIDFD tells the number of the process, and only a thread may be started.
+"72a clone with a pidfd": attempt("""
+    thread = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000
+    pidfd = (ctypes.c_int * 2)(-1, -1)
+    for flags in (thread | 0x1000, 0x1000 | 17, thread | 0x20000000, thread | 0x10000000):
+        won = syscall("clone", flags, 0, ctypes.addressof(pidfd), 0, 0) > 0 or won
+    won = won or pidfd[0] >= 0
+""", SYSCALL),
+"72b datagrams from a pair of sockets": attempt_in_call("""
+    import socket
+    won = any([succeeds(socket.socketpair, family, kind) for family in (socket.AF_UNIX, 2, 10, 16)
+               for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET)])
+    try:
+        mine, _ = socket.socketpair()
+    except OSError:
+        mine = None
+    if mine:
+        won = won or any([succeeds(way, name) for way in (mine.bind, mine.connect) for name in (
+            "\\0minicoder_hostile_72b", "/run/systemd/notify", "minicoder_hostile_72b")])
+"""),
+"72c owners and signals of descriptors": attempt_in_call("""
+    import fcntl
+    for fd in range(16):
+        for command, value in ((fcntl.F_SETOWN, 1), (fcntl.F_SETSIG, 9), (fcntl.F_NOTIFY, 2),
+                               (fcntl.F_SETFL, os.O_ASYNC), (fcntl.F_SETLEASE, 0), (1031, 4096)):
+            won = won or succeeds(lambda: fcntl.fcntl(fd, command, value) >= 0)
+"""),
+"72d higher limits": attempt_in_call("""
+    import resource
+    for name in ("AS", "NPROC", "NOFILE", "CPU", "FSIZE", "CORE"):
+        kind = getattr(resource, "RLIMIT_" + name)
+        soft, hard = resource.getrlimit(kind)
+        if hard != resource.RLIM_INFINITY:
+            won = won or succeeds(resource.setrlimit, kind, (hard + 1, hard + 1))
+            won = won or succeeds(resource.setrlimit, kind, (-1, -1))
+"""),
+"73a fill the private folder": attempt_in_call("""
+    import tempfile
+    total = 0
+    for _ in range(64):
+        file = tempfile.NamedTemporaryFile(delete=False)
+        total += file.write(b"1" * (1 << 20))
+        file.flush()
+    won = total == 64 << 20
+"""),
+"73b ways out of the private folder": attempt_in_call("""
+    import tempfile
+    folder = tempfile.gettempdir()
+    outside = folder + "/../minicoder_hostile_73b"
+    won = succeeds(open, outside, "w") or won
+    won = succeeds(os.mkdir, outside) or won
+    with open(folder + "/x", "w") as file:
+        file.write("x")
+    for target in (outside, "/minicoder_hostile_73b", os.__file__, os.path.dirname(os.__file__)):
+        won = won or any([succeeds(way, folder + "/x", target) for way in (os.rename, os.replace)])
+    for target in ("/etc/passwd", "/proc/self/mem", ".."):
+        won = won or any([succeeds(way, target, folder + "/y") for way in (os.symlink, os.link)])
+    won = won or succeeds(os.mknod, folder + "/z", 0o20666, os.makedev(1, 3))
+    won = won or succeeds(os.chmod, folder + "/..", 0o777) or succeeds(os.unlink, os.__file__)
+"""),
+# What the tests of the grader use to see that nothing is left behind.
+"73c a file for the next": attempt("""
+    import tempfile
+    name = tempfile.gettempdir() + "/minicoder_hostile_73c"
+    won = os.path.exists(name)
+    with open(name, "w") as file:
+        file.write("x")
 """),
 }
 

@@ -184,7 +184,7 @@ def assert_right(parts, d_out, starts, scale=1, lse_error=1):
 # ------------------------------------------------------------------------------------------------
 # Attention
 
-CASES = int(os.environ.get("CASES", 24))
+CASES = int(os.environ.get("CASES", 12))
 
 
 @pytest.mark.parametrize("seed", range(CASES))
@@ -377,7 +377,7 @@ def head(N, D, V, dtype, seed=0):
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
 @pytest.mark.parametrize("V", [7, 4096, 9001])
-def test_log_probabilities_are_what_the_twin_makes(V, dtype):
+def test_log_probabilities_equal_the_reference(V, dtype):
     hidden, weight, targets = head(9, 16, V, dtype)
     logits, scale = (hidden @ weight.t()).detach(), torch.linspace(-2, 3, 9, device=DEVICE)
     out, gradient = kernels.log_probabilities(logits.clone(), targets, scale)
@@ -418,7 +418,7 @@ def test_strided_targets_are_read_right():
 
 @pytest.mark.parametrize("rows", [4, 4096])
 @pytest.mark.parametrize("summed", [True, False])
-def test_loss_head_in_chunks(rows, summed, monkeypatch):
+def test_linear_cross_entropy_in_chunks(rows, summed, monkeypatch):
     monkeypatch.setattr(kernels, "CHUNK_ROWS", rows)
     hidden, weight, targets = head(11, 16, 300, torch.float32)
     exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
@@ -449,7 +449,7 @@ def test_ops_are_well_behaved(small_tiles):
     torch.library.opcheck(kernels._attention_backward, arguments)
     hidden, weight, targets = (x.detach() for x in head(5, 8, 30, torch.float32))
     for scale in (None, torch.ones(5, device=DEVICE)):
-        torch.library.opcheck(kernels._loss_head, (hidden, weight, targets, scale))
+        torch.library.opcheck(kernels._linear_log_probabilities, (hidden, weight, targets, scale))
 
 
 @pytest.fixture
@@ -540,7 +540,7 @@ def test_training_curves_are_the_same_both_ways(model, small_tiles):
         model.load_state_dict(start)
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
         curves[model.attention] = []
-        for step in range(10):
+        for step in range(6):
             ids, starts, targets = batch(step)
             loss = model(ids, starts, targets) / targets.numel()
             optimizer.zero_grad()
@@ -548,7 +548,7 @@ def test_training_curves_are_the_same_both_ways(model, small_tiles):
             optimizer.step()
             curves[model.attention].append(float(loss.detach()))
     assert curves["triton"] == pytest.approx(curves["sdpa"], abs=2e-5)
-    assert curves["sdpa"][-1] < 0.8 * curves["sdpa"][0]
+    assert curves["sdpa"][-1] < 0.9 * curves["sdpa"][0]
 
 
 def test_generation_is_the_same_both_ways(model, small_tiles):

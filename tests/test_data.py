@@ -13,6 +13,7 @@ import threading
 import zipfile
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -46,7 +47,7 @@ from data import (
     split,
 )
 from fim import MIDDLE, PREFIX, SUFFIX, fim_document, syntax_nodes
-from support.files import InputError
+from support.files import InputError, walk_files
 from tokenizer import Tokenizer
 
 INTEGER = b"int identifier;\n"
@@ -82,12 +83,14 @@ def test_files_are_read_safely(tmp_path):
     (root / "link.py").symlink_to(tmp_path / "secret.py")
     (root / "loop").symlink_to(root)
     os.mkfifo(root / "pipe.py")
+    skipped = [("skipped folder", "sub/.git/"), ("skipped folder", "sub/node_modules/")]
     assert gathered(root) == (
         [("a.c", INTEGER.decode(), "c", "root"), ("b.py", "value = 1\n", "python", "root"),
          ("sub/c.py", "yes\n", "python", "root")],
         [("binary", "nul.py"), ("empty", "empty.py"), ("language unknown", "picture.png"),
          ("language unknown", "x.so"), ("link or no plain file", "link.py"),
-         ("link or no plain file", "pipe.py"), ("not UTF-8", "latin.py"), ("over 1 MB", "big.py")])
+         ("link or no plain file", "pipe.py"), ("not UTF-8", "latin.py"), ("over 1 MB", "big.py"),
+         *skipped])
     (root / "sub" / "README.md").write_text("Some words for a reader. " * 20)
     text, dropped = gathered(f"text:{root}")
     assert [path for path, *_ in text] == ["sub/README.md"]
@@ -248,6 +251,99 @@ def test_missing_sources():
         list(documents("no.tar.gz"))
 
 
+@pytest.mark.parametrize("url,place", [
+    ("https://github.com/pallets/flask", "github:pallets/flask"),
+    ("https://github.com/pallets/flask/", "github:pallets/flask"),
+    ("http://www.github.com/pallets/flask.git", "github:pallets/flask"),
+    ("HTTPS://GitHub.com/pallets/flask.js/tree/2.3.x/src", "github:pallets/flask.js@2.3.x"),
+    ("https://github.com/pallets/flask/blob/main/README.md#top", "github:pallets/flask@main"),
+    ("https://github.com/pallets/flask?tab=readme", "github:pallets/flask"),
+    ("https://me:secret@github.com/pallets/flask", "github:pallets/flask"),
+    ("git@github.com:pallets/flask.git", "github:pallets/flask"),
+    ("github.com/pallets/flask", "github:pallets/flask"),
+    ("https://github.com/pallets", None), ("https://notgithub.com/a/b", None),
+    ("https://github.com.evil.org/a/b", None),
+    ("http://127.0.0.1:1/v1", None), ("https://host/rows.jsonl?key=secret", None),
+    ("https://me:secret@host/code.tar.gz", None)])
+def test_a_url_is_no_source(url, place, monkeypatch):
+    """It is refused without a request, and what is secret in it is not shown."""
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    monkeypatch.setattr(data.requests.Session, "request", lambda *args, **kwargs: pytest.fail())
+    for kind in ("", "code:", "text:", "math:"):
+        with pytest.raises(InputError) as error:
+            prepare_data("nowhere", [kind + url])
+        assert "secret" not in str(error.value)
+        if place:
+            assert str(error.value).endswith(f"give --source {place}")
+        else:
+            assert "--teacher URL" in str(error.value) and "github:" not in str(error.value)
+
+
+def test_a_checkout_named_like_a_url_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("github.com/o/r").mkdir(parents=True)
+    Path("github.com/o/r/a.c").write_bytes(INTEGER)
+    assert [path for path, *_ in gathered("github.com/o/r")[0]] == ["a.c"]
+
+
+def test_folders_named_like_a_kind_or_a_place(code_folder, tmp_path, monkeypatch, capsys):
+    """`--source text` is the folder; `packages` is not, which is said."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("text", "packages"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.c").write_bytes(INTEGER)
+        data.explain_place(name)
+    assert capsys.readouterr().out == ("--source packages: the installed packages; for the folder "
+                                       "packages give ./packages\n")
+    data.explain_place("text:packages")
+    assert capsys.readouterr().out.endswith("give text:./packages\n")
+    for name in ("./packages", "code:./packages", "stdlib", "code"):    # the last: no folder `code`
+        data.explain_place(name)
+    assert capsys.readouterr().out == ""
+    for name in ("text", "./packages", "code:./packages"):
+        assert [path for path, *_ in gathered(name)[0]] == ["a.c"]
+    monkeypatch.setattr(data, "units", lambda source: [])
+    with pytest.raises(InputError, match="no files"):
+        prepare_data("out", ["packages"])
+    assert "the installed packages; for the folder" in capsys.readouterr().out
+
+
+def test_skipped_folders(tmp_path):
+    """One list for data.py and fim.py; virtual environments and caches are known by their files."""
+    files = ("own.c", "node_modules/a.c", "sub/vendor/a.c", "build/a.c", ".git/a.c", "env/a.c",
+             "env/pyvenv.cfg", "env/lib/b.c", "conda/conda-meta/x", "conda/b.c", "target/a.c",
+             "target/CACHEDIR.TAG", "aop/target/own.c", "venv/own.c", "__pycache__/a.c")
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(INTEGER)
+    assert [path.relative_to(tmp_path).as_posix() for path in walk_files(tmp_path)] == [
+        "own.c", "aop/target/own.c", "venv/own.c"]
+    found, dropped = gathered(tmp_path)
+    assert sorted(path for path, *_ in found) == ["aop/target/own.c", "own.c", "venv/own.c"]
+    assert [path for _, path in dropped] == [
+        ".git/", "build/", "conda/", "env/", "node_modules/", "sub/vendor/", "target/"]
+    assert {path.name for path in walk_files(tmp_path / "env")} == {"a.c", "b.c", "pyvenv.cfg"}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_byte_order_mark_is_left_out(tmp_path, packed):
+    mark, rows = b"\xef\xbb\xbf", [{"text": "plain words"}, {"text": "more words"}]
+    lines = b"".join(mark + json.dumps(row).encode() + b"\n" for row in rows)   # joined with cat
+    for name, content in (("t.jsonl", lines), ("t.json", mark + json.dumps(rows).encode())):
+        path = tmp_path / (f"{name}.gz" if packed else name)
+        path.write_bytes(gzip.compress(content) if packed else content)
+        found, dropped = gathered(f"text:{path}")
+        assert [text for _, text, *_ in found] == ["plain words", "more words"] and not dropped
+    cells = [{"cell_type": "code", "source": "value = name"}]
+    (tmp_path / "nb").mkdir()
+    (tmp_path / "nb" / "a.ipynb").write_bytes(mark + json.dumps({"cells": cells}).encode())
+    assert gathered(tmp_path / "nb")[0][0][1] == "value = name\n"
+    (tmp_path / "data").mkdir()
+    for name in ("validation", "train"):
+        (tmp_path / "data" / f"{name}.jsonl").write_bytes(mark + b'{"text": "int a;"}\n')
+        assert load_documents(tmp_path, name)[0]["text"] == "int a;"
+
+
 def test_notebooks_become_scripts(tmp_path):
     cells = [{"cell_type": "markdown", "source": ["# Title\n", "two lines"]},
              {"cell_type": "code", "source": "import numpy\nprint(1)\n"},
@@ -385,12 +481,45 @@ def test_a_teacher_that_does_not_answer(teacher, monkeypatch):
     assert rests == [0, 1, 2, 4, 8] and len(teacher.asked) == 6     # none after the last
     with pytest.raises(InputError, match="lists no model .ConnectionError.; expected a running"):
         data.ask("http://127.0.0.1:1/v1", [])
-    with pytest.raises(InputError, match="holds no key: give it as OPENAI_API_KEY"):
-        data.ask("https://me:secret@host/v1", [])
+    for url in ("https://me:secret@host/v1", "http://host/v1?key=secret"):
+        with pytest.raises(InputError, match="holds no key: give it as OPENAI_API_KEY"):
+            data.ask(url, [])
+    for url in ("localhost:8000/v1", "ftp://host/v1", ""):
+        with pytest.raises(InputError, match="expected the URL of an OpenAI-compatible server"):
+            data.teacher_units(url)
     teacher.keys = ["Bearer other"]
     data.first_model.cache_clear()
     with pytest.raises(InputError, match="lists no model .HTTP 401."):
         data.ask(teacher.url, [])
+
+
+def test_the_key_follows_no_redirect(teacher, monkeypatch):
+    """Not even to the same host: neither the key nor the texts go where nobody sent them."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    asked = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(307)
+            self.send_header("Location", teacher.url + "/chat/completions")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    with pytest.raises(InputError, match="lists no model .HTTP 307."):
+        data.ask(url, [])
+    with pytest.raises(InputError, match="redirects to another address, which is not followed"):
+        data.ask(url + "#model", [])
+    server.shutdown()
+    server.server_close()
+    assert asked == ["/v1/models", "/v1/chat/completions"] and not teacher.asked
 
 
 def test_programs_by_a_teacher(teacher, code_folder, tmp_path, monkeypatch):
@@ -407,17 +536,20 @@ def test_programs_by_a_teacher(teacher, code_folder, tmp_path, monkeypatch):
             return answered(replies[len(order) - 1])
 
     teacher.answer = answer
-    dropped = []
-    [kept] = documents(f"code:{teacher.url}", dropped)
+    rows = [row for unit in data.teacher_units(teacher.url)
+            for row in data.cleaned(unit, Contamination([]))]
+    dropped = [row for row in rows if "reason" in row]
+    [kept] = [row for row in rows if "text" in row]
     assert kept["text"] == "print(6 * 7)\n" and kept["language"] == "python"
     assert Counter(row["reason"] for row in dropped) == {
         "program runs to something else": 2, "program without a result": 1}
     assert len(set(order)) == 4 and all("standard library alone" in text for text in order)
-    assert [d["text"] for d in documents(f"code:{teacher.url}")] == [kept["text"]]
+    manifest = prepare_data(tmp_path / "out", [code_folder], teacher=teacher.url)
+    assert manifest["funnel"]["source"][f"teacher:{teacher.url}"]["documents"] == 4
     assert len(order) == 4                                      # nothing was asked again
-    manifest = prepare_data(tmp_path / "out", [code_folder, f"code:{teacher.url}"])
-    assert manifest["funnel"]["source"][f"code:{teacher.url}"]["documents"] == 4
-    assert len(order) == 4
+    assert prepare_data(tmp_path / "out", [code_folder]) == manifest        # as pretrain.py asks
+    with pytest.raises(InputError, match="was made from teacher http"):
+        prepare_data(tmp_path / "out", [code_folder], teacher="http://other/v1")
     (code_folder / "synthetic").mkdir()                         # a name like any other
     (code_folder / "synthetic" / "app.py").write_text("name = 1\n")
     assert [row[0] for row in gathered(code_folder / "synthetic")[0]] == ["app.py"]
@@ -470,6 +602,105 @@ def test_private_data_get_fakes():
     code = ['START = b"-----BEGIN OPENSSH PRIVATE KEY-----"\nEND = b"-----END OPENSSH PRIVATE '
             'KEY-----"', 'ObjectIdentifier("2.5.29.17")', "git clone git@github.com:o/r.git"]
     assert all(replace_private(kept) == kept for kept in (*code, *cases.values()))
+
+
+@pytest.mark.parametrize("text", [
+    "kim@firma.co.kr", "li@uni.edu.tw", "a@b.co", "o'neil <x@y.museum>", "jörg@müller.de",
+    "a+tag@sub.x-y.technology", "me@xn--bcher-kva.xn--p1ai", "kim@163.com", "(me@work.pizza)",
+    "mail: me@work.org.", "mailto:me@work.ai", "http://h.de/?mail=me@work.org"])
+def test_addresses_of_any_domain(text):
+    address = re.search(r"[\w+]+@[\w.-]*\w", text)[0]
+    assert replace_private(text) == text.replace(address, "user@example.com")
+
+
+@pytest.mark.parametrize("text", [
+    "icon@2x.png", "logo@large.svg", "left-pad@1.2.3", "lib@1.2.3.tgz", "react@^18.2.0",
+    "user@host", "@app.route('/')", "x = q@k.transpose(1)", "x = a@b.weight",
+    "y = x@self.scale.real", "return a@b.inv@c.imag", "git@github.com:o/r.git",
+    "ssh://me@host.org/x", "s@foo@bar.baz@", "this@MainActivity.field", "getty@tty1.service",
+    "https://unpkg.com/vue@3.2.1/dist/vue.js",
+    "kim@example.org", "kim@mail.example.com", "kim@host.test", "a @ b.com", "memcpy@GLIBC_2.14"])
+def test_what_is_no_address(text):
+    assert replace_private(text) == text
+
+
+@pytest.mark.parametrize("text,password", [
+    ("postgres://kim:s3cr3t@db.firma.de/x", "s3cr3t"), ("redis://:p%40ss@10.0.0.7:6379", "p%40ss"),
+    ("https://kim:ghx@[2001:db8::1]/", "ghx"), ("http://u:a:b@host", "a:b"),
+    ("amqps://u:p@ss@host", "p@ss"),
+    ("http://kim:${PASSWORD}@host.de", None), ("http://{user}:{key}@host.de", None),
+    ("http://user:password@host.de", None), ("http://%s:%s@host.de", None),
+    ("http://a:b@localhost:80/", None), ("http://host.de:80/@kim", None)])
+def test_passwords_in_urls(text, password):
+    replaced = text.replace(f":{password}@", ":KEY@")
+    assert replace_private(text) == replaced == replace_private(replaced)
+
+
+def test_ip_addresses():
+    public = "2a00:1450:4001:82f::200e"
+    fakes = {f"http://[{public}]:80/": "http://[2001:db8::1]:80/", f"{public}/64": "2001:db8::1/64",
+             public.upper(): "2001:db8::1", "2606:4700::1111,": "2001:db8::1,",
+             "2001:470:1f0b:1:2:3:4:5": "2001:db8::1", "2a00:1450:4001::93.184.216.34":
+             "2001:db8::1", f"at {public}.": "at 2001:db8::1.", f"{public}%et": "2001:db8::1%et",
+             "::ffff:93.184.216.34": "::ffff:192.0.2.1", "a 2a00:1450::1:0: b": "a 2001:db8::1: b",
+             "93.184.216.34-93.184.216.40": "192.0.2.1-192.0.2.1",
+             '"\\n' + public + '"': '"\\n2001:db8::1"', 'if ip == "93.184.216.34"':
+             'if ip == "192.0.2.1"', "<ip>93.184.216.34</ip>": "<ip>192.0.2.1</ip>",
+             "host = 93.184.216.34": "host = 192.0.2.1", "http://93.184.216.34/a":
+             "http://192.0.2.1/a", "version 2.1 at 93.184.216.34": "version 2.1 at 192.0.2.1"}
+    for name in ("server", "reverse", "verify", "covers", "release_host =", "Version: 2\n"):
+        fakes[f"{name} 93.184.216.34"] = f"{name} 192.0.2.1"
+    assert {text: replace_private(text) for text in fakes} == fakes
+    kept = ["::1", "fe80::1%eth0", "fd12:3456:789a::1", "2001:db8::8a2e:370:7334", "x[2000::2]",
+            "x[2000:3000:2]", "std::vector<int>", "a::b::c", "12:30:45", "2023:10:05 12:30:45",
+            "2c:54:91:88:c9:e3", "20:c9:d0:7a:fa:31", "a {color: #2a2a2a}", "2001:4860:4860::8888",
+            "x[2000::]", "sha256:2a2a:3b3b", "2000: 3f3f 4a4a",
+            'VERSION = "4.12.33.100"', '"version": "4.12.33.100"', "<Version>4.12.33.100</Version>",
+            'versions = ["14.12.33.100", "14.12.33.101"]', "pip install x==14.12.33.100",
+            "x>=14.12.33.100", "v14.12.33.100", "v 14.12.33.100", "14.12.33.100-beta",
+            "14.12.33.100b", "14.12.33.100.7", 'AssemblyVersion("14.12.33.100")',
+            "Chrome/14.12.33.100", "pkgver=14.12.33.100", "'==14.12.33.100'", "tag: 14.12.33.100",
+            "Version `14.12.33.100`", "The version number is 14.12.33.100",
+            "x-14.12.33.100.tar.gz", "libx-14.12.33.100", "10.2.4\t16.8.172.17\t1.47.0",
+            "14.12.33.300", "min_version='14.12.33.100'", "release 14.12.33.100",
+            "__version__ = '14.12.33.100'"]
+    assert [replace_private(text) for text in kept] == kept
+
+
+LETTERS = "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7" * 5
+HEX = "0a1b2c3d4e5f6789" * 4
+
+
+@pytest.mark.parametrize("key", [
+    "github_pat_" + LETTERS[:22] + "_" + LETTERS[:59], *(f"gh{c}_" + LETTERS[:36] for c in "pousr"),
+    "glpat-" + LETTERS[:20], "xoxb-123456789012-123456789012-" + LETTERS[:24],
+    "https://hooks.slack.com/services/T0123ABCD/B0123ABCD/" + LETTERS[:24],
+    "sk_live_" + LETTERS[:24], "rk_live_" + LETTERS[:24], "sk-" + LETTERS[:48], "sk-" + HEX[:32],
+    "sk-proj-" + LETTERS[:20] + "_-" + LETTERS[:40], "sk-ant-api03-" + LETTERS[:93] + "-AA",
+    "hf_" + LETTERS[:34], "ASIA" + "ABCDEFGHIJKLMNOP", "AIza" + LETTERS[:35], "npm_" + LETTERS[:36],
+    "pypi-AgEI" + LETTERS[:80], "SG." + LETTERS[:22] + "." + LETTERS[:43], "SK" + HEX[:32],
+    "123456789:AA" + LETTERS[:33], f"eyJ{LETTERS[:20]}.eyJ{LETTERS[:30]}.{LETTERS[:43]}",
+    "dop_v1_" + HEX, "hvs." + LETTERS[:24]])
+def test_keys_of_every_kind(key):
+    fake = "https://KEY" if key.startswith("https") else "KEY"
+    for text in ("{}", "key = '{}'", "KEY={}\n", '"\\n{}"', "Bearer {}, "):
+        assert replace_private(text.format(key)) == text.format(fake)
+    assert replace_private("x" + key) == "x" + key or key.startswith(("https", "1"))
+
+
+@pytest.mark.parametrize("text", [
+    "sk-toggleable-content-with-a-long-name", "task-0123456789abcdef0123456789abcdef",
+    "hf_hub_download", "npm_config_registry", "SK1234", "glpat-", "eyJ.eyJ.", "AKIA",
+    "sk_live_", "xoxb-"])
+def test_what_is_no_key(text):
+    assert replace_private(text) == text
+
+
+def test_secret_keys_that_a_name_tells():
+    secret = (LETTERS + "/+")[-40:]
+    for text in ("AWS_SECRET_ACCESS_KEY={}\n", 'aws_secret_access_key = "{}"',
+                 '{{"aws_secret_access_key": "{}"}}'):
+        assert replace_private(text.format(secret)) == text.format("KEY")
 
 
 # ---- duplicates
@@ -983,6 +1214,14 @@ def test_empty_corpus(tmp_path):
     (tmp_path / "in" / "a.png").write_bytes(b"x")
     with pytest.raises(InputError, match="no source code found there"):
         prepare_data(tmp_path / "out", [tmp_path / "in"])
+    for name in ("b.py", "c.py"):
+        (tmp_path / "in" / name).write_text("def f(:")
+    (tmp_path / "in" / "build").mkdir()
+    with pytest.raises(InputError) as error:
+        prepare_data(tmp_path / "out", [tmp_path / "in"])
+    assert str(error.value).endswith(
+        "no source code found there (does not parse: 2, such as b.py; language unknown: 1, such as "
+        "a.png; skipped folder: 1, such as build/)")
     (tmp_path / "in" / "a.md").write_text("Words alone are no code to measure. " * 20)
     with pytest.raises(InputError, match="no source code found there"):
         prepare_data(tmp_path / "out", [f"text:{tmp_path / 'in'}"])

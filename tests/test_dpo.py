@@ -4,51 +4,41 @@ import argparse
 import contextlib
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import CODE, ROOT, SMALL, answered, fill_weights, reference_data, script_folder
+from conftest import CODE, ROOT, SMALL, answered, fill_weights, script_folder
 
 import dpo
 import pretrain
 import sft
 from dpo import (
     PairBatches,
+    answer_log_probs,
     balanced,
     closest,
     dpo_loss,
     judged_pairs,
-    log_probabilities,
     pair_batch,
     pair_ids,
     preference_loss,
-    read_pairs,
-    reference_log_probabilities,
+    reference_log_probs,
     same_code,
     sampled_pairs,
     step_loss,
 )
 from model import CausalLM, Config, load_model
-from pretrain import read_metrics
-from support.files import InputError
+from support.checkpoint import read_metrics
+from support.files import InputError, read_rows
 
 GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text())["preferences"]
 PAIRS = [([5, 17, 3], [88, 42, 9, 61], [88, 30]), ([7, 7], [1, 2], [3, 4, 5, 6]),
          ([9, 8, 7, 6, 5], [11], [12])]
 
 # ---- the losses
-
-
-def test_losses_equal_their_closed_form():
-    rows = [torch.tensor([x], dtype=torch.float64) for x in (-10.0, -12.0, -11.0, -11.5)]
-    margin = (-10 + 11) - (-12 + 11.5)
-    for kind, wanted in (("sigmoid", math.log(1 + math.exp(-0.3 * margin))),
-                         ("length", math.log(1 + math.exp(-0.3 * margin))),
-                         ("ipo", (margin - 1 / 0.6) ** 2)):
-        assert dpo_loss(*rows, beta=0.3, kind=kind).item() == pytest.approx(wanted, abs=1e-12)
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=[case["kind"] for case in GOLDEN])
@@ -64,74 +54,45 @@ def test_losses_rewards_and_gradients_equal_trl(case):
     assert rewards[1].tolist() == pytest.approx(case["rejected"], rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "length", "ipo"])
-def test_gradients_by_finite_difference(kind):
-    """The chosen answer is pulled up, the rejected one pushed down, by as much as it is worth."""
-    rows = [torch.tensor([x], dtype=torch.float64, requires_grad=True)
-            for x in (-3.0, -2.5, -3.2, -2.6)]
-    dpo_loss(*rows, kind=kind).backward()
-    for i, sign in ((0, -1), (1, 1)):
-        with torch.no_grad():
-            near = [[x + d * (j == i) for j, x in enumerate(rows)] for d in (1e-5, -1e-5)]
-            slope = (dpo_loss(*near[0], kind=kind) - dpo_loss(*near[1], kind=kind)) / 2e-5
-        assert rows[i].grad.item() == pytest.approx(slope.item(), rel=1e-6)
-        assert rows[i].grad.item() * sign > 0
-
-
 def batch_of(model, pairs):
     batch = pair_batch(pairs)
     with torch.no_grad():
-        return {**batch, "reference": log_probabilities(model, batch)[0]}
+        return {**batch, "reference": answer_log_probs(model, batch)[0]}
 
 
-@pytest.mark.parametrize("kind, wanted", [("sigmoid", math.log(2)), ("length", math.log(2)),
+@pytest.mark.parametrize("kind, expected", [("sigmoid", math.log(2)), ("length", math.log(2)),
                                           ("ipo", 1 / (4 * 0.1 ** 2))])
-def test_the_loss_at_the_first_step(small_model, kind, wanted):
+def test_the_loss_at_the_first_step(small_model, kind, expected):
     loss, metrics = preference_loss(small_model, batch_of(small_model, PAIRS), 0.1, kind, 0.0)
-    assert loss.item() / 3 == pytest.approx(wanted, abs=1e-6)
+    assert loss.item() / 3 == pytest.approx(expected, abs=1e-6)
     assert all(metrics[f"rewards/{name}"].item() == 0
                for name in ("chosen", "rejected", "margins", "accuracies"))
     with_nll, _ = preference_loss(small_model, batch_of(small_model, PAIRS), 0.1, kind, 0.5)
     alone, _ = preference_loss(small_model, batch_of(small_model, PAIRS), 0.1, "chosen", 0.5)
-    assert with_nll.item() == pytest.approx(3 * wanted + 0.5 * alone.item(), abs=1e-5)
-    assert metrics["loss/preference"].item() == pytest.approx(3 * wanted, abs=1e-5)
+    assert with_nll.item() == pytest.approx(3 * expected + 0.5 * alone.item(), abs=1e-5)
+    assert metrics["loss/preference"].item() == pytest.approx(3 * expected, abs=1e-5)
     assert metrics["loss/chosen"].item() == pytest.approx(alone.item(), abs=1e-5)
 
 
 def test_log_probabilities_are_those_of_the_answers(small_model):
-    """Summed by hand; neither the order in a batch nor the side of the padding changes them."""
+    """Summed by hand; the order in a batch does not change them."""
     batch = pair_batch(PAIRS)
     with torch.no_grad():
-        sums, counts = log_probabilities(small_model, batch)
-        wanted = []
+        sums, counts = answer_log_probs(small_model, batch)
+        expected = []
         for prompt, answer in [(p, c) for p, c, _ in PAIRS] + [(p, r) for p, _, r in PAIRS]:
             logs = small_model(torch.tensor([prompt + answer])).float().log_softmax(-1)[0]
-            wanted.append(sum(logs[len(prompt) - 1 + i, token].item()
+            expected.append(sum(logs[len(prompt) - 1 + i, token].item()
                               for i, token in enumerate(answer)))
-        assert sums.tolist() == pytest.approx(wanted, abs=1e-5)
+        assert sums.tolist() == pytest.approx(expected, abs=1e-5)
         assert counts.tolist() == [4, 2, 1, 2, 4, 1]
-        turned, _ = log_probabilities(small_model, pair_batch(PAIRS[::-1]))
-        assert turned.tolist() == pytest.approx(
-            [wanted[i] for i in (2, 1, 0, 5, 4, 3)], abs=1e-5)
-        lengths = (batch["input_ids"] != 0).sum(1)
-        T = batch["input_ids"].shape[1]
-        left = {name: torch.stack([row.roll(T - int(n)) for row, n in zip(batch[name], lengths)])
-                for name in ("input_ids", "targets")}
-        starts = torch.stack([torch.where(torch.arange(T) < T - n, 0, T - n) for n in lengths])
-        known = small_model(left["input_ids"], starts, left["targets"], reduce="none")
-        assert known.masked_fill(left["targets"] == -100, 0).sum(1).tolist() == pytest.approx(
-            wanted, abs=1e-5)
-
-
-def test_equal_answers_teach_nothing(small_model):
-    pairs = [(prompt, chosen, chosen) for prompt, chosen, _ in PAIRS]
-    loss, _ = preference_loss(small_model, batch_of(small_model, pairs), 0.1, "sigmoid", 0.0)
-    loss.backward()
-    assert all(p.grad is None or p.grad.abs().max() < 1e-7 for p in small_model.parameters())
+        reversed_order, _ = answer_log_probs(small_model, pair_batch(PAIRS[::-1]))
+        assert reversed_order.tolist() == pytest.approx(
+            [expected[i] for i in (2, 1, 0, 5, 4, 3)], abs=1e-5)
 
 
 def test_code_beside_the_pairs(small_tokenizer):
-    """Rows of code with gaps: a quarter as many as pairs, their mean loss as much as a pair's."""
+    """FIM sequences: a quarter as many as pairs; their mean loss weighs as much as a pair's."""
     documents = [{"text": CODE * 3, "path": f"{i}.py", "language": "python"} for i in range(9)]
     args = SimpleNamespace(seed=0, seq_len=64, batch_tokens=1024, device_batch=4)
     middle = small_tokenizer.special["<|fim_middle|>"]
@@ -144,17 +105,16 @@ def test_code_beside_the_pairs(small_tokenizer):
     model = fill_weights(CausalLM(Config(**{**SMALL, "vocab_size": small_tokenizer.vocab_size})))
     mean = model(code["input_ids"], code["document_starts"], code["targets"]).item() / (
         code["targets"] != -100).sum().item()
-    for kind, wanted in (("sigmoid", 8 * 10 * mean), ("chosen", 8 * mean)):
+    for kind, expected in (("sigmoid", 8 * 10 * mean), ("chosen", 8 * mean)):
         loss, metrics = step_loss(model, code, 1, kind, 10)
-        assert loss.item() == pytest.approx(wanted, rel=1e-5)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
         assert metrics["loss/code"].item() == pytest.approx(8 * mean, rel=1e-5)
-    args.device_batch, args.batch_tokens = 6, 4096                  # eight rows of code: 6 and 2
-    parts = PairBatches(PAIRS, np.zeros((2, 3), np.float32), documents, small_tokenizer, args)(0)
-    parts = [batch for batch in parts if not batch["count"]]
-    targets = [(batch["targets"] != -100).sum().item() for batch in parts]
-    assert [len(batch["targets"]) for batch in parts] == [6, 2]
-    assert [batch["pairs"] / n for batch, n in zip(parts, targets)] == pytest.approx(
-        [32 / sum(targets)] * 2)                                    # each token weighs the same
+    args.device_batch, args.batch_tokens = 6, 4096      # eight FIM sequences in batches of 6 and 2
+    code = [batch for batch in PairBatches(PAIRS, np.zeros((2, 3), np.float32), documents,
+                                           small_tokenizer, args)(0) if not batch["count"]]
+    targets = [(batch["targets"] != -100).sum().item() for batch in code]
+    assert [batch["pairs"] for batch in code] == pytest.approx(         # each token weighs the same
+        [32 * n / sum(targets) for n in targets]) and len(code) == 2
     same = step_loss(model, {**pairs[0]}, 1, "sigmoid", 10)[0].item()
     assert same == preference_loss(model, pairs[0], 1, "sigmoid", 10)[0].item()
 
@@ -170,7 +130,7 @@ def test_the_closest_pairs():
     assert closest(passed, []) == []
 
 
-def test_comments_and_blanks_are_no_difference():
+def test_comments_and_white_space_are_no_difference():
     assert same_code("```python\nn = 1  # one\n```", "```python\nn=1\n```")
     assert not same_code("```python\nn = 1\n```", "```python\nn = 2\n```")
     assert same_code("yes it is\n", "yes it is") and not same_code("yes it", "yes")
@@ -189,101 +149,83 @@ def test_lengths_are_balanced():
 
 def test_pairs_from_the_sandbox(monkeypatch, small_model, small_tokenizer):
     """Of each task the passing and the failing answers, each text once, none cut off."""
-    found = [[("a", True, True), ("a", True, True), ("b", True, False), ("c", False, False)],
-             [("a", True, True)] * 4, [("b", True, False)] * 4, [("c", False, False)] * 4]
-    monkeypatch.setattr(dpo, "solve", lambda *args, **sampling: found)
+    results = [[("a", True, True), ("a", True, True), ("b", True, False), ("c", False, False)],
+               [("a", True, True)] * 4, [("b", True, False)] * 4, [("c", False, False)] * 4]
+    monkeypatch.setattr(dpo, "solve", lambda *args, **sampling: results)
     monkeypatch.setattr(dpo, "TASKS", 4)
     args, counts = SimpleNamespace(seed=0, weak_sandbox=False), Counter()
     [pair] = sampled_pairs(small_model, small_tokenizer, args, 1, counts)
     assert pair["chosen"] == "```python\na\n```" and pair["rejected"] == "```python\nb\n```"
     assert [message["role"] for message in pair["prompt"]] == ["system", "user"]
-    assert counts == {"answers": 16, "that pass": 6, "tasks that are always solved": 1,
-                      "tasks that are never solved": 1}
-    for answers, what in ((found[1], "everything"), (found[2], "nothing")):
+    assert counts == {"answers": 16, "that pass": 6, "tasks always solved": 1,
+                      "tasks never solved": 1}
+    for answers, what in ((results[1], "everything"), (results[2], "nothing")):
         monkeypatch.setattr(dpo, "solve", lambda *args, own=answers, **sampling: [own] * 4)
         with pytest.raises(InputError, match=f"solves {what} of 4 tasks"):
             sampled_pairs(small_model, small_tokenizer, args, 1, Counter())
 
 
-def test_what_a_judge_says():
-    for said, wanted in (("A", "A"), ("**B**", "B"), ("Answer A is better.", "A"), ("tie", "tie"),
-                         ("A tie.", "tie"), ("B is better than A", ""), ("Both", ""), ("", "")):
-        assert dpo.verdict(said) == wanted
-
-
 def test_pairs_from_a_judge(monkeypatch, tmp_path, teacher, small_model, small_tokenizer):
-    """Asked in both orders; ties, nonsense and a liking for the first place give no pair."""
+    """What the judge prefers in both orders; a preference for the first answer gives no pair."""
     (tmp_path / "instructions").mkdir()
     (tmp_path / "instructions" / "train.jsonl").write_text("".join(json.dumps(
         {"messages": [{"role": "user", "content": f"question {i}"},
                       {"role": "assistant", "content": "x"}], "source": "code"}) + "\n"
-        for i in range(4)))
+        for i in range(2)))
     monkeypatch.setattr(dpo, "complete", lambda *args, **sampling: [
-        (f"{word} answer", True) for _ in range(4) for word in ("good", "bad")])
+        (f"{word} answer", True) for _ in range(2) for word in ("good", "bad")])
 
     def judge(body):
         text = body["messages"][0]["content"]
-        if "question 1" in text:
-            return answered("A")
-        if "question 2" in text:
-            return answered("It is a tie." if text.index("good") < text.index("bad") else "B")
-        if "question 3" in text:
-            return answered("no idea")
-        return answered("Answer " + ("A" if text.index("good") < text.index("bad") else "B"))
+        good_first = text.index("good") < text.index("bad")
+        return answered("A" if good_first or "question 1" in text else "B")
 
     teacher.answer = judge
     args, counts = SimpleNamespace(seed=0, out=tmp_path, judge=teacher.url), Counter()
     [pair] = judged_pairs(small_model, small_tokenizer, args, counts)
     assert (pair["chosen"], pair["rejected"]) == ("good answer", "bad answer")
-    assert pair["prompt"][0]["content"] == "question 0" and len(teacher.asked) == 8
-    assert counts == {"tie": 2, "no answer of the judge": 1}
+    assert pair["prompt"][0]["content"] == "question 0" and len(teacher.asked) == 4
+    assert counts == {"judged tie": 1}
     teacher.answer = lambda body: answered("tie")
     for path in (tmp_path / "cache" / "answers").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match="prefers none of 4 pairs in both orders"):
+    with pytest.raises(InputError, match="prefers none of 2 pairs in both orders"):
         judged_pairs(small_model, small_tokenizer, args, counts)
 
 
-def test_pairs_from_a_file(tmp_path):
-    path, broken = tmp_path / "pairs.jsonl", defaultdict(list)
-    ask, say = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a"}]
-    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"},
-            {"prompt": ask, "chosen": say, "rejected": "b"},
-            {"prompt": "", "chosen": "a", "rejected": "b"},
-            {"prompt": "q", "chosen": "a", "rejected": ""}, {"prompt": "q", "chosen": "a"},
-            {"prompt": ask + say, "chosen": "a", "rejected": "b"}, {"prompt": 3, "chosen": "a"}]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_pairs(path, broken) == [
-        {"prompt": ask, "chosen": "a", "rejected": "b", "source": "file"}] * 2
-    assert broken == {"empty content": [f"{path}, line {i}" for i in (3, 4, 5)],
-                      "roles out of order": [f"{path}, line 6"],
-                      "a prompt that is no list": [f"{path}, line 7"]}
+def test_given_pairs_stay_and_older_folders_are_refused(out, monkeypatch, capsys):
+    """Pairs of a file stay although no code differs; the reason why others are skipped is told."""
+    path = out / "own.jsonl"
+    rows = [("n = 1  # one", "n = 1"), ("a", "a"), ("b", "b")]
+    path.write_text("".join(json.dumps({"prompt": "q", "chosen": chosen, "rejected": rejected})
+                            + "\n" for chosen, rejected in rows))
+    flags = ("--build", "--data", str(path))
+    script(monkeypatch, out, *flags)
+    [(_, pair)] = read_rows(out / "preferences_1" / "pairs.jsonl")
+    assert pair["chosen"] == "n = 1  # one"
+    assert (f"--data: skipped 2: chosen and rejected are the same (first: {path}, line 2)\n"
+            in capsys.readouterr().out)
+    manifest = out / "preferences_1" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 2,', ""))       # an older version's
+    with pytest.raises(InputError, match="preferences_1 was made from format None, not 2"):
+        script(monkeypatch, out, *flags)
     path.write_text('{"text": "x"}\n')
-    with pytest.raises(InputError, match="no pair .*, line 1.*; expected prompt, chosen and rej"):
-        read_pairs(path, defaultdict(list))
+    with pytest.raises(InputError, match="no usable row; line 1: chosen or rejected is missing"):
+        script(monkeypatch, out, *flags, "--fresh")
 
 
-def test_real_pairs():
-    """Fixes of real functions with what was faulty; six differ in what stands outside of it."""
-    path = reference_data("instruct/thealgorithms_fix_pairs.jsonl.gz")
-    pairs = read_pairs(path, broken := defaultdict(list))
-    assert not broken
-    same = sum(same_code(pair["chosen"], pair["rejected"]) for pair in pairs)
-    assert (len(pairs), same) == (164, 6)
-
-
-def test_the_reference_is_computed_once(small_model, tmp_path, monkeypatch):
-    known = reference_log_probabilities(small_model, PAIRS, 2, tmp_path)
+def test_the_reference_is_computed_once(small_model, small_tokenizer, tmp_path, monkeypatch):
+    known = reference_log_probs(small_model, small_tokenizer, PAIRS, 2, tmp_path)
     with torch.no_grad():
-        sums, _ = log_probabilities(small_model, pair_batch(PAIRS))
+        sums, _ = answer_log_probs(small_model, pair_batch(PAIRS))
     assert known.flatten().tolist() == pytest.approx(sums.tolist(), abs=1e-5)
-    real = dpo.log_probabilities
-    monkeypatch.setattr(dpo, "log_probabilities", None)
-    assert (reference_log_probabilities(small_model, PAIRS, 2, tmp_path) == known).all()
-    monkeypatch.setattr(dpo, "log_probabilities", real)
+    real = dpo.answer_log_probs
+    monkeypatch.setattr(dpo, "answer_log_probs", None)
+    assert (reference_log_probs(small_model, small_tokenizer, PAIRS, 2, tmp_path) == known).all()
+    monkeypatch.setattr(dpo, "answer_log_probs", real)
     with torch.no_grad():
         small_model.model.norm.weight += 0.5
-    assert (reference_log_probabilities(small_model, PAIRS, 2, tmp_path) != known).all()
+    assert (reference_log_probs(small_model, small_tokenizer, PAIRS, 2, tmp_path) != known).all()
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -312,16 +254,17 @@ def script(monkeypatch, out, *flags):
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_the_script_prefers_and_goes_on_after_a_stop(out, monkeypatch, capsys):
     flags = ("--data", str(out / "pairs.jsonl"), "--nll", "0")
-    monkeypatch.setattr(dpo, "compare", lambda folders, *args, **more: [
-        {"x": [0.0, 0.0]}, {"x": [0.0, 100.0]}])
+    monkeypatch.setattr(sft, "measure", lambda folder, *args: {
+        "x": [0.0, 100.0 * (folder == str(out / "dpo"))], "y": 0.5})
+    monkeypatch.setattr(sft, "solve", lambda *args: [])
     script(monkeypatch, out, *flags, "--rounds", "2")
     printed = capsys.readouterr().out
-    assert "20 pairs" in printed and "20 kept in" in printed
-    assert "x: +50.0 (95 % between +0.0 and +100.0)" in printed
+    assert "preferences_1: 20 pairs" in printed and "20 kept" in printed
+    assert "+50.0 (+0.0 to +100.0)" in printed and "+0.00" in printed      # what was gained
     rows = read_metrics(out / "dpo_1")
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert rows[-1]["rewards/margins"] > 0 and rows[-1]["loss"] < rows[0]["loss"]
-    assert rows[-1]["rewards/accuracies"] > 0.5 and "unseen pairs told apart" in rows[-1]
+    assert rows[-1]["rewards/accuracies"] > 0.5 and "validation accuracy" in rows[-1]
     assert (out / "dpo" / "preferences.png").stat().st_size > 10_000
     whole, one = (load_model(out / name, "cpu").state_dict() for name in ("dpo", "dpo_1"))
     script(monkeypatch, out, *flags, "--rounds", "2")
@@ -338,13 +281,13 @@ def test_the_script_prefers_and_goes_on_after_a_stop(out, monkeypatch, capsys):
     monkeypatch.setattr(dpo, "train", real)
     script(monkeypatch, out, *flags, "--rounds", "2")
     printed = capsys.readouterr().out
-    assert "going on after step 2 of" in printed and "round 2, starting from" in printed
+    assert "resuming after step 2 of" in printed and "round 2, starting from" in printed
     for name, before in (("dpo", whole), ("dpo_1", one)):
         again = load_model(out / name, "cpu").state_dict()
         assert all(torch.equal(x, before[name]) for name, x in again.items())
     assert not all(torch.equal(x, whole[name]) for name, x in one.items())
     script(monkeypatch, out, *flags, "--build", "--fresh")              # pairs alone
-    assert "20 kept in" in capsys.readouterr().out and not (out / "dpo.unfinished").exists()
+    assert "20 kept" in capsys.readouterr().out and not (out / "dpo.unfinished").exists()
 
 
 def test_what_collapses_is_stopped(out, monkeypatch):
@@ -359,20 +302,21 @@ def test_held_out_pairs_are_compared_as_the_loss_does(out, monkeypatch, loss, ri
     """Two nats more over twenty tokens, or one and a half over ten: by sums, or by means."""
     seen = []
     for name, value in {
-            "train": lambda *args: seen.append(args[5]), "compare": lambda *args, **more: ({}, {}),
-            "draw_preferences": lambda folder: None, "bits_per_byte": lambda *args: 1.0,
-            "reference_log_probabilities": lambda model, fits, *_: np.zeros((2, len(fits))),
-            "answers_known": lambda model, pairs, _: np.broadcast_to(
+            "train": lambda *args: seen.append(args[5]), "bits_per_byte": lambda *args: 1.0,
+            "compare_models": lambda *args, **more: None,
+            "plot_preferences": lambda *args: None, "read_metrics": lambda *args: [],
+            "reference_log_probs": lambda model, tokenizer, fits, *_: np.zeros((2, len(fits))),
+            "pair_log_probs": lambda model, pairs, _: np.broadcast_to(
                 [[[2.0], [1.5]], [[20], [10]]], (2, 2, len(pairs)))}.items():
         monkeypatch.setattr(dpo, name, value)
     script(monkeypatch, out, "--data", str(out / "pairs.jsonl"), "--loss", loss)
-    assert seen[0](None, 3) == {"bpb": 1.0, "unseen pairs told apart": right}
+    assert seen[0](None, 3) == {"bpb": 1.0, "validation accuracy": right}
 
 
 @pytest.mark.parametrize("flags, problem", [
-    ([], "solves nothing of 3 tasks; train it longer first"),
+    ([], "solves nothing of 3 tasks; if nothing, train it longer"),
     (["--data", "PAIRS", "--seq-len", "8", "--batch-tokens", "64"], "0 pairs are left"),
-    (["--data", "PAIRS", "--batch-tokens", "128"], "0 pairs of two rows of 128 tokens"),
+    (["--data", "PAIRS", "--batch-tokens", "128"], "0 pairs of two sequences of 128 tokens"),
     (["--rounds", "0"], "--rounds and --beta must be above 0"),
     (["--beta", "nan"], "--rounds and --beta must be above 0"),
     (["--save-every", "0"], "--save-every: must be at least 1"),
@@ -386,8 +330,8 @@ def test_bad_input(out, monkeypatch, flags, problem):
 
 
 @pytest.mark.parametrize("stage", [pretrain, sft, dpo])
-def test_every_preset_is_made_of_whole_rows(stage):
-    """Of all sizes and phases, the published ones too: none is refused once the model is loaded."""
+def test_every_preset_is_made_of_whole_sequences(stage):
+    """None is refused once the model is loaded."""
     parser = argparse.ArgumentParser()
     pretrain.training_flags(parser)
     presets = [*stage.PRESETS.values(), stage.PUBLISHED]
@@ -396,8 +340,6 @@ def test_every_preset_is_made_of_whole_rows(stage):
     for preset in presets:
         args = pretrain.fill_in(parser.parse_args([]), preset)
         assert args.batch_tokens // args.seq_len >= args.device_batch
-        if stage is dpo:
-            assert dpo.pairs_per_step(args) >= args.device_batch // 2
 
 
 def test_without_sft_there_is_one_line(tmp_path, monkeypatch):
@@ -413,3 +355,7 @@ def test_ids_of_a_pair(small_tokenizer):
     assert prompt == small_tokenizer.encode(text, allow_special=True)
     assert small_tokenizer.decode(chosen) == "yes<|im_end|>"
     assert small_tokenizer.decode(rejected) == "no<|im_end|>"
+    pair["tools"] = [{"type": "function", "function": {"name": "add"}}]
+    text = small_tokenizer.render_chat(pair["prompt"], pair["tools"], add_generation_prompt=True)
+    prompt, _, _ = pair_ids(small_tokenizer, pair)
+    assert prompt == small_tokenizer.encode(text, allow_special=True)

@@ -1,6 +1,7 @@
 """pytest tests/test_fim.py"""
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from fim import (
     MIDDLE,
     PREFIX,
     SPANS,
-    STOP_TOKENS,
     SUFFIX,
+    control_stops,
     draw,
     fim_document,
     fim_ids,
@@ -181,10 +182,11 @@ def test_sentinels_in_source_text_stay_text(small_tokenizer):
     assert small_tokenizer.special["<|endoftext|>"] not in ids
 
 
-def test_stop_set_is_the_published_one(published_folder):
-    special = Tokenizer.load(published_folder).special
-    assert sorted(special[name] for name in STOP_TOKENS) == [
-        151643, 151645, 151659, 151661, 151662, 151663, 151664]
+def test_every_special_token_ends_a_completion(published_folder):
+    """Those of the published stop set, and the others."""
+    stops = control_stops(Tokenizer.load(published_folder))
+    assert {151643, 151645, 151659, 151661, 151662, 151663, 151664} < stops
+    assert stops == set(range(151643, 151665))
 
 
 def test_normalize():
@@ -210,9 +212,10 @@ def test_infill_keeps_to_its_context_and_streams(checkpoint):
         infill(model, tokenizer, CODE, CODE, max_new_tokens=64)
 
 
-def test_infill_ends_at_a_stop_token(checkpoint):
+def test_infill_ends_at_a_special_token(checkpoint):
+    """At any of them, so that none is ever shown as if it were text."""
     model, tokenizer = load(checkpoint, "cpu")
-    stops = {tokenizer.special[name] for name in STOP_TOKENS}
+    stops = set(tokenizer.special.values())
     prompt = fim_ids(tokenizer, tokenizer.encode("a"), tokenizer.encode("b"))
     cut_short = 0
     for seed in range(15):                                  # chance: most runs meet a stop token
@@ -220,8 +223,11 @@ def test_infill_ends_at_a_stop_token(checkpoint):
         [free] = generate(model, [prompt], 40, **chance)
         end = next((i for i, token in enumerate(free) if token in stops), 40)
         cut_short += end < 40
-        text = infill(model, tokenizer, "a", "b", 40, temperature=3.0, seed=seed)
-        assert text == tokenizer.decode(free[:end])
+        shown = []
+        text = infill(model, tokenizer, "a", "b", 40, temperature=3.0, seed=seed,
+                      on_text=shown.append)
+        assert "".join(shown) == text == tokenizer.decode(free[:end])
+        assert not any(name in text for name in tokenizer.special)
     assert cut_short > 5
 
 
@@ -313,6 +319,24 @@ def test_relevant_files(tmp_path):
         relevant_files(tmp_path / "none", tmp_path / "own.py", "", "")
 
 
+def test_relevant_files_of_related_languages(tmp_path):
+    """A C file gets its header, a .tsx file a .ts file; other kinds and installed packages do not
+    count, whatever they are called."""
+    names = ["a.c", "a.h", "a.hpp", "B.H", "b.ts", "b.tsx", "b.vue", "c.py", "c.pyi", "d.kt",
+             "e.java", "f.rs", "f.go", "g.unknown", "h.unknown", "node_modules/x.ts",
+             "\x1b[2J/x.ts", "venv/lib/site-packages/x.py", "env/lib/x.py", ".hidden/x.py"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("shared_name")
+    (tmp_path / "env" / "pyvenv.cfg").touch()
+    for file, expected in {"main.c": {"a.c", "a.h", "a.hpp", "B.H"},
+                           "main.tsx": {"b.ts", "b.tsx", "b.vue"}, "main.py": {"c.py", "c.pyi"},
+                           "main.java": {"d.kt", "e.java"}, "main.rs": {"f.rs"},
+                           "main.unknown": {"g.unknown", "h.unknown"}, "main.zig": set()}.items():
+        files = relevant_files(tmp_path, tmp_path / file, "shared_name", "")
+        assert {path for path, _ in files} == expected, file
+
+
 def test_gap():
     assert gap("ab\ncd\n", 2, "f", 1) == ("ab\n", "", "cd\n")
     assert gap("ab\ncd\n", 1, "f", 3) == ("ab", "", "\ncd\n")
@@ -354,13 +378,19 @@ def test_show(tmp_path, typed):
     for order, part in zip(("PSM", "SMP", "PSM"), shown[4:]):
         names = re.findall(r"fim_(p|s|m)", part)
         assert "".join(names).upper() == order or order == "SMP" and names == ["p", "s", "m"]
+    read, write = os.pipe()
+    os.close(read)                                              # as of `| head`, when it has enough
+    done = subprocess.run([sys.executable, "fim.py", "show", tmp_path / "a.py"], cwd=ROOT,
+                          stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.stderr == "" and done.returncode not in (0, 1, 2)
     done = typed("fim.py", "show")
     assert done.returncode == 2 and "expected: python fim.py show FILE" in done.stderr
 
 
 def test_tokenizer_of_another_model(checkpoint, small_tokenizer):
     save_model(fill_weights(CausalLM(Config(**SMALL))), checkpoint)
-    with pytest.raises(InputError, match="has 380 ids, the model only 96 rows"):
+    with pytest.raises(InputError, match="has 380 ids, the model only 96 "):
         load(checkpoint, "cpu")
 
 

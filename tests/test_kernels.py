@@ -1,8 +1,8 @@
 """pytest tests/test_kernels.py
 
-Here: the twins, what chooses between them and the kernels, and what the compiler makes of the
-kernels for GPUs that are not here. What the kernels compute stands in kernel_cases.py, which needs
-a GPU or Triton's interpreter and is run from here in a process of its own.
+Here: the reference implementations, the choice between them and the kernels, and what the compiler
+makes of the kernels for GPUs that are not here. What the kernels compute is tested in
+kernel_cases.py, which needs a GPU or Triton's interpreter and is run in a process of its own.
 """
 
 import os
@@ -21,14 +21,12 @@ from kernels import (
     attention_path,
     document_bounds,
     flash_attention,
-    formula_attention,
     linear_cross_entropy,
     linear_log_probabilities,
-    make_attention,
     sdpa_attention,
-    tiled_attention,
     why_not_triton,
 )
+from model import eager_attention, make_attention, tiled_attention
 
 CPU = torch.device("cpu")
 needs_triton = pytest.mark.skipif(kernels.triton is None, reason="triton is not installed")
@@ -81,7 +79,16 @@ def test_kernels_compile_well(case, tmp_path, monkeypatch):
         assert row["instruction"] == ("mma.sync" if dtype == "fp32" else half)
 
 
-# ---- attention's twins and the choice
+# ---- the reference implementations of attention, and the choice
+
+
+@pytest.mark.parametrize("tile", [1, 3, 4, 100])
+def test_online_softmax_is_exact(tile):
+    generator = torch.Generator().manual_seed(0)
+    scores, values = 30 * torch.randn(2, 11, generator=generator, dtype=torch.float64)
+    expected = float(scores.softmax(0) @ values)
+    result = kernels.online_softmax(scores.tolist(), values.tolist(), tile)
+    assert result == pytest.approx(expected, rel=1e-12)
 
 
 def attention_inputs(B=2, T=12, H=4, K=2, d=64, dtype=torch.float32):
@@ -94,7 +101,7 @@ STARTS = torch.tensor([[0] * 5 + [5] * 7, [0] + [1] * 11])
 
 
 @pytest.mark.parametrize("starts", [None, STARTS])
-@pytest.mark.parametrize("path", ["triton", "formula", "sdpa"])
+@pytest.mark.parametrize("path", ["triton", "eager", "sdpa"])
 def test_each_path_is_attention(path, starts):
     parts = attention_inputs()
     out = make_attention(path, starts, 2, 12, 0, parts[0])(*parts)
@@ -108,7 +115,7 @@ def test_each_path_is_attention(path, starts):
         assert torch.allclose(x.double(), y, atol=1e-5)
 
 
-def test_twin_gives_zeros_where_nothing_is_seen():
+def test_reference_gives_zeros_where_nothing_is_seen():
     parts = attention_inputs(B=1)
     out = flash_attention(*parts, torch.tensor([[0] * 4 + [8] * 8]))
     out.sum().backward()
@@ -145,9 +152,9 @@ def test_what_does_not_fit_is_named(change, found):
 
 def test_choice_of_attention():
     bf16 = torch.bfloat16
-    assert attention_path(CPU, 64, bf16, 2048)[0] == "formula"
-    assert attention_path(CPU, 64, bf16, 2049) == ("sdpa", "cpu is no CUDA GPU")
-    assert attention_path(CPU, 64, torch.float32, 8)[0] == "formula"
+    assert attention_path(CPU, 64, bf16, 2048)[0] == "eager"
+    assert attention_path(CPU, 64, bf16, 2049) == ("sdpa", "cpu is not a CUDA GPU")
+    assert attention_path(CPU, 64, torch.float32, 8)[0] == "eager"
     assert attention_path(CPU, 64, bf16, 8, "sdpa") == ("sdpa", "--attention")
     assert why_not_triton(CPU, 96, bf16) == "there are no kernels for head_dim 96 in torch.bfloat16"
     assert why_not_triton(CPU, 64, torch.float64)[-13:] == "torch.float64"
@@ -170,7 +177,7 @@ def test_choice_on_a_gpu(monkeypatch, capability, path, why):
 
 
 def test_works_without_triton():
-    """On macOS there is none: the twins do all the work."""
+    """On macOS there is none: the reference implementations do all the work."""
     code = ("import sys; sys.modules['triton'] = None; import torch, kernels\n"
             "q, w = torch.ones(1, 3, 2, 64, requires_grad=True), torch.ones(5, 64)\n"
             "out = kernels.flash_attention(q, q[:, :, :1], q[:, :, :1])\n"
@@ -205,7 +212,7 @@ os._exit(0)     # a thread of gloo may still let go of a tensor, which Python ca
 
 
 def test_two_processes_compute_what_one_does(tmp_path):
-    """FSDP2 around the twin, and around the op in the interpreter: the losses of the twin alone."""
+    """FSDP2 around the reference, and around the op in the interpreter: the same losses."""
     printed, script = [], tmp_path / "steps.py"
     script.write_text(FSDP)
     two = ["-m", "torch.distributed.run", "--nproc-per-node=2",
@@ -220,7 +227,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
     assert all(numbers == pytest.approx(printed[0], rel=2e-5) for numbers in printed[1:])
 
 
-# ---- the loss head's twin
+# ---- fused linear cross-entropy, reference implementation
 
 
 def head_inputs(rows=37, D=8, V=50, dtype=torch.float64):
@@ -293,18 +300,18 @@ def test_mask_shows_the_past_of_the_own_document():
     assert later.tolist() == seen[2:].tolist()
 
 
-def test_formula_equals_sdpa_with_expanded_heads():
+def test_eager_attention_equals_sdpa_with_expanded_heads():
     generator = torch.Generator().manual_seed(1)
     q = torch.randn(2, 5, 6, 8, generator=generator)
     k, v = (torch.randn(2, 7, 2, 8, generator=generator) for _ in range(2))
     mask = attention_mask(torch.tensor([[0, 0, 3, 3, 3], [1, 1, 1, 5, 5]]), 7, torch.float32)
     expanded = (x.repeat_interleave(3, dim=2).transpose(1, 2) for x in (k, v))
     expected = F.scaled_dot_product_attention(q.transpose(1, 2), *expanded, attn_mask=mask)
-    assert torch.allclose(formula_attention(q, k, v, mask), expected.transpose(1, 2), atol=1e-6)
+    assert torch.allclose(eager_attention(q, k, v, mask), expected.transpose(1, 2), atol=1e-6)
 
 
 @pytest.mark.parametrize("T,S", [(300, 300), (128, 128), (70, 170)])
-def test_tiles_are_the_formula(T, S):
+def test_tiled_attention_equals_eager_attention(T, S):
     """Output and gradients, where tiles divide the row and where not, and after a cache."""
     generator = torch.Generator().manual_seed(T)
     q, k, v, d_out = (torch.randn(2, n, heads, 16, generator=generator, requires_grad=True)
@@ -312,7 +319,7 @@ def test_tiles_are_the_formula(T, S):
     starts = torch.arange(S - T, S) // 60 * 60 * torch.tensor([[0], [1]])      # (2, T)
     mask = attention_mask(starts, S, torch.float32)
     results = []
-    for attend in (formula_attention, tiled_attention):
+    for attend in (eager_attention, tiled_attention):
         out = attend(q, k, v, mask)
         results.append([out, *torch.autograd.grad(out, (q, k, v), d_out)])
     for plain, tiled in zip(*results):

@@ -2,27 +2,30 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import CASES, ROOT, SMALL, YARN, fill_weights
 from safetensors.torch import load_file, save_file
 
-import model as module
-from kernels import make_attention
 from model import (
     CONFIGS,
     CausalLM,
     Config,
     KVCache,
-    choose,
     generate,
     generate_naive,
     load_model,
+    make_attention,
     parameter_count,
     rotary_frequencies,
+    sample,
     save_model,
 )
+from support import distributed
 from support.files import InputError
 
 GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text())
@@ -79,7 +82,7 @@ def test_plain_formula_and_sdpa_agree():
     q = torch.randn(2, 12, 4, 8, generator=generator).bfloat16()
     k, v = (torch.randn(2, 12, 2, 8, generator=generator).bfloat16() for _ in range(2))
     for starts in (None, torch.tensor([[0] * 5 + [5] * 7] * 2)):
-        plain = make_attention("formula", starts, 2, 12, 0, q)(q, k, v)
+        plain = make_attention("eager", starts, 2, 12, 0, q)(q, k, v)
         exact = make_attention("sdpa", starts, 2, 12, 0, q.float())(q.float(), k.float(), v.float())
         assert (plain - exact).abs().max() < 0.03
 
@@ -134,16 +137,20 @@ def test_batch_of_unequal_prompts_gives_what_each_gives_alone(small_model):
     assert torch.allclose(logits, padded, atol=1e-5)
 
 
-def test_the_same_prompt_is_read_once_for_several_answers(small_model, monkeypatch):
-    read, forward = [], CausalLM.forward
-    monkeypatch.setattr(CausalLM, "forward", lambda self, ids, *rest, **flags: (
-        read.append(tuple(ids.shape)), forward(self, ids, *rest, **flags))[1])
-    several = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
-    together = generate(small_model, several, 12, temperature=1.0, seed=5)
-    assert read[:2] == [(2, len(PROMPTS[1])), (4, 1)]
-    assert together == [generate(small_model, [prompt], 12, temperature=1.0, seed=5 + row)[0]
-                        for row, prompt in enumerate(several)]
-    assert len(set(map(tuple, together))) == 4
+def test_the_samples_of_a_prompt_share_its_reading(small_model, monkeypatch):
+    read = []
+    forward = CausalLM.forward
+
+    def noted(self, ids, *rest, **flags):
+        read.append(tuple(ids.shape))
+        return forward(self, ids, *rest, **flags)
+
+    monkeypatch.setattr(CausalLM, "forward", noted)
+    together = generate(small_model, PROMPTS[:2], 12, samples=3, temperature=1.0, seed=5)
+    assert read[:2] == [(2, len(PROMPTS[1])), (6, 1)]
+    assert together == [generate(small_model, [PROMPTS[i // 3]], 12, temperature=1.0, seed=5 + i)[0]
+                        for i in range(6)]
+    assert len(set(map(tuple, together))) == 6
 
 
 def test_prompt_read_in_two_parts(small_model):
@@ -188,7 +195,7 @@ def test_sample_takes_each_id_as_often_as_it_should():
     chance = (torch.arange(1000) + 0.5)[:, None] / 1000
 
     def shares(temperature=1.0, top_k=0, top_p=1.0):
-        ids = choose(logits.clone(), temperature, top_k, top_p, chance)
+        ids = sample(logits.clone(), temperature, top_k, top_p, chance)
         return [round(x, 3) for x in (torch.bincount(ids, minlength=4) / 1000).tolist()]
 
     assert shares() == [0.1, 0.2, 0.4, 0.3]
@@ -213,12 +220,12 @@ def test_empty_prompts_are_refused(small_model):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("shard_bytes", [5e9, 9000])
 def test_save_and_load(tmp_path, monkeypatch, case, shard_bytes):
-    monkeypatch.setattr(module, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr("support.files.SHARD_BYTES", shard_bytes)
     model = fill_weights(CausalLM(Config(**{**SMALL, **CASES[case]}))).eval()
     save_model(model, tmp_path)
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert (files == ["model.safetensors"]) == (shard_bytes > 1e6)
-    monkeypatch.setattr(module, "SHARD_BYTES", 9000 if shard_bytes > 1e6 else 5e9)
+    monkeypatch.setattr("support.files.SHARD_BYTES", 9000 if shard_bytes > 1e6 else 5e9)
     save_model(model, tmp_path)                             # over the other kind: nothing is left
     save_model(model, tmp_path)
     loaded = load_model(tmp_path, "cpu")
@@ -267,7 +274,7 @@ def test_published_config_is_read(tmp_path):
     assert config.eos_token_id == [151645, 151643]
     path.write_text(json.dumps({**published, "rope_scaling": {}}))          # as good as none
     empty = CausalLM(Config(**{**SMALL, "rope_scaling": Config.from_json(path).rope_scaling}))
-    assert torch.equal(empty.model.frequencies, CausalLM(Config(**SMALL)).model.frequencies)
+    assert torch.equal(empty.model.inv_freq, CausalLM(Config(**SMALL)).model.inv_freq)
 
 
 @pytest.mark.parametrize("change,message", [
@@ -282,7 +289,8 @@ def test_published_config_is_read(tmp_path):
     ({"head_dim": 64}, "head_dim is not hidden/heads"),
     ({"use_sliding_window": True}, "use_sliding_window is not supported"),
     ({"num_attention_heads": 32, "num_key_value_heads": 16}, "head_dim is 1, an odd number"),
-    ({"rope_scaling": {"type": "yarn", "factor": "four"}}, "rope_scaling has what is no number"),
+    ({"rope_scaling": {"type": "yarn", "factor": "four"}},
+     "rope_scaling has a value that is not a number"),
     ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling is not yarn with a factor")])
 def test_other_configs_are_refused(small_model, tmp_path, change, message):
     save_model(small_model, tmp_path)
@@ -290,6 +298,106 @@ def test_other_configs_are_refused(small_model, tmp_path, change, message):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(InputError, match=message):
         load_model(tmp_path, "cpu")
+
+
+def test_yarn_of_the_model_card_extends_the_context(small_model, tmp_path):
+    """Factor 4, and max_position_embeddings as it was."""
+    save_model(small_model, tmp_path)
+    path = tmp_path / "config.json"
+    data = json.loads(path.read_text())
+    assert Config.from_json(path).context_length == data["max_position_embeddings"] == 64
+    for original in (64, None):
+        scaling = {"type": "yarn", "factor": 4.0}
+        if original:
+            scaling["original_max_position_embeddings"] = original
+        path.write_text(json.dumps({**data, "rope_scaling": scaling}))
+        config = Config.from_json(path)
+        assert config.context_length == 256 and config.max_position_embeddings == 64
+        # the positions stay those of the original length if the context is raised afterwards
+        longer = dataclasses.replace(config, max_position_embeddings=256)
+        for before, after in zip(rotary_frequencies(config), rotary_frequencies(longer)):
+            assert torch.equal(torch.as_tensor(before), torch.as_tensor(after))
+    path.write_text(json.dumps({**data, "max_position_embeddings": 1000, "rope_scaling": scaling}))
+    assert Config.from_json(path).context_length == 4000
+
+
+def test_checkpoints_of_several_dtypes(tmp_path):
+    """One dtype in memory: that of the embedding matrix."""
+    config = Config(**SMALL, tie_word_embeddings=False)
+    model = fill_weights(CausalLM(config)).bfloat16()
+    save_model(model, tmp_path)
+    expected = load_model(tmp_path, "cpu")(torch.tensor([[1, 2, 3]]))
+    tensors = load_file(tmp_path / "model.safetensors")
+    for change in ("bias", "norm", "lm_head"):
+        mixed = {name: tensor.float() if change in name else tensor
+                 for name, tensor in tensors.items()}
+        save_file(mixed, tmp_path / "model.safetensors")
+        model = load_model(tmp_path, "cpu")
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        assert torch.equal(model(torch.tensor([[1, 2, 3]])), expected)
+        assert len(generate(model, [[1, 2, 3]], 4)[0]) == 4
+        assert load_model(tmp_path, "cpu", torch.float32).head.dtype == torch.float32
+
+
+def test_dtype_for_inference_is_measured(small_model, tmp_path, monkeypatch):
+    save_model(small_model.bfloat16(), tmp_path)
+    for seconds, dtype in (((2, 1), torch.bfloat16), ((1, 2), torch.float32)):
+        measured = dict(zip((torch.float32, torch.bfloat16), seconds))
+        monkeypatch.setattr(distributed, "inference_seconds",
+                            lambda dtype, *shape: measured[dtype])
+        model = load_model(tmp_path, "cpu", "auto")
+        assert model.head.dtype == dtype and "times as long as bfloat16" in model.dtype_reason
+    monkeypatch.setattr(distributed, "available_bytes", lambda: 1000)
+    assert load_model(tmp_path, "cpu", "auto").head.dtype == torch.bfloat16     # no room for fp32
+    assert load_model(tmp_path, "cpu").head.dtype == torch.bfloat16
+    monkeypatch.undo()
+    assert 0 < distributed.inference_seconds(torch.bfloat16, 32, 48, 2) < 60
+    save_model(small_model.float(), tmp_path)
+    assert load_model(tmp_path, "cpu", "auto").head.dtype == torch.float32      # never lowered
+
+
+def test_generation_config_is_kept(small_model, tmp_path):
+    """An instruct model's stop ids and sampling settings outlive training."""
+    published = {"bos_token_id": 3, "pad_token_id": 3, "do_sample": True, "eos_token_id": [5, 3],
+                 "repetition_penalty": 1.1, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
+    save_model(small_model, tmp_path / "a")
+    path = tmp_path / "a" / "generation_config.json"
+    assert json.loads(path.read_text()) == {"bos_token_id": 151643, "eos_token_id": 151643,
+                                            "max_new_tokens": 2048}
+    path.write_text(json.dumps(published))
+    save_model(load_model(tmp_path / "a", "cpu"), tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "generation_config.json").read_text()) == published
+    path.unlink()
+    assert load_model(tmp_path / "a", "cpu").generation_config["eos_token_id"] == 151643
+    path.write_text("[]")
+    with pytest.raises(InputError, match="generation_config.json: expected an object"):
+        load_model(tmp_path / "a", "cpu")
+
+
+@pytest.mark.parametrize("umask,mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_file_permissions_follow_the_umask(small_model, tmp_path, monkeypatch, umask, mode):
+    monkeypatch.setattr("support.files.SHARD_BYTES", 9000)
+    before = os.umask(umask)
+    try:
+        save_model(small_model, tmp_path)
+    finally:
+        os.umask(before)
+    files = list(tmp_path.iterdir())
+    assert len(files) > 4 and {file.stat().st_mode & 0o777 for file in files} == {mode}
+
+
+def test_an_unreadable_checkpoint_is_reported_as_such(small_model, tmp_path):
+    save_model(small_model, tmp_path)
+    (tmp_path / "model.safetensors").chmod(0)
+    code = ("import os, sys; sys.path.insert(0, sys.argv[1]); from model import load_model\n"
+            "if os.getuid() == 0:\n"           # root may read everything: lose that power
+            "    import ctypes; ctypes.CDLL(None).prctl(24, 1); ctypes.CDLL(None).prctl(24, 2)\n"
+            "    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()\n"
+            "    assert ctypes.CDLL(None).capset(header, data) == 0\n"
+            "load_model(sys.argv[2], 'cpu')")
+    done = subprocess.run([sys.executable, "-c", code, ROOT, tmp_path], capture_output=True,
+                          text=True)
+    assert "model.safetensors: cannot be read, its permissions do not allow it" in done.stderr
 
 
 def test_damaged_checkpoints(small_model, tmp_path):

@@ -24,32 +24,37 @@ from conftest import CODE, ROOT, SMALL, fill_weights
 from fim import newest_model
 from model import CONFIGS, CausalLM, Config, load_model
 from pretrain import (
-    Log,
     Muon,
-    check_same_run,
-    choose_dtype,
-    finish,
+    dtype_of_run,
+    finish_run,
     flops_per_token,
     learning_rate,
-    log_line,
     main,
     make_optimizers,
-    memory_plan,
-    newest_resume,
-    one_line,
     one_step,
-    orthogonal,
-    read_metrics,
-    resume_steps,
-    starting_point,
-    stop_here,
+    orthogonalize,
     watch,
 )
+from support import distributed
+from support.checkpoint import (
+    Log,
+    check_same_run,
+    errors_in_one_line,
+    log_line,
+    newest_resume,
+    read_metrics,
+    resume_steps,
+    save_and_exit,
+    starting_point,
+)
+from support.distributed import choose_training_dtype
 from support.files import InputError, read_json, run
+from support.plan import memory_plan
 from tokenizer import Tokenizer
 
 FAST = ["--device", "cpu", "--steps", "12", "--seq-len", "32", "--batch-tokens", "256",
-        "--eval-every", "6", "--save-every", "4"]
+        "--eval-every", "6", "--save-every", "4",
+        "--dtype", "float32"]               # not measured: runs are compared with one another
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -121,7 +126,7 @@ def test_a_run_leaves_a_checkpoint_folder(finished):
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert [row["step"] for row in rows if "bpb" in row] == [6, 12]
     assert rows[-1]["bpb"] < rows[5]["bpb"]
-    for words in ("gzip", "as it stands", "completed from the left", "filled in",
+    for words in ("gzip", "ground truth", "left-to-right completion", "--- infilling",
                   "python fim.py FILE --line N --out"):
         assert words in printed
     assert len(re.findall(r"^    def read_numbers\(path\):⏎ with.*⟦", printed, re.M)) == 2 * (2 + 2)
@@ -148,7 +153,7 @@ def test_both_phases_follow_one_another(finished):
     assert rates == [learning_rate(step, 12 + 9, 4e-3) for step in range(12 + 9)]
     assert first["optimizer"] == second["optimizer"] and second["init"] == str(out / "pretrain")
     assert (out / "repository" / "positions.png").read_bytes()[:4] == b"\x89PNG"
-    by_position = re.findall(r"^(.*), held-out code by place in rows of 128: .*?((?:[\d.]+, )+)",
+    by_position = re.findall(r"^(.*): validation bits per byte by position, .*?: ((?:[\d.]+, )+)",
                              printed, re.M)
     assert [name for name, _ in by_position] == [str(out / "pretrain"), str(out / "repository")]
 
@@ -165,13 +170,13 @@ def test_kill_and_resume_gives_the_same_weights(finished, code, tmp_path):
                 process.send_signal(number)
         assert process.wait(60) == code_wanted
         assert newest_resume(tmp_path / "out" / "pretrain.unfinished") >= 4
-    assert "to go on: python" in printed
+    assert "to resume: python" in printed
     newest, older = resume_steps(tmp_path / "out" / "pretrain.unfinished")
     torn = tmp_path / "out" / "pretrain.unfinished" / "resume" / f"step_{newest}" / "__0_0.distcp"
     torn.write_bytes(torn.read_bytes()[:torn.stat().st_size // 2])
     printed = pretrain(tmp_path / "out", code, phase=None).stdout
-    assert f"step_{newest}: damaged, the one before it is tried" in printed
-    assert f"going on after step {older} of" in printed
+    assert f"step_{newest} is damaged; trying the one before it" in printed
+    assert f"resuming after step {older} of" in printed
     for stage in ("pretrain", "repository"):
         whole, resumed = weights(finished[0], stage), weights(tmp_path / "out", stage)
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -187,16 +192,27 @@ def test_processes_and_accumulation_do_not_change_the_losses(code, tmp_path):
     assert len(weights(tmp_path / "four")) == 50
 
 
-def test_two_processes_with_the_default_settings(code, tmp_path):
-    """Muon on sharded matrices and bf16: not the same bits, but the same curve; then resumed."""
+def test_two_processes_are_stopped_and_resumed(code, tmp_path):
+    """Muon on sharded matrices: not the bits of one process, but the same curve. On the way one
+    process is killed, which ends the other in one line, and torchrun is told to stop."""
     out = tmp_path / "two"
-    process = subprocess.Popen(command(out, code, "--phase", "file", processes=2),
-                               stdout=subprocess.PIPE, text=True)
+    work = out / "pretrain.unfinished"
+    two = command(out, code, "--phase", "file", processes=2)
+    process = subprocess.Popen(two, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if re.match(r"step +6/", line):
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(children[-1]), signal.SIGKILL)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and newest_resume(work) >= 4
+    reasons = [line for line in errors.splitlines() if line.startswith("pretrain.py: ")]
+    assert not reasons or "another process has ended" in reasons[0]
+    process = subprocess.Popen(two, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if re.match(r"step +9/", line):
             process.send_signal(signal.SIGTERM)
-    assert process.wait(60) != 0
-    assert newest_resume(out / "pretrain.unfinished") >= 8
+    assert process.wait(60) != 0 and newest_resume(work) >= 8
     pretrain(out, code, processes=2)
     pretrain(tmp_path / "one", code)
     one, two = losses(tmp_path / "one"), losses(out)
@@ -240,13 +256,13 @@ def test_the_repository_phase_goes_on_from_the_file_phase(finished, code, tmp_pa
 
 @pytest.mark.parametrize("flags,message", [
     (["--steps", "0"], "--steps: must be at least 1"),
-    (["--batch-tokens", "100"], "--batch-tokens: must be a multiple of 32, the tokens of a row"),
+    (["--batch-tokens", "100"], "--batch-tokens: must be a multiple of 32"),
     (["--plan", "0"], "--plan: must be at least 1"),
     (["--init", "nowhere"], "nowhere: no such folder"),
     (["--lr", "1e9", "--optimizer", "adamw", "--fresh"], "the loss is"),
     (["--seed", "-1"], "--seed: must be at least 0"),
     (["--fim-rate", "5"], "--fim-rate 5.0: must be between 0 and 1"),
-    (["--attention", "triton", "--fresh"], "--attention triton: cpu is no CUDA GPU; --attention "
+    (["--attention", "triton", "--fresh"], "--attention triton: cpu is not a CUDA GPU; --attention "
                                            "sdpa runs anywhere"),
     (["--device", "cuda"], "--device cuda:0: not available here")])
 def test_one_line_for_what_is_wrong(finished, code, tmp_path, typed, flags, message):
@@ -279,22 +295,6 @@ def test_full_disk(code, tmp_path):
     assert not list((tmp_path / "pretrain.unfinished" / "resume").iterdir())
 
 
-def test_a_process_that_dies_ends_the_other_in_one_line(code, tmp_path):
-    process = subprocess.Popen(command(tmp_path, code, "--phase", "file", processes=2),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if re.match(r"step +6/", line):
-            own = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children"
-                                            ).read_text().split()]
-            os.kill(own[-1], signal.SIGKILL)
-            break
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert newest_resume(tmp_path / "pretrain.unfinished") >= 4
-    own = [line for line in errors.splitlines() if line.startswith("pretrain.py: ")]
-    assert not own or "another process has ended" in own[0]
-
-
 # ---- parts
 
 
@@ -304,7 +304,7 @@ def test_out_of_memory_names_the_flag_to_lower():
     work = Path("nowhere")
 
     def message(error):
-        with pytest.raises(InputError) as caught, one_line(args, work):
+        with pytest.raises(InputError) as caught, errors_in_one_line(args, work):
             raise error
         return str(caught.value)
 
@@ -318,7 +318,7 @@ def test_out_of_memory_names_the_flag_to_lower():
     assert "try --seq-len 32" in message(MemoryError())
     assert "--compile: InvalidCxxCompiler: No working C++ compiler found in x; install one" in (
         message(RuntimeError("InvalidCxxCompiler: No working C++ compiler found in x\n\nSet ...")))
-    with pytest.raises(RuntimeError, match="a mistake"), one_line(args, work):
+    with pytest.raises(RuntimeError, match="a mistake"), errors_in_one_line(args, work):
         raise RuntimeError("a mistake")
 
 
@@ -326,26 +326,31 @@ def test_a_lost_run_is_stopped(tmp_path):
     """A step is judged when it is read: not finite, or a hundred times the usual gradient."""
     log = Log(tmp_path, argparse.Namespace(steps=100, batch_tokens=10), 0, 1, 1)
     for step in range(1, 31):
-        log.note(step, 0.1, 10, {"loss": torch.tensor(20.0), "other": torch.tensor(5.0)},
-                 torch.tensor(0.5), 64, 1.0, 0.25)
-        log.read()
+        log.record(step, 0.1, 10, {"loss": torch.tensor(20.0), "other": torch.tensor(5.0)},
+                   torch.tensor(0.5), tokens=64, seconds=1.0, waited=0.25)
+        log.flush()
     row = read_metrics(tmp_path)[-1]
     assert [row[name] for name in ("step", "loss", "other", "grad_norm", "tokens_per_second",
                                       "data_share")
             ] == [30, 2.0, 0.5, 0.5, 64.0, 0.25]
-    log.note(31, 0.1, 10, {"loss": torch.tensor(20.0)}, torch.tensor(51.0), 64, 1.0, 0.0)
-    with pytest.raises(InputError, match="step 31: .*, the gradient's norm 51 where 0.5"):
-        log.read()
-    log.note(32, 0.1, 10, {"loss": torch.tensor(math.nan)}, torch.tensor(0.5), 64, 1.0, 0.0)
+    log.record(31, 0.1, 10, {"loss": torch.tensor(20.0)}, torch.tensor(51.0), tokens=64,
+               seconds=1.0, waited=0.0)
+    with pytest.raises(InputError, match="step 31: .*, the gradient norm 51 where 0.5"):
+        log.flush()
+    log.record(32, 0.1, 10, {"loss": torch.tensor(math.nan)}, torch.tensor(0.5), tokens=64,
+               seconds=1.0, waited=0.0)
     with pytest.raises(InputError, match="step 32: the loss is nan"):
-        log.read()
+        log.flush()
 
 
 def test_plan():
     """Counted by hand for the 0.5B shape: 494,032,768 weights, 136,134,656 of them its table."""
     args = argparse.Namespace(device_batch=2, seq_len=1024, optimizer="muon", device="cuda",
                               checkpoint_activations=True)
-    parts = memory_plan(CONFIGS["0.5B"], args, 8, bf16=True)
+    with torch.device("meta"):
+        model = CausalLM(CONFIGS["0.5B"])
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    parts = memory_plan(CONFIGS["0.5B"], shapes, args, 8, bf16=True, loss_rows=4096)
     assert parts["weights"] == parts["gradients"] == pytest.approx(4 * 494_032_768 / 8 / 1e9)
     assert parts["optimizer"] == pytest.approx(4 * (357_826_560 + 2 * 136_206_208) / 8 / 1e9)
     block = 8 * 896 + 2 * (4 * 896 + 256 + 4 * 4864)
@@ -404,8 +409,8 @@ def test_muon_is_torchs_in_bf16_and_the_polynomial_of_singular_values():
         s = 3.4445 * s - 4.7750 * s ** 3 + 2.0315 * s ** 5
     wanted = (u * s) @ v
     assert 0.6 < s.min() and s.max() < 1.3
-    torch.testing.assert_close(orthogonal(matrix, torch.float64), wanted, atol=1e-9, rtol=0)
-    torch.testing.assert_close(orthogonal(matrix.float(), torch.float32), wanted.float(),
+    torch.testing.assert_close(orthogonalize(matrix, torch.float64), wanted, atol=1e-9, rtol=0)
+    torch.testing.assert_close(orthogonalize(matrix.float(), torch.float32), wanted.float(),
                                atol=1e-4, rtol=0)
 
 
@@ -449,35 +454,65 @@ def test_flops_per_token():
 
 
 def test_dtype_is_chosen_with_a_reason():
-    assert choose_dtype("cpu", "float32") == (torch.float32, "--dtype")
-    dtype, why = choose_dtype("mps", "auto")
-    assert dtype == torch.float32 and "bf16" in why
+    assert choose_training_dtype("cpu", "float32", 64, 8, 8) == (torch.float32, "--dtype")
+    dtype, why = choose_training_dtype("mps", "auto", 64, 8, 8)
+    assert dtype == torch.float32 and "bfloat16" in why
+
+
+@pytest.mark.parametrize("rates,dtype", [((256e9, 160e9), torch.float32),
+                                         ((100e9, 300e9), torch.bfloat16)])
+def test_the_faster_dtype_is_chosen(monkeypatch, rates, dtype):
+    """A CPU with bf16 instructions may still be faster in fp32."""
+    measured = dict(zip((torch.float32, torch.bfloat16), rates))
+    monkeypatch.setattr(distributed, "training_rate", lambda dtype, *shape: measured[dtype])
+    fp32, bf16 = (round(rate / 1e9) for rate in rates)
+    assert choose_training_dtype("cpu", "auto", 4096, 192, 512) == (
+        dtype, f"measured: {fp32} GFLOP/s in float32, {bf16} in bfloat16")
+
+
+def test_a_resumed_run_keeps_its_dtype(tmp_path, monkeypatch):
+    """Even if the measurement now comes out the other way."""
+    args = argparse.Namespace(dtype="auto", fresh=False, device="cpu", device_batch=2, seq_len=64)
+    config = Config(**SMALL)
+    for rates, dtype in (((9, 1), torch.float32), ((1, 9), torch.bfloat16)):
+        measured = dict(zip((torch.float32, torch.bfloat16), rates))
+        monkeypatch.setattr(distributed, "training_rate", lambda dtype, *shape: measured[dtype])
+        assert dtype_of_run(args, config, tmp_path)[0] == dtype
+    (tmp_path / "run.json").write_text('{"dtype": "float32"}')
+    assert dtype_of_run(args, config, tmp_path) == (torch.float32, "as this run started")
+    args.fresh = True
+    assert dtype_of_run(args, config, tmp_path)[0] == torch.bfloat16
+
+
+def test_rates_are_measured():
+    for dtype in (torch.float32, torch.bfloat16):
+        assert 1e6 < distributed.training_rate(dtype, 64, 32, 48) < 1e15
 
 
 def test_torn_metrics_are_read(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
-    assert [row["step"] for row in read_metrics(tmp_path, before=1)] == [1]
+    assert [row["step"] for row in read_metrics(tmp_path, last_step=1)] == [1]
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n[]\n5\n{"loss": 2}\n{"step": 2}\n')
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
     (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(InputError, match="run.json: holds no settings of a run"):
+    with pytest.raises(InputError, match="run.json: expected the settings of a run"):
         check_same_run(tmp_path, argparse.Namespace(lr=1), "abc")
 
 
 def test_a_run_is_known_by_what_it_starts_from(small_model, small_tokenizer, tmp_path):
     """Another model, tokenizer or corpus under the same names is not gone on with."""
-    first = starting_point(small_model, small_tokenizer, tmp_path)
-    assert first == starting_point(small_model, small_tokenizer, tmp_path)
+    first = starting_point(small_model, small_tokenizer.tokens, tmp_path)
+    assert first == starting_point(small_model, small_tokenizer.tokens, tmp_path)
     check_same_run(tmp_path, argparse.Namespace(lr=1), first)
     check_same_run(tmp_path, argparse.Namespace(lr=1), first)
-    seen = {first, starting_point(small_model, Tokenizer.train([CODE * 3], 300), tmp_path)}
+    seen = {first, starting_point(small_model, Tokenizer.train([CODE * 3], 300).tokens, tmp_path)}
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "manifest.json").write_text("{}")
-    seen.add(starting_point(small_model, small_tokenizer, tmp_path))
+    seen.add(starting_point(small_model, small_tokenizer.tokens, tmp_path))
     with torch.no_grad():
         small_model.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
-    seen.add(starting_point(small_model, small_tokenizer, tmp_path))
+    seen.add(starting_point(small_model, small_tokenizer.tokens, tmp_path))
     assert len(seen) == 4
     for other in seen - {first}:
         with pytest.raises(InputError, match=f"a run with model and data {first}, this one has "):
@@ -488,14 +523,14 @@ def test_a_run_is_known_by_what_it_starts_from(small_model, small_tokenizer, tmp
     (1, None, "python pretrain.py"), (8, 8, "torchrun --nproc-per-node 8 pretrain.py"),
     (32, 8, "torchrun --nproc-per-node 8 --nnodes 4 ... pretrain.py")])
 def test_how_to_go_on(world, here, start, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pretrain.WORLD", world)
+    monkeypatch.setattr("support.checkpoint.WORLD", world)
     monkeypatch.setattr("sys.argv", ["pretrain.py", "--fresh", "--steps", "9"])
     if here:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
     with pytest.raises(SystemExit) as end:
-        stop_here(tmp_path, 5, 5, None, None, [signal.SIGINT])
+        save_and_exit(tmp_path, 5, 5, None, None, [signal.SIGINT])
     assert end.value.code == 130
-    assert capsys.readouterr().out == f"stopped after step 5; to go on: {start} --steps 9\n"
+    assert capsys.readouterr().out == f"stopped after step 5; to resume: {start} --steps 9\n"
 
 
 def test_a_short_context_is_watched_too(small_tokenizer, capsys):
@@ -510,7 +545,7 @@ def test_a_new_file_phase_leaves_nothing_of_an_old_repository_phase(small_model,
     (old / "resume" / "step_4").mkdir(parents=True)
     (tmp_path / "pretrain.unfinished").mkdir()
     (tmp_path / "pretrain.unfinished" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    finish(small_model, small_tokenizer, argparse.Namespace(before=0, after=9),
+    finish_run(small_model, small_tokenizer, argparse.Namespace(before=0, after=9),
            tmp_path / "pretrain.unfinished", tmp_path / "pretrain")
     assert newest_resume(old) == 0 and old.exists() and (tmp_path / "pretrain").exists()
 

@@ -1,5 +1,6 @@
 """pytest tests/test_tokenizer.py"""
 
+import functools
 import http.server
 import io
 import itertools
@@ -9,19 +10,22 @@ import subprocess
 import sys
 import threading
 import unicodedata
+from pathlib import Path
 
 import pytest
+import regex
 from conftest import CODE, ROOT, reference_data
 
 import tokenizer as module
-from support.files import InputError, fetch, hub_folder, whole_folder
+from support.files import InputError, characters_of, fetch, hub_folder, whole_folder
 from tokenizer import (
-    CHAT_TEMPLATE,
+    BYTE_ORDER,
+    PATTERN,
     SPECIAL_TOKENS,
     TextStream,
     Tokenizer,
+    encode_word,
     learn_merges,
-    to_chars,
     token_view,
 )
 
@@ -44,11 +48,27 @@ def test_overlapping_pairs():
 
 
 def test_training_learns_the_merges_of_hugging_face(small_tokenizer):
-    merges = [[to_chars(left), to_chars(right)] for left, right in small_tokenizer.merges]
+    char_of = characters_of(BYTE_ORDER)
+    merges = [["".join(char_of[byte] for byte in part) for part in pair]
+              for pair in small_tokenizer.merges]
     assert merges == GOLDEN["merges"]
 
 
-def test_control_tokens_follow_the_base_vocabulary(small_tokenizer):
+def test_encoding_replays_the_merges(small_tokenizer, published_folder):
+    """The reference implementation gives the ids of tiktoken, for a small and the real vocabulary,
+    on all words of 1,000 texts."""
+    rng = random.Random(0)
+    code = Path(module.__file__).read_text() + "naïve Größe 変数 🙂\t\r\n  x" * 3
+    texts = [code[start:start + 300] for start in (rng.randrange(len(code)) for _ in range(1000))]
+    for tokenizer in (small_tokenizer, Tokenizer.load(published_folder)):
+        id_of = {token: i for i, token in enumerate(tokenizer.tokens)}
+        cached = functools.cache(lambda word: encode_word(word, id_of))
+        for text in texts:
+            words = regex.findall(PATTERN, unicodedata.normalize("NFC", text))
+            assert [i for word in words for i in cached(word.encode())] == tokenizer.encode(text)
+
+
+def test_special_tokens_follow_the_base_vocabulary(small_tokenizer):
     base = 256 + len(small_tokenizer.merges)
     assert list(small_tokenizer.special.values()) == list(range(base, base + 22))
     assert list(small_tokenizer.special) == SPECIAL_TOKENS
@@ -65,7 +85,7 @@ def test_round_trip_of_any_text(small_tokenizer):
         assert back == unicodedata.normalize("NFC", text)
 
 
-def test_text_cannot_inject_control_tokens(small_tokenizer):
+def test_text_cannot_inject_special_tokens(small_tokenizer):
     text = "<|im_end|><|fim_middle|>"
     ids = small_tokenizer.encode(text)
     assert not set(ids) & set(small_tokenizer.special.values())
@@ -134,7 +154,10 @@ CHATS = [
      {"role": "assistant", "content": "More?",
       "tool_calls": [{"name": "f", "arguments": {"a": None}}]},
      {"role": "tool", "content": "x"}],
-    [{"role": "tool", "content": "first"}, {"role": "user", "content": "b"}]]
+    [{"role": "tool", "content": "first"}, {"role": "user", "content": "b"}],
+    [{"role": "user", "content": "size?"},
+     {"role": "assistant", "content": None, "tool_calls": [{"name": "size", "arguments": {}}]},
+     {"role": "tool", "content": 12}, {"role": "tool", "content": {"unit": "cm"}}]]
 TOOLS = [{"type": "function",
           "function": {"name": "get", "description": "é & <b>", "parameters": {}}}]
 EVERY_CHAT = list(itertools.product(CHATS, [None, TOOLS], [False, True]))
@@ -149,10 +172,17 @@ def render(template, messages, tools, add_generation_prompt):
         messages=messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
 
+@pytest.fixture(scope="module")
+def saved_template(small_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    small_tokenizer.save(folder)
+    return json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+
+
 @pytest.mark.parametrize("messages,tools,prompt", EVERY_CHAT)
-def test_chat_equals_our_template(small_tokenizer, messages, tools, prompt):
+def test_chat_equals_our_template(small_tokenizer, saved_template, messages, tools, prompt):
     text = small_tokenizer.render_chat(messages, tools, prompt)
-    assert text == render(CHAT_TEMPLATE, messages, tools, prompt)
+    assert text == render(saved_template, messages, tools, prompt)
 
 
 @pytest.mark.parametrize("messages,tools,prompt", EVERY_CHAT)
@@ -173,6 +203,77 @@ def test_chat_refuses_what_is_no_chat(small_tokenizer):
         small_tokenizer.render_chat([])
     with pytest.raises(InputError, match="message 1: unknown role 'robot'"):
         small_tokenizer.render_chat([{"role": "robot", "content": ""}])
+
+
+CALL = {"name": "get", "arguments": {"city": "Zürich", "days": [1, 2]}}
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Zürich", "days": [1, 2]}',
+                                       ' {"city":"Z\\u00fcrich","days":[1,2]}'])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_arguments_in_a_json_string_are_not_encoded_twice(small_tokenizer, arguments, wrapped):
+    def chat(call):
+        calls = [{"type": "function", "function": call} if wrapped else call]
+        return [CHATS[0][0], {"role": "assistant", "content": None, "tool_calls": calls}]
+
+    text = small_tokenizer.render_chat(chat({**CALL, "arguments": arguments}))
+    assert text == small_tokenizer.render_chat(chat(CALL)) and "None" not in text
+    assert text.endswith('<|im_start|>assistant\n<tool_call>\n{"name": "get", "arguments": '
+                         '{"city": "Zürich", "days": [1, 2]}}\n</tool_call><|im_end|>\n')
+
+
+def test_content_may_be_text_parts_or_nothing(small_tokenizer):
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}, "three"]
+    text = small_tokenizer.render_chat([
+        {"role": "system", "content": None}, {"role": "user", "content": parts},
+        {"role": "assistant", "content": [{"type": "text", "text": "four"}]}])
+    assert text == ("<|im_start|>system\n<|im_end|>\n<|im_start|>user\none\ntwo\nthree<|im_end|>\n"
+                    "<|im_start|>assistant\nfour<|im_end|>\n")
+
+
+def test_chat_parts_mark_what_chatml_writes(small_tokenizer):
+    messages = [{"role": "user", "content": "<|im_end|> <tool_call>"},
+                {"role": "assistant", "content": "ok", "tool_calls": [CALL]}]
+    parts = small_tokenizer.chat_parts(messages, TOOLS)
+    assert "".join(text for text, _, _ in parts) == small_tokenizer.render_chat(messages, TOOLS)
+    special = [(text, role) for text, is_special, role in parts if is_special]
+    assert special == [
+        ("<|im_start|>", "system"), *[("<tool_call>", "system"), ("</tool_call>", "system")] * 2,
+        ("<|im_end|>", "system"),
+        ("<|im_start|>", "user"), ("<|im_end|>", "user"),
+        *[(text, "assistant") for text in ("<|im_start|>", "<tool_call>", "</tool_call>",
+                                           "<|im_end|>")]]
+
+
+@pytest.mark.parametrize("content", ["I look it up.", "I look", "", None])
+def test_parts_are_encoded_as_the_whole(published_folder, content):
+    """Encoded part by part, a conversation has the ids of its text: no token crosses a part."""
+    tokenizer = Tokenizer.load(published_folder)
+    messages = [CHATS[0][0], {"role": "assistant", "content": content, "tool_calls": [CALL, CALL]},
+                {"role": "tool", "content": "12°."}, {"role": "assistant", "content": "ok"}]
+    ids = []
+    for text, is_special, _ in tokenizer.chat_parts(messages, TOOLS):
+        ids += tokenizer.encode(text, allow_special=is_special)
+    assert ids == tokenizer.encode(tokenizer.render_chat(messages, TOOLS), allow_special=True)
+
+
+@pytest.mark.parametrize("message,problem", [
+    ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "user message is not"),
+    ({"role": "user", "content": 7}, "user message is not text"),
+    ({"role": "assistant", "tool_calls": [{"name": "f"}]}, "arguments"),
+    ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}, "arguments"),
+    ({"role": "assistant", "tool_calls": ["f"]}, "a tool call needs a name"),
+    ({"content": "x"}, "unknown role None"), ("x", "unknown role None")])
+def test_a_message_that_cannot_be_rendered(small_tokenizer, message, problem):
+    with pytest.raises(InputError, match=problem):
+        small_tokenizer.render_chat([message])
+
+
+def test_the_template_ignores_unknown_roles_as_published(small_tokenizer, saved_template):
+    template = reference_data("tokenizer/Qwen2.5-Instruct.chat_template.jinja").read_text()
+    messages = [*CHATS[0], {"role": "developer", "content": "x"}]
+    assert (render(saved_template, messages, None, True) == render(template, messages, None, True)
+            == small_tokenizer.render_chat(CHATS[0], add_generation_prompt=True))
 
 
 def test_stream_holds_back_half_characters(small_tokenizer):
@@ -198,8 +299,8 @@ def test_stream_gives_back_an_unfinished_stop_string(small_tokenizer):
 
 
 def test_token_view(small_tokenizer):
-    assert "\r" not in token_view(small_tokenizer, "self\r\nx", colour=False)
-    view = token_view(small_tokenizer, "self.x\nfor", colour=False)
+    assert "\r" not in token_view(small_tokenizer, "self\r\nx", color=False)
+    view = token_view(small_tokenizer, "self.x\nfor", color=False)
     ids = small_tokenizer.encode("self.x\nfor")
     assert view.replace("|", "").replace("↵", "").split("\n")[0] == "self.x"
     assert [int(i) for line in view.split("\n")[1::2] for i in line.split()] == ids
@@ -241,7 +342,7 @@ def test_damaged_tokenizer_files(small_tokenizer, tmp_path):
     data = json.loads(whole)
     data["added_tokens"] = data["added_tokens"][:5]
     path.write_text(json.dumps(data))
-    with pytest.raises(InputError, match="lacks 17 of Qwen2.5's control tokens"):
+    with pytest.raises(InputError, match="lacks 17 of Qwen2.5's special tokens"):
         Tokenizer.load(tmp_path)
     data = json.loads(whole)
     data["model"]["merges"][3], data["model"]["merges"][4] = data["model"]["merges"][4:2:-1]

@@ -1,0 +1,50 @@
+"""Which other files of a repository a model should see when it infills one of them."""
+
+import contextlib
+import re
+from collections import Counter
+from pathlib import Path
+
+from support.files import InputError, read_text, walk_files
+
+IDENTIFIER = re.compile(r"[A-Za-z_]\w{2,}")
+LARGEST = 1_000_000         # bytes of a file that is considered
+# Files that use one another although their names end differently: a C file needs its header, a
+# .tsx file imports .ts files, a .pyi file declares what a .py file defines
+RELATED_SUFFIXES = [
+    {".c", ".h", ".cc", ".hh", ".cpp", ".hpp", ".cxx", ".hxx", ".inl", ".cu", ".cuh", ".m", ".mm"},
+    {".js", ".jsx", ".mjs", ".cjs", ".ts", ".tsx", ".mts", ".cts", ".vue", ".svelte"},
+    {".py", ".pyi", ".pyw", ".pyx", ".pxd"},
+    {".java", ".kt", ".kts", ".scala", ".groovy"}]
+
+
+def relevant_files(folder, file, prefix, suffix, count=8):
+    """The files of a folder that have most in common with the code around a cursor -> a list of
+    (path, text), the most relevant last.
+
+    Each identifier that a file shares with that code counts 1 / (number of files that have it).
+    Candidates are text files of a related type, without links, hidden files and installed packages
+    (`walk_files`). Not published; ours.
+    """
+    folder, file = Path(folder), Path(file)
+    if not folder.is_dir():
+        raise InputError(f"--repo {folder}: no such folder")
+    ending = file.suffix.lower()
+    related = next((group for group in RELATED_SUFFIXES if ending in group), {ending})
+    around = set(IDENTIFIER.findall(prefix[-2000:] + suffix[:1000]))
+    texts = {}
+    shared = {}                             # path -> the identifiers in common
+    for path in walk_files(folder):
+        name = path.relative_to(folder).as_posix()
+        if (path.suffix.lower() not in related or path.name[0] == "." or not name.isprintable()
+                or path.is_symlink() or path.resolve() == file.resolve()):
+            continue
+        with contextlib.suppress(InputError, OSError):      # not text, not readable, or just gone
+            if path.is_file() and path.stat().st_size < LARGEST:
+                texts[name] = read_text(path)
+                shared[name] = around & set(IDENTIFIER.findall(texts[name]))
+    files_with = Counter(word for words in shared.values() for word in words)
+    relevance = {name: sum(1 / files_with[word] for word in words)
+                 for name, words in shared.items() if words}
+    ranked = sorted(relevance, key=lambda name: (relevance[name], name))
+    return [(name, texts[name]) for name in ranked[-count:]]
