@@ -155,9 +155,23 @@ def pop_prompt(fields):
         if len(parts) == 2 and all(isinstance(part, str) for part in parts):
             parts = ["\n".join(parts)]
         turns = [turn for part in parts for turn in normalize_turns(part, "user")]
+    turns = pop_history(fields) + turns
     if system is not None:
         first = normalize_turns({"role": "system", "content": system}, "system")
         turns = turns if turns[:1] == first else first + turns
+    return turns
+
+
+def pop_history(fields):
+    """Remove Alpaca's history, a list of [question, answer] pairs, from the fields of a row ->
+    messages."""
+    history = fields.pop("history", [])
+    if not isinstance(history, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise InputError("history is not a list of [question, answer] pairs")
+    turns = []
+    for question, answer in history:
+        turns += normalize_turns(question, "user") + normalize_turns(answer, "assistant")
     return turns
 
 
