@@ -36,8 +36,9 @@ import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from tqdm import tqdm
 
-from data import (DEFAULT_SOURCES, MIXTURE, Batches, documents, load_documents, parse_mixture,
-                  prepare_data, prepare_tokenizer, print_corpus, source_flag)
+from data import (DEFAULT_SOURCES, MIXTURE, Batches, documents, load_documents, map_tokens,
+                  parse_mixture, prepare_data, prepare_tokenizer, prepare_tokens, print_corpus,
+                  source_flag, token_folder)
 from evaluate import bits_by_position, bits_per_byte, compressed_bits_per_byte
 from fim import FIM_RATE, gap, infill, load
 from kernels import CHUNK_LOGITS, CHUNK_ROWS
@@ -632,8 +633,12 @@ def train_phase(args, device):
     if folder.exists() and not args.fresh and not work.exists():
         return say(f"{folder} is finished; --fresh trains it again")
     validation, tokenizer = data_and_tokenizer(args)
-    batches = Batches(load_documents(args.out, "train"), tokenizer, args.seq_len,
-                      args.batch_tokens // args.seq_len, args.device_batch, args.seed,
+    repository_length = args.seq_len if args.phase == "repository" else None
+    if RANK == 0:
+        prepare_tokens(args.out, tokenizer, repository_length)
+    barrier()
+    batches = Batches(map_tokens(token_folder(args.out, tokenizer), repository_length), tokenizer,
+                      args.seq_len, args.batch_tokens // args.seq_len, args.device_batch, args.seed,
                       args.fim_rate, RANK, WORLD, parse_mixture(args.mixture),
                       args.phase == "repository")
     say("epochs: " + ", ".join(f"{kind} {n:.2f}" for kind, n in batches.epochs(args.steps).items()))

@@ -86,3 +86,83 @@ def plot_preferences(metrics, path):
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=110)
+
+
+def plot_funnel(table, path):
+    """How many bytes were dropped for which reason, and the languages of what was kept.
+    table: group ("reason", "language") -> name -> {"bytes": ..., "text": ...}."""
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, group, field, title in ((left, "reason", "bytes", "What became of the files"),
+                                      (right, "language", "text", "Languages of what was kept")):
+        items = sorted(table[group].items(), key=lambda item: -item[1][field])[:16]
+        colors = ["C2" if name == "kept" or group == "language" else "0.5" for name, _ in items]
+        bars = axes.barh([name for name, _ in items],
+                         [entry[field] / 1e6 for _, entry in items], color=colors)
+        axes.bar_label(bars, fmt="{:.3g}", padding=2)
+        axes.invert_yaxis()
+        axes.margins(x=0.18)
+        axes.set(title=title, xlabel="MB")
+    figure.savefig(path, dpi=110)
+
+
+def plot_grounding(stages, path):
+    """The megabytes left after each stage of the grounding filter, and their quality score."""
+    names = [f"stage {number}" for number in range(1, len(stages) + 1)]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.bar(names, [stage["bytes"] / 1e6 for stage in stages], color="0.6")
+    axes.bar_label(bars, [f"{stage['bytes'] / 1e6:.1f} MB" for stage in stages])
+    axes.set(title="Text-code grounding, from coarse to fine", ylabel="left after the stage (MB)")
+    axes.margins(y=0.1)
+    scores = axes.twinx()
+    scores.plot(names, [stage["mean score"] for stage in stages], "o-", color="C2")
+    scores.set_ylabel("mean quality score of what is left", color="C2")
+    scores.set_ylim(0)
+    figure.savefig(path, dpi=110)
+
+
+def plot_infilling(examples, path):
+    """Infilled middles in color, with the lines around them and the ground truth in gray.
+
+    examples: (title, prefix, infilled middle, suffix, true middle) of each.
+    """
+    lines = []                                  # each a list of (text, color)
+    for title, prefix, infilled, suffix, truth in examples:
+        parts = [(f"{title}\n", "tab:blue"), ("\n".join(prefix.split("\n")[-5:]), "black"),
+                 ("\n".join(infilled.split("\n")[:8]) or "(nothing)", "tab:green"),
+                 ("\n".join(suffix.split("\n")[:4]) + "\n", "black"),
+                 (f"ground truth: {truth}\n\n", "tab:gray")]
+        lines.append([])
+        for text, color in parts:
+            first, *others = text.split("\n")
+            lines[-1].append((first, color))    # a part begins on the last line of the one before
+            lines += [[(line, color)] for line in others]
+    figure = Figure(figsize=(9, 0.19 * len(lines)))
+    for i, line in enumerate(lines):
+        column = 1
+        for text, color in line:
+            if column + len(text) >= 119:
+                text = text[:118 - column] + "…"
+            # a character of 9 points in a monospaced font is 0.0753 inches wide
+            figure.text(column * 0.0753 / 9, 1 - (i + 1) / (len(lines) + 1), text, color=color,
+                        family="monospace", fontsize=9, va="center", parse_math=False)
+            column += len(text)
+    figure.savefig(path, dpi=120)
+
+
+def plot_needle(name, rows, lengths, depths, path):
+    """A heat map; rows: for each depth of the needle, the value for each context length."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    largest = 100 if "%" in name else max(0, *map(max, rows))
+    image = axes.imshow(rows, cmap="YlGn", aspect="auto", vmin=0, vmax=largest)
+    for row, values in enumerate(rows):
+        for column, value in enumerate(values):
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center",
+                      color="white" if value > 0.7 * largest else "black")
+    axes.set(title=f"Needle in the code: {name}", xlabel="tokens of context",
+             ylabel="depth of the function", xticks=range(len(lengths)), xticklabels=lengths,
+             yticks=range(len(depths)), yticklabels=[f"{depth:.0%}" for depth in depths])
+    figure.colorbar(image, label=name)
+    figure.savefig(path, dpi=120)

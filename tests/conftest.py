@@ -242,10 +242,10 @@ def answered(text):
 @pytest.fixture
 def teacher(tmp_path, monkeypatch):
     """A local teacher: set .answer, look at .asked."""
-    import data
+    from support import llm_client
     monkeypatch.setenv("MINICODER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "RETRY_SECONDS", 0)
-    data.first_model.cache_clear()
+    monkeypatch.setattr(llm_client, "RETRY_SECONDS", 0)
+    llm_client.first_model.cache_clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
     server.asked, server.url = [], f"http://127.0.0.1:{server.server_port}/v1"
     server.keys = [None, "Bearer secret"]

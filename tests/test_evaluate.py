@@ -31,10 +31,12 @@ from evaluate import (
     pass_at_k,
     plant,
     read_documents,
-    to_problem,
 )
-from model import CausalLM, Config, save_model
+from model import CausalLM, Config, generate, save_model
+from support import answers
+from support.benchmarks import to_problem
 from support.files import InputError, read_rows
+from support.functions import parse
 from support.supervisor import CALLS, CONDITIONS, MACHINES, seccomp_filter
 from support.values import decode, encode
 
@@ -54,7 +56,7 @@ def test_a_model_that_knows_nothing(model, small_tokenizer):
     assert bits_per_byte(model, small_tokenizer, documents) == pytest.approx(expected, rel=1e-5)
 
 
-def test_each_document_is_read_in_rows_after_an_end_of_text(model, small_tokenizer):
+def test_each_document_is_read_in_sequences_after_an_end_of_text(model, small_tokenizer):
     T, end = model.config.max_position_embeddings, small_tokenizer.special["<|endoftext|>"]
     text = CODE * 3
     ids = [end, *small_tokenizer.encode(text), end]
@@ -155,38 +157,67 @@ def test_seeds_share_no_sample(model, small_tokenizer):
     assert len(set(texts)) == 12
 
 
-@pytest.mark.parametrize("tokens_at_once", [30, 100, 16384])
-def test_samples_come_in_the_order_of_the_prompts(model, small_tokenizer, monkeypatch,
-                                                  tokens_at_once):
-    """Whatever shares a batch: greedy samples of a prompt are all what it gives alone."""
+@pytest.mark.parametrize("tokens_at_once", [16384, 100, 30, 1])
+def test_several_samples_of_each_prompt(model, small_tokenizer, monkeypatch, tokens_at_once):
+    """They come in the order of the prompts, and are read once as far as a batch has room."""
     monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", tokens_at_once)
-    prompts = [small_tokenizer.encode(CODE[:n]) for n in (30, 5, 60, 17)]
-    alone = [complete(model, small_tokenizer, [prompt], 6)[0] for prompt in prompts]
-    assert complete(model, small_tokenizer, prompts, 6, samples=3) == [
-        result for result in alone for _ in range(3)]
+    prompts = [small_tokenizer.encode(text) for text in (CODE[:40], "def", "class Stack:")]
+    alone = complete(model, small_tokenizer, prompts, 9, ["e"])
+    repeated = complete(model, small_tokenizer, prompts, 9, ["e"], samples=3)
+    assert repeated == [text for text in alone for _ in range(3)]           # greedy
+    sizes = []
+
+    def counted(model, batch, *rest, **options):
+        sizes.append((len(batch), options["samples"]))
+        return generate(model, batch, *rest, **options)
+
+    monkeypatch.setattr(evaluate, "generate", counted)
+    drawn = complete(model, small_tokenizer, prompts, 9, samples=5, temperature=2.0, seed=3)
+    assert len(set(drawn)) == 15                                            # no two are the same
+    assert drawn == complete(model, small_tokenizer, prompts, 9, samples=5, temperature=2.0,
+                             seed=3)
+    assert sum(batch * samples for batch, samples in sizes) == 30
+    if tokens_at_once == 16384:
+        assert sizes == [(3, 5)] * 2
+    assert all(batch * samples == 1 for batch, samples in sizes) == (tokens_at_once == 1)
 
 
-def test_what_was_written_is_not_asked_again(model, small_tokenizer, tmp_path, monkeypatch):
+def test_yarn_extends_the_context_of_prompts(model, small_tokenizer):
+    """Prompts may be as long as YaRN allows; bits per byte keep the sequences of training."""
+    prompt = small_tokenizer.encode(CODE * 2)[:150]
+    before = complete(model, small_tokenizer, [prompt], 8)
+    assert before == complete(model, small_tokenizer, [prompt[-56:]], 8)    # of 64, 8 are new
+    bits = bits_per_byte(model, small_tokenizer, [{"text": CODE}])
+    model.config.rope_scaling = {"type": "yarn", "factor": 4.0,
+                                 "original_max_position_embeddings": 64}
+    assert model.config.context_length == 256
+    [whole] = complete(model, small_tokenizer, [prompt], 8)
+    assert whole[0] == small_tokenizer.decode(generate(
+        model, [prompt], 8, vocab_size=small_tokenizer.vocab_size)[0])
+    assert bits_per_byte(model, small_tokenizer, [{"text": CODE}]) == bits
+
+
+def test_cached_batches_are_not_generated_again(model, small_tokenizer, tmp_path, monkeypatch):
     prompts = [small_tokenizer.encode(CODE[:n]) for n in range(5, 45)]
     monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", 240)
-    kept = tmp_path / "kept"
-    texts = complete(model, small_tokenizer, prompts, 9, ["e"], (), kept)
-    lines = kept.read_text().split("\n")
+    cache = tmp_path / "cache"
+    texts = complete(model, small_tokenizer, prompts, 9, ["e"], cache=cache)
+    lines = cache.read_text().split("\n")
     sizes = [len(json.loads(line)[1]) for line in lines[:-1]]
     assert len(sizes) > 2 and sum(sizes) == 40 and max(sizes) < 20
-    kept.write_text("\n".join(lines[:2]) + "\n" + lines[2][:30])      # killed in the third batch
-    asked, generate = [], sys.modules["model"].generate
+    cache.write_text("\n".join(lines[:2]) + "\n" + lines[2][:30])      # killed in the third batch
+    asked = []
     monkeypatch.setattr("evaluate.generate", lambda model, prompts, *rest, **options: (
         asked.append(len(prompts)), generate(model, prompts, *rest, **options))[1])
-    assert complete(model, small_tokenizer, prompts, 9, ["e"], (), kept) == texts
+    assert complete(model, small_tokenizer, prompts, 9, ["e"], cache=cache) == texts
     assert asked == sizes[2:]
-    complete(model, small_tokenizer, prompts, 8, ["e"], (), kept)           # another question
+    complete(model, small_tokenizer, prompts, 8, ["e"], cache=cache)           # another request
     assert sum(asked) == sum(sizes[2:]) + 40
     for damaged in (b"\xff", b"5\n"):
-        kept.write_bytes(damaged)
-        assert complete(model, small_tokenizer, prompts, 9, ["e"], (), kept) == texts
+        cache.write_bytes(damaged)
+        assert complete(model, small_tokenizer, prompts, 9, ["e"], cache=cache) == texts
         before = len(asked)
-        assert complete(model, small_tokenizer, prompts, 9, ["e"], (), kept) == texts
+        assert complete(model, small_tokenizer, prompts, 9, ["e"], cache=cache) == texts
         assert len(asked) == before
 
 
@@ -196,12 +227,13 @@ def asked(monkeypatch, model, tokenizer, name, row, answers, *flags):
 
     def complete(model, tokenizer, prompts, *rest, **options):
         seen.extend(map(tokenizer.decode, prompts))
+        assert options["samples"] == len(answers)
         return [(answer, True) for answer in answers]
 
     monkeypatch.setattr(evaluate, "complete", complete)
     problem = to_problem(row, name, 1)
-    way = benchmarks()["benchmarks"][name]["chat prompt" if "chat" in flags else "prompt"]
-    return problem, seen, evaluate.model_samples(model, tokenizer, way, {"id": problem},
+    prompt = benchmarks()["benchmarks"][name]["chat prompt" if "chat" in flags else "prompt"]
+    return problem, seen, evaluate.model_samples(model, tokenizer, prompt, {"id": problem},
                                                  len(answers))
 
 
@@ -331,10 +363,26 @@ def test_code_in_several_blocks():
     assert code_block(text, "f") == program
 
 
-def test_a_loop_of_fences_is_read_soon():
-    """What small models write; no more than a second or two each."""
-    for line in ("```python\n", "```\n", "```python\nfoo bar\n```\n", "    ```a b\n", "~~~\n(\n"):
-        assert isinstance(code_block(line * 200, "f"), str)
+def test_a_loop_of_fences_is_read_soon(monkeypatch):
+    """What small models write: the number of parses in search of ends is bounded."""
+    sizes = []
+    monkeypatch.setattr(answers, "parse", lambda text: (sizes.append(len(text)), parse(text))[1])
+    for line in ("```python\n", "```\n", "```python\nfoo bar\n```\n", "    ```a b\n", "~~~\n(\n",
+                 "```python\ndef f(x):\n    return x\n```\n", "````\n```\n("):
+        text = line * (20_000 // len(line))
+        sizes.clear()
+        assert isinstance(code_block(text, "f"), str)
+        assert sum(sizes) < 110 * len(text)             # 50 parses in each of two readings, ranks
+
+
+def test_helpers_in_very_many_blocks():
+    """A program that needs something of each of 300 blocks gets it all."""
+    blocks = [f"```python\nx{i} = x{i - 1} + 1\n```\n" for i in range(1, 300)]
+    text = "```python\nx0 = 0\n```\n" + "".join(blocks) + (
+        "```python\ndef f():\n    return x299\n```\n")
+    names = {}
+    exec(code_block(text, "f"), names)
+    assert names["f"]() == 299
 
 
 def test_only_known_reasons_are_displayed(tmp_path, capsys):
@@ -439,15 +487,15 @@ def test_needle(model, small_tokenizer, tmp_path):
         assert text.index(head + body) == pytest.approx(depth * (len(text) - 2 * len(head + body)),
                                                         abs=len(head + body))
     model.config.max_position_embeddings = 256
-    scores = evaluate.needle_map(model, small_tokenizer, [{"text": CODE * 20}], tmp_path / "n.png",
-                                 count=1)
+    scores = evaluate.measure_needle(model, small_tokenizer, [{"text": CODE * 20}],
+                                     tmp_path / "n.png", count=1)
     assert scores["repeated"] == 0 and abs(scores["bits saved per byte"]) < 3
     assert len(scores["maps"]["repeated, %"]) == 5 and scores["lengths"][-1] == 240
     assert (tmp_path / "n.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(InputError, match="60 tokens of context cannot hold a function"):
         plant(small_tokenizer, hay, 60, 0, random.Random(3))
     with pytest.raises(InputError, match="give more with --text"):
-        evaluate.needle_map(model, small_tokenizer, [{"text": "a"}], tmp_path / "n.png")
+        evaluate.measure_needle(model, small_tokenizer, [{"text": "a"}], tmp_path / "n.png")
 
 
 def test_needle_is_found_by_a_model_that_copies(small_tokenizer, tmp_path, monkeypatch):
@@ -471,36 +519,49 @@ def test_needle_is_found_by_a_model_that_copies(small_tokenizer, tmp_path, monke
         return [(text.split(text[text.rindex("\ndef "):])[1], True) for text in texts]
 
     monkeypatch.setattr(evaluate, "complete", complete)
-    scores = evaluate.needle_map(Copier(), small_tokenizer, [{"text": CODE * 99}],
+    scores = evaluate.measure_needle(Copier(), small_tokenizer, [{"text": CODE * 99}],
                                  tmp_path / "n.png", count=2)
     assert scores["repeated"] == 100
     assert scores["bits saved per byte"] == pytest.approx(8)
 
 
 def test_infilling_of_a_model_that_knows(model, small_tokenizer, tmp_path, monkeypatch):
-    """Of what is inserted each measure says what is true of it; gaps are of all kinds and fixed."""
+    """Each measure says what is true of the text; examples are of all span types, always the
+    same, and have real spans of their type."""
     documents = [{"text": CODE.replace("item", f"item{i}"), "path": f"{i}.py"} for i in range(5)]
-    gaps = evaluate.held_out_gaps(documents, 20)
-    assert gaps == evaluate.held_out_gaps(documents, 20) and len(gaps) == 80
-    for gap in gaps:
-        assert gap["prefix"] + gap["middle"] + gap["suffix"] in [d["text"] for d in documents]
-        assert gap["middle"].strip() and len(gap["middle"]) <= 160
-    says = {"characters": lambda gap: (gap["middle"], True), "lines": lambda gap: ("(", True),
-            "words": lambda gap: (gap["middle"], False),
-            "syntax": lambda gap: (gap["middle"] + gap["suffix"], True)}
+    examples = evaluate.infilling_examples(documents, 20)
+    assert examples == evaluate.infilling_examples(documents, 20) and len(examples) == 100
+    for example in examples:
+        text = example["prefix"] + example["middle"] + example["suffix"]
+        assert text in [document["text"] for document in documents]
+        assert example["middle"].strip() and len(example["middle"]) <= 160
+        if example["span_type"] == "arguments":
+            assert re.search(r"\w\($", example["prefix"]) and example["suffix"][0] == ")"
+        if example["span_type"] == "block":
+            assert re.search(r":\n *$", example["prefix"])
+    plain = [{"text": "a b c\nd e f\n" * 9, "language": "text"}]
+    assert {example["span_type"] for example in evaluate.infilling_examples(plain, 5)} == {
+        "characters", "lines", "words"}
+    model_texts = {
+        "characters": lambda example: (example["middle"], True),
+        "lines": lambda example: ("(", True),
+        "words": lambda example: (example["middle"], False),
+        "block": lambda example: (example["middle"] + example["suffix"], True),
+        "arguments": lambda example: (example["middle"] + "x" * 500, True)}
     monkeypatch.setattr(evaluate, "complete", lambda *args, **other: [
-        says[gap["kind"]](gap) for gap in gaps])
-    scores = evaluate.measure_infilling(model, small_tokenizer, gaps, tmp_path / "picture.png")
+        model_texts[example["span_type"]](example) for example in examples])
+    scores = evaluate.measure_infilling(model, small_tokenizer, examples, tmp_path / "figure.png")
     exact = {"exact, %": 100, "similar": 100, "parses, %": 100, "runs on, %": 0, "length": 1}
     for name, value in exact.items():
         assert scores["characters"][name] == scores["words"][name] == value, name
     assert scores["characters"]["stops, %"] == 100 and scores["words"]["stops, %"] == 0
     assert scores["lines"]["parses, %"] == scores["lines"]["exact, %"] == 0
-    assert scores["syntax"]["runs on, %"] > 20 and scores["lines"]["length"] < 0.5
+    assert scores["block"]["runs on, %"] > 20 and scores["lines"]["length"] < 0.5
+    assert scores["arguments"]["stops, %"] == 0
     assert 1 < scores["lines"]["bits per byte"] < 20
-    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(InputError, match="nothing to fill in"):
-        evaluate.held_out_gaps([{"text": "\n\n", "path": "a.py"}])
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(InputError, match="nothing to infill"):
+        evaluate.infilling_examples([{"text": "\n\n", "path": "a.py"}])
 
 
 def test_bits_of_an_answer_are_its_own(model, small_tokenizer):

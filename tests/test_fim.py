@@ -1,43 +1,42 @@
 """pytest tests/test_fim.py"""
 
+import collections
 import hashlib
 import os
 import re
 import subprocess
 import sys
-from collections import Counter
+import tarfile
 
 import numpy as np
 import pytest
 import regex
-from conftest import CODE, ROOT, SMALL, fill_weights
+from conftest import CODE, ROOT, SMALL, fill_weights, reference_data
 
 import fim
 from fim import (
     MIDDLE,
     PREFIX,
-    SPANS,
+    SPAN_TYPES,
     SUFFIX,
-    control_stops,
-    draw,
+    argument_spans,
+    block_spans,
+    choose_span,
     fim_document,
     fim_ids,
-    gap,
     infill,
-    infill_all,
     infill_prompt,
     load,
     newest_model,
     normalize,
-    relevant_files,
     repeats,
     repository_ids,
     shorten,
-    span,
+    stop_ids,
     suffix_start,
-    syntax_nodes,
 )
 from model import CausalLM, Config, generate, save_model
+from support.editor import relevant_files, split_at_cursor
 from support.files import InputError
 from tokenizer import PATTERN, Tokenizer
 
@@ -64,7 +63,7 @@ def test_parts_join_to_the_text():
     rng = np.random.default_rng(0)
     for i in range(3000):
         text = [CODE, "", "x", "\n\n", some_text(rng)][i % 5]
-        assert "".join(fim_document(text, rng, syntax_nodes(text))) == text
+        assert "".join(fim_document(text, rng)) == text
 
 
 @pytest.mark.slow
@@ -73,7 +72,7 @@ def test_a_hundred_thousand_documents(small_tokenizer):
     rng, special = np.random.default_rng(1), small_tokenizer.special
     for _ in range(100_000):
         text = normalize(some_text(rng))
-        parts = fim_document(text, rng, syntax_nodes(text))
+        parts = fim_document(text, rng)
         ids = fim_ids(small_tokenizer, *map(small_tokenizer.encode, (parts[0], parts[2], parts[1])))
         at = [ids.index(special[name]) for name in (PREFIX, SUFFIX, MIDDLE)]
         prefix, suffix, middle = (small_tokenizer.decode(ids[a + 1:b])
@@ -82,75 +81,169 @@ def test_a_hundred_thousand_documents(small_tokenizer):
         assert sum(i in special.values() for i in ids) == 3
 
 
-def test_cuts_between_characters_are_uniform():
+def test_spans_of_characters_are_uniform():
     rng = np.random.default_rng(0)
-    cuts = [span("abcd", "characters", rng) for _ in range(20_000)]
-    # 25 ordered pairs of places among 5: an empty middle for 5 of them, an empty prefix for 9
-    assert np.mean([start == end for start, end in cuts]) == pytest.approx(5 / 25, abs=0.01)
-    assert np.mean([start == 0 for start, _ in cuts]) == pytest.approx(9 / 25, abs=0.01)
-    assert np.mean([cut == (1, 3) for cut in cuts]) == pytest.approx(2 / 25, abs=0.01)
+    spans = [choose_span("abcd", "characters", rng) for _ in range(20_000)]
+    # 25 ordered pairs of 5 positions: an empty middle for 5 of them, an empty prefix for 9
+    assert np.mean([start == end for start, end in spans]) == pytest.approx(5 / 25, abs=0.01)
+    assert np.mean([start == 0 for start, _ in spans]) == pytest.approx(9 / 25, abs=0.01)
+    assert np.mean([span == (1, 3) for span in spans]) == pytest.approx(2 / 25, abs=0.01)
 
 
-def test_what_is_cut_is_what_its_kind_says():
-    """Lines are whole, words end where BPE may, nodes are nodes; each kind as often as declared."""
-    rng, nodes = np.random.default_rng(0), syntax_nodes(CODE)
+def test_each_span_is_of_its_type():
+    """Lines are whole, words end where BPE may; each type is as frequent as declared."""
+    rng = np.random.default_rng(0)
     lines, single = CODE.split("\n"), 0
+    indented = {"lines": 0, "block": 0}
     for _ in range(500):
-        start, end = span(CODE, "lines", rng)
-        middle = CODE[start:end].split("\n")
-        assert CODE[end] == "\n" and CODE[:start].split("\n")[-1].strip() == ""
-        assert all(part in lines for part in middle[1:]) and 1 <= len(middle) <= 25
-        single += len(middle) == 1
-        start, end = span(CODE, "words", rng)
+        for span_type in ("lines", "block"):
+            start, end = choose_span(CODE, span_type, rng)
+            middle = CODE[start:end].split("\n")
+            assert CODE[end] == "\n" and CODE[:start].split("\n")[-1].strip() == ""
+            assert all(line in lines for line in middle[1:]) and 1 <= len(middle) <= 25
+            indented[span_type] += CODE[start] == " "
+            single += span_type == "lines" and len(middle) == 1
+        assert CODE[start:end].strip() in {CODE[a:b].strip() for a, b in block_spans(CODE)}
+        start, end = choose_span(CODE, "words", rng)
         words = regex.findall(PATTERN, CODE[start:end])
         assert regex.findall(PATTERN, CODE[:start]) + words + regex.findall(
             PATTERN, CODE[end:]) == regex.findall(PATTERN, CODE) and len(words) <= 16
-        assert span(CODE, "syntax", rng, nodes) in {node[1:] for node in nodes}
-        start, end = span(CODE, "syntax", rng)                  # of no known language: lines
-        assert CODE[end] == "\n"
-    assert single / 500 == pytest.approx(0.5, abs=0.07)
-    chosen = Counter(draw(SPANS, rng) for _ in range(20_000))
-    assert {kind: chosen[kind] / 20_000 for kind in SPANS} == pytest.approx(SPANS, abs=0.012)
-    cuts = [fim_document(CODE, rng, nodes) for _ in range(5000)]
+        assert choose_span(CODE, "arguments", rng) in argument_spans(CODE)
+    assert 0.5 < single / 500 < 0.65                # of the other half, some reach the last line
+    assert indented["block"] / 500 == pytest.approx(0.5, abs=0.07)
+    splits = [fim_document(CODE, rng) for _ in range(5000)]
     for part in range(3):
-        empty = np.mean([not parts[part] for parts in cuts])
+        empty = np.mean([not parts[part] for parts in splits])
         assert 0.004 < empty < 0.06, part
 
 
-def test_syntax_nodes():
-    text = """import os
-@cached
-def f(α, b):
-    'Doc.'
-    é = g(α, *b, key=1)
-    for x in b:
-        é += x
-    else:
-        pass
-    while é:
-        return é
-class A: pass
-"""
-    assert [(node.kind, text[node.start:node.end]) for node in syntax_nodes(text)] == [
-        ("import", "import os"),
-        ("function", text[text.index("'Doc"):text.index("\nclass")]),
-        ("assignment", "é = g(α, *b, key=1)"), ("expression", "α, *b, key=1"),
-        ("for", "é += x"), ("assignment", "é += x"), ("for", "pass"),
-        ("while", "return é"), ("return", "return é"), ("class", "pass")]
-    text = ("class A:\n    @property\n    def f(self): return g(a=1, *b)\n"
-            "sum(x for x in y)\nh((1), (2))\n")
-    assert [(node.kind, text[node.start:node.end]) for node in syntax_nodes(text)] == [
-        ("class", text[13:text.index("\nsum")]), ("function", "return g(a=1, *b)"),
-        ("return", "return g(a=1, *b)"), ("expression", "a=1, *b")]
-    assert syntax_nodes("def f(:") == syntax_nodes("") == syntax_nodes("\0") == []
+def test_span_types_are_as_frequent_as_declared(monkeypatch):
+    rng = np.random.default_rng(0)
+    chosen = collections.Counter()
+    monkeypatch.setattr(fim, "choose_span", lambda text, span_type, rng: (
+        chosen.update([str(span_type)]), (0, 0))[1])
+    for _ in range(10_000):
+        fim_document("a", rng)
+    assert {name: chosen[name] / 10_000 for name in SPAN_TYPES} == pytest.approx(
+        SPAN_TYPES, abs=0.02)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "x", "x\ny\nz", "   "])
+def test_a_text_without_spans_of_a_type(text):
+    """Blocks and arguments fall back to lines, lines and words to characters."""
+    rng = np.random.default_rng(0)
+    for span_type in SPAN_TYPES:
+        for _ in range(20):
+            start, end = choose_span(text, span_type, rng)
+            assert 0 <= start <= end <= len(text)
+            if span_type in ("block", "arguments", "lines") and text.strip():
+                assert text[start:end] in ("x", "y", "z", "x\ny", "y\nz", "x\ny\nz")
+
+
+def texts_of(spans, text):
+    return [text[start:end] for start, end in sorted(spans)]
+
+
+SNIPPETS = {        # language: (text, its blocks, its arguments)
+    "python": ("@cache\ndef f(a, b=(1, 2)):\n    \"\"\"Doc.\"\"\"\n\n    for x in g():\n\n"
+               "        print(')', x)\n    return [h(a)]\n\n\ny = 1\n",
+               ["    \"\"\"Doc.\"\"\"\n\n    for x in g():\n\n        print(')', x)\n"
+                "    return [h(a)]", "        print(')', x)"],
+               ["a, b=(1, 2)", "')', x", "a"]),
+    "javascript": ("function f(a) {\n  items.map((x) => {\n    return g(`${x}`)\n  });\n}\n",
+                   ["  items.map((x) => {\n    return g(`${x}`)\n  });", "    return g(`${x}`)"],
+                   ["a", "(x) => {\n    return g(`${x}`)\n  }", "`${x}`"]),
+    "java": ("class A\n{\n    int f(List<Integer> x)\n    {\n        return x.get(0);\n    }\n\n"
+             "    char c = '(';\n}\n",
+             ["    int f(List<Integer> x)\n    {\n        return x.get(0);\n    }\n\n"
+              "    char c = '(';", "        return x.get(0);"],
+             ["List<Integer> x", "0"]),
+    "go": ("func f(a int) error {\n\tif a > 0 {\n\t\treturn errors.New(\"a)\")\n\t}\n\n"
+           "\treturn nil\n}\n",
+           ["\tif a > 0 {\n\t\treturn errors.New(\"a)\")\n\t}\n\n\treturn nil",
+            "\t\treturn errors.New(\"a)\")"],
+           ["a int", '"a)"']),
+    "rust": ("fn f<'a>(x: &'a str) -> &'a str {\n    println!(\"{}\", x);\n    match x {\n"
+             "        \"(\" => g(x, ')'),\n    }\n}\n",
+             ["    println!(\"{}\", x);\n    match x {\n        \"(\" => g(x, ')'),\n    }",
+              "        \"(\" => g(x, ')'),"],
+             ["\"{}\", x", "x, ')'"]),
+    "c++": ("int main(int argc, char** argv) {\n    std::vector<int> v;\n    call(\n"
+            "        v[f(1)],\n        2);\n    return v.size();\n}\n",
+            ["    std::vector<int> v;\n    call(\n        v[f(1)],\n        2);\n"
+             "    return v.size();", "        v[f(1)],\n        2);"],
+            ["int argc, char** argv", "\n        v[f(1)],\n        2", "1"])}
+
+
+@pytest.mark.parametrize("language", SNIPPETS)
+def test_blocks_and_arguments(language):
+    text, blocks, arguments = SNIPPETS[language]
+    assert texts_of(block_spans(text), text) == blocks
+    assert texts_of(argument_spans(text), text) == arguments
+
+
+def test_blocks_that_are_cut_off_or_mix_tabs_and_spaces():
+    text = "if a:\n\tb\n        c\n\td"                      # a tab is as wide as eight spaces
+    assert texts_of(block_spans(text), text) == ["\tb\n        c\n\td"]
+    text = "a\n    b\n  c\n d\ne"                            # deeper than the line above them all
+    assert texts_of(block_spans(text), text) == ["    b\n  c\n d"]
+    assert block_spans("    a\nb\n") == block_spans("") == block_spans("a\n\n\nb") == []
+
+
+def test_arguments_that_do_not_match():
+    """A bracket in a comment spoils those around it, and no others."""
+    text = "f(a, # 1) of :]\n  b)\ng(c)\nh( )\ni()\n(d)\nif (e): j(k)"
+    assert texts_of(argument_spans(text), text) == ["a, # 1", "c", "k"]
+    text = "f(g(1]\nh(2)"
+    assert texts_of(argument_spans(text), text) == ["2"]
+    text = "don't(f(1), it's)"
+    assert texts_of(argument_spans(text), text) == ["f(1), it's", "1"]
+    assert argument_spans("f(" * 1000 + '"' * 999 + "\\'" * 999) == []
+
+
+def indentation(line):
+    expanded = line.expandtabs(8)
+    return len(expanded) - len(expanded.lstrip())
+
+
+@pytest.mark.parametrize("repository, ending", [
+    ("express", ".js"), ("flask", ".py"), ("gson", ".java"), ("got", ".ts"), ("kilo", ".c"),
+    ("thealgorithms-go", ".go"), ("thealgorithms-rust", ".rs"),
+    ("thealgorithms-cpp", ".cpp"), ("try-convert", ".cs")])
+def test_spans_of_real_files(repository, ending):
+    """Every block is whole lines deeper than the line above them, all arguments are balanced."""
+    path = reference_data(f"repos/{repository}.tar.gz")
+    with tarfile.open(path) as archive:
+        members = [m for m in archive.getmembers() if m.isfile() and m.name.endswith(ending)]
+        texts = [archive.extractfile(m).read().decode(errors="ignore") for m in members[:15]]
+    count = collections.Counter()
+    for text in map(normalize, texts):
+        text = text[:20_000]
+        for start, end in block_spans(text):
+            above = next(line for line in reversed(text[:start].split("\n")) if line.strip())
+            lines = [line for line in text[start:end].split("\n") if line.strip()]
+            assert text[start - 1] == "\n" and text[end:end + 1] in ("\n", "")
+            assert min(map(indentation, lines)) > indentation(above)
+            following = next((line for line in text[end:].split("\n") if line.strip()), "")
+            assert indentation(following) <= indentation(above)
+            count["block"] += 1
+        for start, end in argument_spans(text):
+            without_strings = fim.BRACKET.sub(
+                lambda match: match[0] if match[0][-1] in "()[]{}" else "", text[start:end])
+            brackets = re.sub(r"[^()\[\]{}]", "", without_strings)
+            while brackets != (brackets := re.sub(r"\(\)|\[\]|\{\}", "", brackets)):
+                pass
+            assert brackets == "" and text[start:end].strip()
+            assert re.search(r"\w!?\($", text[:start]) and text[end] == ")"
+            count["arguments"] += 1
+    assert count["block"] > 20 and count["arguments"] > 20, count
 
 
 def test_a_sample_is_the_same_everywhere():
     """Seed and text alone decide: these values must not change from machine to machine."""
-    cuts = [fim_document(CODE, np.random.default_rng([0, i]), syntax_nodes(CODE))
-            for i in range(200)]
-    digest = hashlib.sha256(repr([(len(a), len(b)) for a, b, _ in cuts]).encode()).hexdigest()
-    assert digest[:16] == "e5bee949839fed9f"
+    splits = [fim_document(CODE, np.random.default_rng([0, i])) for i in range(200)]
+    digest = hashlib.sha256(repr([(len(a), len(b)) for a, b, _ in splits]).encode()).hexdigest()
+    assert digest[:16] == "3237b0438427c1c7"
 
 
 def test_format_of_the_report(small_tokenizer):
@@ -184,7 +277,7 @@ def test_sentinels_in_source_text_stay_text(small_tokenizer):
 
 def test_every_special_token_ends_a_completion(published_folder):
     """Those of the published stop set, and the others."""
-    stops = control_stops(Tokenizer.load(published_folder))
+    stops = stop_ids(Tokenizer.load(published_folder))
     assert {151643, 151645, 151659, 151661, 151662, 151663, 151664} < stops
     assert stops == set(range(151643, 151665))
 
@@ -243,16 +336,16 @@ def test_the_guard_ends_what_repeats_the_suffix(checkpoint, monkeypatch):
     said = tokenizer.encode("total = 1" + suffix + "more")
 
     def parrot(model, prompts, max_new_tokens, on_token, stop, **other):
-        for row in range(len(prompts)):
-            for n, token in enumerate(said):
-                on_token(row, token)
-                if stop(said[:n + 1]):
-                    break
+        for n, token in enumerate(said):
+            on_token(0, token)
+            if stop(said[:n + 1]):
+                break
 
     monkeypatch.setattr(fim, "generate", parrot)
-    gaps = [("a = 2\n", suffix), ("", "")]
-    assert infill_all(model, tokenizer, gaps, 20) == ["total = 1", "total = 1" + suffix + "more"]
-    assert infill(model, tokenizer, *gaps[0], 20, guard=False) == "total = 1" + suffix + "more"
+    assert infill(model, tokenizer, "a = 2\n", suffix, 20) == "total = 1"
+    assert infill(model, tokenizer, "", "", 20) == "total = 1" + suffix + "more"
+    assert infill(model, tokenizer, "a = 2\n", suffix, 20, guard=False) == (
+        "total = 1" + suffix + "more")
 
 
 def test_the_guard_ends_what_repeats_itself(checkpoint, monkeypatch):
@@ -274,16 +367,6 @@ def test_the_guard_ends_what_repeats_itself(checkpoint, monkeypatch):
     monkeypatch.setattr(fim, "generate", parrot)
     assert infill(model, tokenizer, "", "", 20) == line * 3
     assert infill(model, tokenizer, "", "", 20, guard=False) == line * 9
-
-
-def test_many_gaps_are_filled_as_each_alone(checkpoint):
-    model, tokenizer = load(checkpoint, "cpu")
-    gaps = [("def f(x):\n    ", "\n"), ("", "return"), (CODE, CODE)]
-    seen = {}
-    texts = infill_all(model, tokenizer, gaps, 12,
-                       on_text=lambda row, piece: seen.update({row: seen.get(row, "") + piece}))
-    assert texts == [infill(model, tokenizer, *gap, 12) for gap in gaps]
-    assert [seen.get(row, "") for row in range(3)] == texts
 
 
 def test_a_prompt_with_other_files(small_tokenizer):
@@ -337,19 +420,20 @@ def test_relevant_files_of_related_languages(tmp_path):
         assert {path for path, _ in files} == expected, file
 
 
-def test_gap():
-    assert gap("ab\ncd\n", 2, "f", 1) == ("ab\n", "", "cd\n")
-    assert gap("ab\ncd\n", 1, "f", 3) == ("ab", "", "\ncd\n")
-    with pytest.raises(InputError, match="a cursor in line 1 stands in columns 1 to 3, not 4"):
-        gap("ab\ncd\n", 1, "f", 4)
-    assert gap("e\u0301 = 1\n", 1, "f", 3) == ("é", "", " = 1\n")      # as an editor counts
-    assert gap("a\nb\nc", 2, "f") == ("a\n", "b", "\nc")
-    assert gap("a\nb\n", 3, "f") == ("a\nb\n", "", "")
-    assert gap("x = <FILL>\n", None, "f") == ("x = ", "", "\n")
+def test_split_at_cursor():
+    assert split_at_cursor("ab\ncd\n", "f", 2, 1) == ("ab\n", "", "cd\n")
+    assert split_at_cursor("ab\ncd\n", "f", 1, 3) == ("ab", "", "\ncd\n")
+    with pytest.raises(InputError, match="line 1 has columns 1 to 3, not 4"):
+        split_at_cursor("ab\ncd\n", "f", 1, 4)
+    assert split_at_cursor("e\u0301 = 1\n", "f", 1, 3) == (      # as an editor counts
+        "e\u0301", "", " = 1\n")
+    assert split_at_cursor("a\nb\nc", "f", 2) == ("a\n", "b", "\nc")
+    assert split_at_cursor("a\nb\n", "f", 3) == ("a\nb\n", "", "")
+    assert split_at_cursor("x = <FILL>\n", "f") == ("x = ", "", "\n")
     with pytest.raises(InputError, match="f: has lines 1 to 2, there is no line 3"):
-        gap("a\nb", 3, "f")
+        split_at_cursor("a\nb", "f", 3)
     with pytest.raises(InputError, match="f: holds 2 <FILL> marks"):
-        gap("<FILL><FILL>", None, "f")
+        split_at_cursor("<FILL><FILL>", "f")
 
 
 def test_command(checkpoint, tmp_path, typed):
@@ -358,10 +442,11 @@ def test_command(checkpoint, tmp_path, typed):
                "--device", "cpu"]
     done = typed(*command, "--line", "5")
     assert "for number in numbers:\n⟦" in done.stdout
-    assert "stood there: total += number" in done.stdout
+    assert "ground truth: total += number" in done.stdout
+    assert "cpu in float32 (" in done.stdout
     done = typed(*command, "--line", "5", "--column", "9", "--repo", tmp_path)
     assert "for number in numbers:\n        ⟦" in done.stdout and "⟧total += num" in done.stdout
-    assert "is read first as far as there is room: nothing" in done.stdout
+    assert "as far as there is room, the most relevant last: none" in done.stdout
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "0 <FILL> marks" in done.stderr
@@ -370,14 +455,14 @@ def test_command(checkpoint, tmp_path, typed):
 def test_show(tmp_path, typed):
     (tmp_path / "a.py").write_bytes(CODE.replace("\n", "\r\n").encode())
     done = typed("fim.py", "show", tmp_path / "a.py")
-    for kind in SPANS:
-        assert f"--- {kind}: " in done.stdout
     shown = done.stdout.split("--- ")[1:]
-    plain = {re.sub("[⟦⟧]", "", part.split("\n", 1)[1]) for part in shown[:4]}
-    assert len(plain) == 1 and plain.pop().strip() in CODE      # one function, cut four times
-    for order, part in zip(("PSM", "SMP", "PSM"), shown[4:]):
-        names = re.findall(r"fim_(p|s|m)", part)
-        assert "".join(names).upper() == order or order == "SMP" and names == ["p", "s", "m"]
+    assert [part.split(":")[0] for part in shown[:5]] == list(SPAN_TYPES)
+    plain = {re.sub("[⟦⟧]", "", part.split("\n", 1)[1]) for part in shown[:5]}
+    assert len(plain) == 1 and plain.pop().strip() in CODE      # one function, with five spans
+    file = shown[5].removeprefix("file format\n")
+    assert re.findall(r"<\|\w+\|>", file) == [PREFIX, SUFFIX, MIDDLE, "<|endoftext|>"]
+    assert shown[6] == ("repository format\n<|repo_name|>my-project\n<|file_sep|>other.py\nX = 1\n"
+                        f"\n<|file_sep|>a.py\n{file}")
     read, write = os.pipe()
     os.close(read)                                              # as of `| head`, when it has enough
     done = subprocess.run([sys.executable, "fim.py", "show", tmp_path / "a.py"], cwd=ROOT,

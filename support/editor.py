@@ -1,4 +1,4 @@
-"""Which other files of a repository a model should see when it infills one of them."""
+"""What an editor would hand to a model: the text around a cursor, and other files that matter."""
 
 import contextlib
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from support.files import InputError, read_text, walk_files
 
+FILL = "<FILL>"             # marks the place to infill
 IDENTIFIER = re.compile(r"[A-Za-z_]\w{2,}")
 LARGEST = 1_000_000         # bytes of a file that is considered
 # Files that use one another although their names end differently: a C file needs its header, a
@@ -16,6 +17,30 @@ RELATED_SUFFIXES = [
     {".js", ".jsx", ".mjs", ".cjs", ".ts", ".tsx", ".mts", ".cts", ".vue", ".svelte"},
     {".py", ".pyi", ".pyw", ".pyx", ".pxd"},
     {".java", ".kt", ".kts", ".scala", ".groovy"}]
+
+
+def split_at_cursor(text, path, line=None, column=None):
+    """Split the text of a file where to infill -> (prefix, middle, suffix).
+
+    The middle is empty at the mark <FILL> and at a line and column; with a line only, it is that
+    line. Lines and columns count from 1, in the text as an editor shows it.
+    """
+    if line is None:
+        if text.count(FILL) != 1:
+            raise InputError(f"{path}: holds {text.count(FILL)} {FILL} marks, expected one; "
+                             "mark the place to fill or give --line N")
+        prefix, suffix = text.split(FILL)
+        return prefix, "", suffix
+    lines = text.split("\n")
+    if not 1 <= line <= len(lines):
+        raise InputError(f"{path}: has lines 1 to {len(lines)}, there is no line {line}")
+    length = len(lines[line - 1])
+    if column is not None and not 1 <= column <= length + 1:
+        raise InputError(f"{path}: line {line} has columns 1 to {length + 1}, not {column}")
+    line_start = sum(len(before) + 1 for before in lines[:line - 1])
+    start = line_start if column is None else line_start + column - 1
+    end = line_start + length if column is None else start
+    return text[:start], text[start:end], text[end:]
 
 
 def relevant_files(folder, file, prefix, suffix, count=8):
