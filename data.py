@@ -49,10 +49,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from evaluate import benchmark_file, benchmarks, read_documents
+from evaluate import read_documents
 from fim import FILE_SEP, FIM_RATE, fim_document, fim_ids, normalize, repository_ids
+from support.benchmarks import benchmark_file, benchmarks
 from support.classifier import Classifier, auc
 from support.dependencies import dependency_order
+from support.distributed import RANK, barrier
 from support.files import (InputError, read_json, read_rows, run, whole_folder, write_json,
                            write_text)
 from support.funnel import funnel, print_funnel, reason_summary
@@ -494,6 +496,15 @@ def map_tokens(folder, repository_length=None):
     return {kind: ids for kind, ids in tokens.items() if len(ids) > 1}      # 1: no documents
 
 
+def load_tokens(out, tokenizer, repository_length=None):
+    """The tokens of out/data as {kind: array of ids}; the first process writes the files that are
+    missing. repository_length: of the repository phase, which groups code by repository."""
+    if RANK == 0:
+        prepare_tokens(out, tokenizer, repository_length)
+    barrier()
+    return map_tokens(token_folder(out, tokenizer), repository_length)
+
+
 def tokens_in_memory(documents, tokenizer):
     """The same for a list of documents, without files."""
     tokens = {}
@@ -602,8 +613,6 @@ class Batches:
         if batch_rows % world:
             raise InputError(f"{batch_rows} sequences per step cannot be shared evenly by {world} "
                              "processes; change --batch-tokens")
-        if isinstance(tokens, list):            # documents: until sft.py and dpo.py pass tokens
-            tokens = tokens_in_memory(tokens, tokenizer)
         self.tokenizer = tokenizer
         self.T = seq_len
         self.seed = seed
@@ -647,8 +656,6 @@ class Batches:
             else:
                 sequence.add(segment, segment[1:] + [next_id])
         return sequence.arrays()
-
-    row = sequence                              # the name that sft.py overrides until it follows
 
     def add_fim(self, sequence, segment, next_id, rng):
         """Add a segment of one document as several short FIM examples that take exactly its room.
@@ -710,7 +717,7 @@ class Batches:
     def __call__(self, step):
         share = self.batch_rows // self.world
         first = step * self.batch_rows + self.rank * share
-        sequences = [self.row(first + j) for j in range(share)]
+        sequences = [self.sequence(first + j) for j in range(share)]
         return [self.collate(sequences[j:j + self.device_batch])
                 for j in range(0, share, self.device_batch)]
 
@@ -1147,12 +1154,6 @@ def main():
                                         args.benchmarks, args.workers, args.teacher))
     prepare_tokenizer(args.out, args.vocab_size, args.fresh)
     print(f"{args.out}/tokenizer: {Tokenizer.load(Path(args.out) / 'tokenizer').vocab_size:,} ids")
-
-
-# ------------------------------------------------------------------------------------------------
-# Names that sft.py and dpo.py still import from here
-
-from support.llm_client import ask_all, first_model, user  # noqa: E402, F401
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import Batches, ask_all, first_model, generator, load_documents, made_from
+from data import Batches, generator, load_documents, load_tokens, made_from
 from evaluate import bits_per_byte, complete, edit_similarity
 from fim import newest_model
 from pretrain import (check_flags, dtype_of_run, fill_in, load_base, next_token_loss, size_of,
@@ -44,6 +44,7 @@ from support.distributed import RANK, WORLD, barrier, say, start_processes, stop
 from support.files import (InputError, read_json, read_rows, run, whole_folder, write_json,
                            write_text)
 from support.functions import same_code
+from support.llm_client import ask_all, first_model
 from support.plots import plot_preferences
 from support.tasks import training_tasks
 from tokenizer import assistant_parts
@@ -307,7 +308,7 @@ class PairBatches:
     """batches(step) -> this process's pairs of the step, then its FIM sequences. Each epoch has its
     own random order; within a step, pairs of similar length share a batch."""
 
-    def __init__(self, encoded, reference, documents, tokenizer, args):
+    def __init__(self, encoded, reference, tokens, tokenizer, args):
         """encoded: pair_ids() of N pairs; reference: the reference model's log-probabilities of
         the chosen and the rejected answers, (2, N)."""
         self.encoded, self.reference = encoded, torch.from_numpy(reference)
@@ -315,7 +316,7 @@ class PairBatches:
         self.device_pairs = max(1, args.device_batch // 2)
         self.pairs = pairs_per_step(args)
         sequences = WORLD * max(1, int(self.pairs * CODE_SEQUENCES / WORLD))
-        self.code = Batches(documents, tokenizer, args.seq_len, sequences, args.device_batch,
+        self.code = Batches(tokens, tokenizer, args.seq_len, sequences, args.device_batch,
                             self.seed, fim_rate=1.0, rank=RANK, world=WORLD, mixture=(1, 0, 0))
 
     def pair_index(self, index):
@@ -398,7 +399,7 @@ def train_round(args, number, device, build_only=False):
     reference = reference_log_probs(model, tokenizer, fits, device_pairs,
                                     Path(args.out) / f"preferences_{number}")
     n = max(1, round(VALIDATION_PAIRS * len(fits)))
-    batches = PairBatches(fits[n:], reference[:, n:].copy(), load_documents(args.out, "train"),
+    batches = PairBatches(fits[n:], reference[:, n:].copy(), load_tokens(args.out, tokenizer),
                           tokenizer, args)
     validation = load_documents(args.out, "validation")
     loss_fn = functools.partial(step_loss, beta=args.beta, kind=args.loss, nll=args.nll)

@@ -805,13 +805,5 @@ def main():
     save_scores(stem if args.benchmark else target / f"{model_name}{ending}", scores, args)
 
 
-# ------------------------------------------------------------------------------------------------
-# Old names, used by data.py, sft.py and tests until they follow
-
-from support.benchmarks import ASSETS, benchmark_file, to_problem  # noqa: E402, F401
-
-held_out_gaps = infilling_examples
-
-
 if __name__ == "__main__":
     run(main)

@@ -371,13 +371,5 @@ def main():
         print(f"\nground truth: {truth.strip()}")
 
 
-# ------------------------------------------------------------------------------------------------
-# An old name, used by pretrain.py until it follows
-
-
-def gap(text, line, path, column=None):
-    return split_at_cursor(text, path, line, column)
-
-
 if __name__ == "__main__":
     run(main)

@@ -36,11 +36,10 @@ import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from tqdm import tqdm
 
-from data import (DEFAULT_SOURCES, MIXTURE, Batches, documents, load_documents, map_tokens,
-                  parse_mixture, prepare_data, prepare_tokenizer, prepare_tokens, print_corpus,
-                  source_flag, token_folder)
+from data import (DEFAULT_SOURCES, MIXTURE, Batches, documents, load_documents, load_tokens,
+                  parse_mixture, prepare_data, prepare_tokenizer, print_corpus, source_flag)
 from evaluate import bits_by_position, bits_per_byte, compressed_bits_per_byte
-from fim import FIM_RATE, gap, infill, load
+from fim import FIM_RATE, infill, load
 from kernels import CHUNK_LOGITS, CHUNK_ROWS
 from model import (CONFIGS, CausalLM, Config, check_vocabulary, choose_attention, generate,
                    init_weights, load_model, parameter_count, save_model)
@@ -50,7 +49,8 @@ from support.checkpoint import (Log, catch_signals, check_same_run, errors_in_on
 from support.distributed import (LOCAL_RANK, RANK, WORLD, barrier, choose_training_dtype,
                                  default_device, memory, say, seconds_of, start_processes,
                                  stop_processes, sum_over_ranks)
-from support.files import (InputError, hub_folder, move_folder, read_json, run)
+from support.editor import split_at_cursor
+from support.files import InputError, hub_folder, move_folder, read_json, run
 from support.plan import memory_plan, print_plan
 from support.plots import plot_positions, plot_training
 from tokenizer import ENDOFTEXT, Tokenizer
@@ -605,7 +605,7 @@ def show_infilling(folder, out, validation, device):
     lines = text.split("\n")
     middle = len(lines) // 2
     number = next((i for i in range(middle, len(lines)) if len(lines[i].strip()) > 12), middle)
-    prefix, truth, suffix = gap(text, number + 1, folder)
+    prefix, truth, suffix = split_at_cursor(text, folder, number + 1)
     length = min(48, model.config.max_position_embeddings // 4)
     prompt = tokenizer.encode(prefix)[-(model.config.max_position_embeddings - length):]
     [new_ids] = generate(model, [prompt], length, vocab_size=tokenizer.vocab_size,
@@ -633,14 +633,11 @@ def train_phase(args, device):
     if folder.exists() and not args.fresh and not work.exists():
         return say(f"{folder} is finished; --fresh trains it again")
     validation, tokenizer = data_and_tokenizer(args)
-    repository_length = args.seq_len if args.phase == "repository" else None
-    if RANK == 0:
-        prepare_tokens(args.out, tokenizer, repository_length)
-    barrier()
-    batches = Batches(map_tokens(token_folder(args.out, tokenizer), repository_length), tokenizer,
-                      args.seq_len, args.batch_tokens // args.seq_len, args.device_batch, args.seed,
-                      args.fim_rate, RANK, WORLD, parse_mixture(args.mixture),
-                      args.phase == "repository")
+    repositories = args.phase == "repository"
+    tokens = load_tokens(args.out, tokenizer, args.seq_len if repositories else None)
+    batches = Batches(tokens, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
+                      args.device_batch, args.seed, fim_rate=args.fim_rate, rank=RANK, world=WORLD,
+                      mixture=parse_mixture(args.mixture), repositories=repositories)
     say("epochs: " + ", ".join(f"{kind} {n:.2f}" for kind, n in batches.epochs(args.steps).items()))
     model = make_model(args, tokenizer, device)
     compressors = compressed_bits_per_byte(document["text"] for document in validation["code"])

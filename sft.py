@@ -27,16 +27,16 @@ import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import numpy as np
-
-from data import (DEFAULT_SOURCES, Batches, Contamination, ask_all, default_benchmarks, generator,
-                  load_documents, made_from, prepare_data, print_corpus, user)
-from evaluate import (benchmarks, bits_per_byte, bootstrap, code_block, complete,
-                      find_problems, held_out_gaps, measure_infilling, pass_at_k, prompt_ids)
+from data import (DEFAULT_SOURCES, Batches, Contamination, Sequence, default_benchmarks, generator,
+                  load_documents, load_tokens, made_from, prepare_data, print_corpus)
+from evaluate import (bits_per_byte, bootstrap, complete, infilling_examples, measure_infilling,
+                      pass_at_k, prompt_ids)
 from fim import load, newest_model
 from model import CONFIGS, Config, generate
 from pretrain import (download, fill_in, load_base, next_token_loss, size_of, train,
                       training_flags)
+from support.answers import code_block
+from support.benchmarks import benchmarks, find_problems
 from support.chats import (TEACHER_QUESTION, TEACHER_SCORE, Selection, all_text, file_hashes,
                            is_learned, last_answer, last_question, new_conversation, next_line,
                            normalize_conversation, print_manifest, prompt_key, read_data, scores_in)
@@ -45,6 +45,7 @@ from support.files import (InputError, hub_folder, read_rows, run, whole_folder,
                            write_text)
 from support.functions import (answer_language, checklist_scores, documented_functions,
                                example_problem, mutated, share)
+from support.llm_client import ask_all, user
 from support.plan import print_table
 from support.plots import plot_scores
 from support.sandbox import grades
@@ -115,17 +116,14 @@ def answer_stop_ids(tokenizer):
 
 def packed_sequence(encoded, T, end):
     """Put conversations, as (ids, learned), one after another into a sequence -> input_ids, targets
-    and document_starts, (T,) each. document_starts keeps them from attending to one another."""
-    inputs, targets, starts = [], [], []
+    and document_starts, (T,) each. Like documents, they do not attend to one another."""
+    sequence = Sequence()
     for ids, learned in encoded:
-        starts += [len(inputs)] * len(ids)  # where this conversation starts
-        inputs += ids
         # the target of a position is the id after it; the last position has none
-        targets += [token if is_target else -100 for token, is_target in zip(ids[1:], learned[1:])]
-        targets.append(-100)
-    padding = T - len(inputs)               # a document of its own, without targets
-    return (np.array(inputs + [end] * padding), np.array(targets + [-100] * padding),
-            np.array(starts + [len(inputs)] * padding))
+        targets = [token if is_target else -100 for token, is_target in zip(ids[1:], learned[1:])]
+        sequence.add(ids, [*targets, -100])
+    sequence.pad(T - len(sequence.input_ids), end)
+    return sequence.arrays()
 
 
 class Packing:
@@ -173,9 +171,10 @@ class ConversationBatches(Batches):
     """batches(step) as in data.py. COARSE of the steps see all conversations, the rest the best
     ones. Sequences of fill-in-the-middle are spread evenly among them."""
 
-    def __init__(self, documents, tokenizer, args, encoded, best):
-        """encoded: (ids, learned) of each conversation; best: the indices of the best."""
-        super().__init__(documents, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
+    def __init__(self, tokens, tokenizer, args, encoded, best):
+        """tokens: from load_tokens(); encoded: (ids, learned) of each conversation; best: the
+        indices of the best."""
+        super().__init__(tokens, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
                          args.device_batch, args.seed, fim_rate=1.0, rank=RANK, world=WORLD,
                          mixture=(1, 0, 0))
         self.encoded, self.best = encoded, best
@@ -186,12 +185,12 @@ class ConversationBatches(Batches):
         self.coarse = Packing(lengths, self.T, self.seed, "coarse")
         self.fine = Packing([lengths[i] for i in best], self.T, self.seed, "fine")
 
-    def row(self, index):
+    def sequence(self, index):
         """Sequence `index` of the run, a pure function of the seed and the index."""
         # with a share of 0.3 these are 0 0 0 0 1 1 1 2 2 2 3: where it rises, FIM is next
         fim_before = int(index * self.fim_share)
         if int((index + 1) * self.fim_share) > fim_before:
-            return super().row(fim_before)
+            return super().sequence(fim_before)
         index -= fim_before                 # among the sequences of conversations
         if index < self.first_fine:
             chosen = self.coarse[index]
@@ -241,7 +240,7 @@ def train_stage(args, device):
     conversations, encoded = encode_conversations(
         prepare_instructions(args, tokenizer), tokenizer, args)
     say(f"fill-in-the-middle from {args.out}/data: {args.fim_share:.0%} of the sequences")
-    batches = ConversationBatches(load_documents(args.out, "train"), tokenizer, args, encoded,
+    batches = ConversationBatches(load_tokens(args.out, tokenizer), tokenizer, args, encoded,
                                   best_conversations(conversations))
     validation = load_documents(args.out, "validation")
 
@@ -508,7 +507,7 @@ def measure(folder, args, device, samples=0):
     lengths = [len(tokenizer.encode(text)) for text in texts]
     values["answers that stop, %"] = 100 * share(stopped)
     values["length of an answer, tokens"] = sum(lengths) / len(lengths)
-    scores = measure_infilling(model, tokenizer, held_out_gaps(validation, SPANS)).values()
+    scores = measure_infilling(model, tokenizer, infilling_examples(validation, SPANS)).values()
     for name in ("bits per byte", "exact, %", "stops, %"):
         values[f"infilling: {name}"] = sum(score[name] for score in scores) / len(scores)
     return {**values, "code: bits per byte": bits_per_byte(model, tokenizer, validation)}

@@ -15,6 +15,7 @@ from conftest import CODE, ROOT, SMALL, answered, fill_weights, script_folder
 import dpo
 import pretrain
 import sft
+from data import tokens_in_memory
 from dpo import (
     PairBatches,
     answer_log_probs,
@@ -94,9 +95,10 @@ def test_log_probabilities_are_those_of_the_answers(small_model):
 def test_code_beside_the_pairs(small_tokenizer):
     """FIM sequences: a quarter as many as pairs; their mean loss weighs as much as a pair's."""
     documents = [{"text": CODE * 3, "path": f"{i}.py", "language": "python"} for i in range(9)]
+    tokens = tokens_in_memory(documents, small_tokenizer)
     args = SimpleNamespace(seed=0, seq_len=64, batch_tokens=1024, device_batch=4)
     middle = small_tokenizer.special["<|fim_middle|>"]
-    batches = PairBatches(PAIRS, np.zeros((2, 3), np.float32), documents, small_tokenizer, args)
+    batches = PairBatches(PAIRS, np.zeros((2, 3), np.float32), tokens, small_tokenizer, args)
     *pairs, code = batches(0)
     assert [batch["count"] for batch in pairs] == [2] * 4 and code["count"] == 0
     assert code["input_ids"].shape == (2, 64) and code["pairs"] == 8
@@ -110,7 +112,7 @@ def test_code_beside_the_pairs(small_tokenizer):
         assert loss.item() == pytest.approx(expected, rel=1e-5)
         assert metrics["loss/code"].item() == pytest.approx(8 * mean, rel=1e-5)
     args.device_batch, args.batch_tokens = 6, 4096      # eight FIM sequences in batches of 6 and 2
-    code = [batch for batch in PairBatches(PAIRS, np.zeros((2, 3), np.float32), documents,
+    code = [batch for batch in PairBatches(PAIRS, np.zeros((2, 3), np.float32), tokens,
                                            small_tokenizer, args)(0) if not batch["count"]]
     targets = [(batch["targets"] != -100).sum().item() for batch in code]
     assert [batch["pairs"] for batch in code] == pytest.approx(         # each token weighs the same

@@ -19,7 +19,7 @@ from hostile import CONTROLS, HOSTILE, LIAR, PROBLEM
 
 import evaluate
 import support.sandbox
-from evaluate import to_problem
+from support.benchmarks import to_problem
 from support.files import InputError, read_rows
 from support.sandbox import (
     OUTPUT_BYTES,

@@ -14,7 +14,8 @@ import torch
 from conftest import CODE, ROOT, answered, script_folder
 
 import sft
-from evaluate import ASSETS, benchmarks
+from data import tokens_in_memory
+from support.benchmarks import ASSETS, benchmarks
 from model import CausalLM, Config, load_model
 from sft import chat_ids, code_conversations, new_conversation, packed_sequence
 from support.chats import all_text
@@ -110,7 +111,8 @@ def test_fim_sequences_are_spread_among_the_others(small_tokenizer):
     documents = [{"text": CODE * 3, "language": "python"}]
     start = small_tokenizer.special["<|im_start|>"]
     encoded = [([start] * 20 + [i], [True] * 21) for i in range(60)]       # three fill a sequence
-    batches = sft.ConversationBatches(documents, small_tokenizer, args, encoded, range(50, 60))
+    tokens = tokens_in_memory(documents, small_tokenizer)
+    batches = sft.ConversationBatches(tokens, small_tokenizer, args, encoded, range(50, 60))
     rows = [row for step in range(30) for batch in batches(step) for row in batch["input_ids"]]
     assert len(rows) == 30 * 4
     told = [[int(i) for i in row[20::21]] if row[0] == start else None for row in rows]
