@@ -425,7 +425,7 @@ class KVCache:
 
 
 def sample(logits, temperature, top_k, top_p, uniform):
-    """Draw one id per sequence: logits (B, V), uniform (B, 1) random numbers in [0, 1) -> (B,).
+    """Draw one id per sequence: logits (B, V), uniform: B random numbers in [0, 1) -> (B,).
 
     Temperature 0 takes the most likely id. top_k keeps only the k most likely ids (0: all). top_p
     keeps only the smallest set of most likely ids whose probabilities reach it.
@@ -440,6 +440,7 @@ def sample(logits, temperature, top_k, top_p, uniform):
         before = best.cumsum(-1) - best                     # probability of all more likely ids
         before[:, 0] = -1                                   # the most likely id always stays
         probs = best.new_zeros(best.shape).scatter(1, ids, best * (before < top_p))
+    uniform = torch.stack(list(uniform)).to(probs.device)                           # (B, 1)
     cumulative = probs.cumsum(-1)                           # take the first id that exceeds uniform
     chosen = (cumulative <= uniform * cumulative[:, -1:]).sum(-1)
     return chosen.clamp(max=logits.shape[1] - 1)
@@ -489,10 +490,7 @@ def generate(model, prompts, max_new_tokens, samples=1, temperature=0.0, top_k=0
         logits = logits.float()
         if vocab_size:
             logits[:, vocab_size:] = float("-inf")
-        uniform = None
-        if temperature:
-            uniform = torch.stack([torch.rand(1, generator=generators[i]) for i in active])
-            uniform = uniform.to(logits.device)                                     # (B, 1)
+        uniform = [torch.rand(1, generator=generators[i]) for i in active] if temperature else []
         next_ids = sample(logits, temperature, top_k, top_p, uniform)               # (B,)
         unfinished = []                     # indices into the batch
         for b, (i, token) in enumerate(zip(active, next_ids.tolist())):

@@ -685,7 +685,8 @@ def main():
     devices = vars(args).pop("plan")
     if devices is not None:
         return show_plan(args, phase or "file", devices)
-    phases = [settings(args, name, both=not phase) for name in ([phase] if phase else STAGES)]
+    names = [phase] if phase else list(STAGES)
+    phases = [settings(args, name, both=not phase) for name in names]
     if not phase:
         phases[0].after = phases[1].steps
         phases[1].before = phases[0].steps

@@ -216,8 +216,9 @@ def save_and_exit(work, step, saved_step, model, optimizers, signals):
 def read_metrics(folder, last_step=math.inf):
     """The rows of metrics.jsonl up to a step; lines cut off by a crash are left out."""
     path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
     metrics = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in lines:
         with contextlib.suppress(ValueError, TypeError, KeyError):
             row = json.loads(line)
             if row["step"] <= last_step:

@@ -3,7 +3,11 @@
 import math
 import statistics
 
-from matplotlib.figure import Figure
+
+def new_figure(**options):
+    # imported here, because it takes half a second and most commands draw nothing
+    from matplotlib.figure import Figure
+    return Figure(**options)
 
 
 def plot_training(metrics, path, phase_start=0):
@@ -12,7 +16,7 @@ def plot_training(metrics, path, phase_start=0):
     metrics: rows of metrics.jsonl (step, loss, ...); those with "bpb" are measurements.
     phase_start: the step at which the repository phase begins, 0 for none.
     """
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure = new_figure(figsize=(12, 4.5), layout="constrained")
     training, validation = figure.subplots(1, 2)
     steps = [row["step"] for row in metrics]
     losses = [row["loss"] for row in metrics]
@@ -41,7 +45,7 @@ def plot_training(metrics, path, phase_start=0):
 
 def plot_positions(curves, T, path):
     """Bits per byte by position in a sequence of T tokens; curves: name -> one value per part."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, values in curves.items():
         centers = [(part + 0.5) * T / len(values) for part in range(len(values))]
@@ -55,7 +59,7 @@ def plot_positions(curves, T, path):
 
 def plot_scores(rows, path):
     """Histograms of the checklist scores of conversations, by source; rows: of train.jsonl."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for source in dict.fromkeys(row["source"] for row in rows):
         scores = [row["score"] for row in rows if row["source"] == source]
@@ -71,7 +75,7 @@ def plot_scores(rows, path):
 def plot_preferences(metrics, path):
     """The loss of preference pairs, which starts at ln 2, their rewards, and their accuracy.
     metrics: rows of metrics.jsonl."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = new_figure(figsize=(11, 4), layout="constrained")
     loss, rewards, accuracy = figure.subplots(1, 3)
     loss.axhline(math.log(2), ls="--", color="C3", label="ln 2: nothing learned")
     accuracy.set_ylim(0, 1.03)
@@ -91,7 +95,7 @@ def plot_preferences(metrics, path):
 def plot_funnel(table, path):
     """How many bytes were dropped for which reason, and the languages of what was kept.
     table: group ("reason", "language") -> name -> {"bytes": ..., "text": ...}."""
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = new_figure(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, group, field, title in ((left, "reason", "bytes", "What became of the files"),
                                       (right, "language", "text", "Languages of what was kept")):
@@ -109,7 +113,7 @@ def plot_funnel(table, path):
 def plot_grounding(stages, path):
     """The megabytes left after each stage of the grounding filter, and their quality score."""
     names = [f"stage {number}" for number in range(1, len(stages) + 1)]
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     bars = axes.bar(names, [stage["bytes"] / 1e6 for stage in stages], color="0.6")
     axes.bar_label(bars, [f"{stage['bytes'] / 1e6:.1f} MB" for stage in stages])
@@ -138,7 +142,7 @@ def plot_infilling(examples, path):
             first, *others = text.split("\n")
             lines[-1].append((first, color))    # a part begins on the last line of the one before
             lines += [[(line, color)] for line in others]
-    figure = Figure(figsize=(9, 0.19 * len(lines)))
+    figure = new_figure(figsize=(9, 0.19 * len(lines)))
     for i, line in enumerate(lines):
         column = 1
         for text, color in line:
@@ -153,7 +157,7 @@ def plot_infilling(examples, path):
 
 def plot_needle(name, rows, lengths, depths, path):
     """A heat map; rows: for each depth of the needle, the value for each context length."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     largest = 100 if "%" in name else max(0, *map(max, rows))
     image = axes.imshow(rows, cmap="YlGn", aspect="auto", vmin=0, vmax=largest)
