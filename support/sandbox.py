@@ -39,7 +39,8 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from support.supervisor import ANSWER, COMMAND, END, SCRATCH, SCRIPT, cores
-from support.values import Encoder, builtin_class, decode, encode, pack, read_exactly, receive, send
+from support.values import (ATOMS, Encoder, builtin_class, decode, encode, pack, read_exactly,
+                            receive, send)
 
 MESSAGE_BYTES = 64 << 20    # of one answer by a child
 OUTPUT_BYTES = 1 << 20      # of what a program prints
@@ -85,11 +86,14 @@ def load_program(program):
 
 
 def take(iterator, count):
-    """The next `count` items -> (items, None or the exception that came instead of more)."""
+    """Up to `count` of the next items -> (items, None or the exception that came instead)."""
     items = []
+    deadline = time.monotonic() + 0.01      # an item may take long that nobody asks for
     try:
-        while len(items) < count:
+        while len(items) < count and time.monotonic() < deadline:
             items.append(next(iterator))
+            if type(items[-1]) not in ATOMS:    # such as a list, which the next item may change
+                break
     except BaseException as error:                                  # StopIteration, mostly
         return items, error
     return items, None
@@ -161,6 +165,7 @@ class Proxy:
         self.requests, self.replies, self.job = requests, replies, job
         self.__name__ = job["entry_point"]
         self.fault, self.raised, self.reason, self.exact, self.calls = None, None, None, True, 0
+        self.silent = []                    # errors that may have ended a loop of the test
 
     def lose(self, reason):
         self.fault = self.fault or reason
@@ -194,6 +199,8 @@ class Proxy:
         kind = type(error).__name__
         if isinstance(error, SILENT) and kind not in self.job["test"]:
             error = RuntimeError(f"{kind} raised")
+        elif isinstance(error, SILENT):
+            self.silent.append(error)
         self.raised, self.reason = error, describe(error, name)
         raise error
 
@@ -203,9 +210,10 @@ class Proxy:
             if not self.ask([self.job["program"], self.job["entry_point"]]):
                 self.lose(f"no entry point: {self.job['entry_point']} is not defined")
         except SyntaxError as error:
-            self.lose(f"syntax: line {error.lineno}: {error.msg}")
+            line = error.lineno if isinstance(error.lineno, int) else "?"
+            self.lose(f"syntax: line {line}: {str(error.msg)[:200]}")
         except BaseException:
-            self.lose(self.reason)
+            self.lose(self.reason or "exception")
 
     def __call__(self, *args, **kwargs):
         encoder = Encoder()
@@ -222,14 +230,21 @@ class Proxy:
         """The items of an iterator that stays in the child: it may never end."""
         received = 0
         while True:
-            # One at a time at first, because an item may take long that nobody asks for.
-            items, error = self.ask({"next": [number, 1 if received < 64 else 1000]})
+            # At most a hundredth more than was asked for: it may search for more in vain.
+            items, error = self.ask({"next": [number, min(1000, 1 + received // 100)]})
             received += len(items)
             yield from items
             if isinstance(error, StopIteration):
                 return error.value
             if error is not None:
                 self.throw(error, type(error).__name__)
+
+
+def seen_by_test(error):
+    """Whether an exception reached a function of the test that names its class."""
+    return any(frame.f_code.co_filename == "<test>"
+               and type(error).__name__ in frame.f_code.co_names
+               for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def describe(error, name):
@@ -283,6 +298,8 @@ def run_check(job, requests, replies):
     try:
         proxy.start()
         result = judge(names_for_test(job), job, proxy)
+        if result["passed"] and not all(map(seen_by_test, proxy.silent)):
+            proxy.lose("exception: it ended a loop of the test")
         if result["passed"] and not proxy.calls:
             proxy.lose("protocol: the test never calls the function")
     except Lost:

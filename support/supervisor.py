@@ -31,6 +31,7 @@ from support.values import receive, send
 MEMORY_BYTES = 1 << 30      # of address space for a process
 SCRATCH = "/scratch"        # the one folder where a program may write: empty for each program
 SCRATCH_BYTES = 16 << 20
+MOST_FILES = 64             # that a process may have open
 COMMAND, ANSWER = struct.Struct("<cid"), struct.Struct("<i")    # role, process, seconds; a number
 SCRIPT, END = b"s", b"e"    # roles: start a script; end a process
 
@@ -79,7 +80,8 @@ CONDITIONS = {
     # asyncio wakes itself by a pair of connected Unix sockets, which it makes non-blocking.
     "socketpair": ([(0, ALL_BITS, [socket.AF_UNIX]), (1, 0xF, [socket.SOCK_STREAM])],
                    errno.EACCES),
-    "ioctl": ([(1, ALL_BITS, [FIONBIO])], errno.EACCES),
+    # Not its standard streams: all processes share what they stand for, so one could leave a sign.
+    "ioctl": ([(0, ALL_BITS, range(3, MOST_FILES)), (1, ALL_BITS, [FIONBIO])], errno.EACCES),
     "fcntl": ([(1, ALL_BITS, [F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC])], errno.EACCES),
 }
 NOT_FOR_READING = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
@@ -338,7 +340,8 @@ class Supervisor:
             os.closerange(lowest, fd)
             lowest = fd + 1
         os.closerange(lowest, 1 << 16)
-        set_limits(CORE=0, FSIZE=scratch_bytes, NOFILE=64, AS=MEMORY_BYTES, CPU=int(seconds) + 2,
+        set_limits(CORE=0, FSIZE=scratch_bytes, NOFILE=MOST_FILES, AS=MEMORY_BYTES,
+                   CPU=int(seconds) + 2,
                    NPROC=threads)
         if self.filter:
             system("prctl", PR_SET_SECCOMP, 2, self.filter, 0, 0)

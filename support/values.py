@@ -150,7 +150,7 @@ IMMUTABLE = {
     datetime.timedelta: (attrgetter("days", "seconds", "microseconds"), datetime.timedelta),
     datetime.timezone: (datetime.timezone.__getinitargs__, datetime.timezone),
     time.struct_time: (lambda value: [tuple(value)], time.struct_time),
-    uuid.UUID: (lambda value: [str(value)], uuid.UUID),
+    uuid.UUID: (lambda value: [str(value)], lambda text: uuid.UUID(text)),
     pathlib.PosixPath: (lambda value: [str(value)], pathlib.PosixPath),
     pathlib.PurePosixPath: (lambda value: [str(value)], pathlib.PurePosixPath),
     re.Pattern: (attrgetter("pattern", "flags"), re.compile),
@@ -163,7 +163,13 @@ IMMUTABLE = {
 }
 BASES = {*ATOMS, *MUTABLE, *IMMUTABLE}
 BY_NAME = {base.__name__: base for base in (*MUTABLE, *IMMUTABLE)}
+# Types that are made of numbers and text only: their constructors would take more than is ever sent
+OF_ATOMS = {"complex", "range", "Fraction", "Decimal", "date", "timedelta", "UUID", "PosixPath",
+            "PurePosixPath"}
 NUMPY_KINDS = "biufcSUmM"   # of dtypes: numbers, text and dates, but no Python objects
+WIDE = {"i": "i8", "u": "u8", "f": "f8", "c": "c16"}
+# Exceptions that show their arguments as attributes
+WITH_MEMBERS = (StopIteration, SystemExit, ImportError, OSError, SyntaxError, UnicodeError)
 
 
 def make_numpy(kind, dtype, data, *shape):
@@ -172,6 +178,41 @@ def make_numpy(kind, dtype, data, *shape):
         raise TypeError(f"dtype {dtype}")
     values = numpy.frombuffer(base64.b64decode(data), dtype).reshape(shape)
     return values.copy() if kind == "ndarray" else values[()]
+
+
+def widened(values):
+    """Numbers of a child in their widest dtype. In a narrow one, a test would round the number that
+    it expects: np.float16("inf") == 1e9 is true."""
+    import numpy
+    kind = values.dtype.kind
+    if kind not in WIDE:
+        return values
+    wide = values.astype(numpy.promote_types(values.dtype, WIDE[kind]))
+    return wide if isinstance(values, numpy.ndarray) else wide[()]
+
+
+def check_parts(kind, parts):
+    """Raise TypeError for parts that the encoder never sends. A class must not become an attribute
+    of a name that the child chooses, as a test might call it: result.startswith("ab")."""
+    if kind in OF_ATOMS and not all(type(part) in ATOMS for part in parts):
+        raise TypeError(f"parts of a {kind}")
+    if kind in ("time", "datetime") and any(isinstance(part, bytes) for part in parts):
+        raise TypeError(f"parts of a {kind}")
+    shows_arguments = kind in ("namedtuple", "slice", "struct_time")
+    if kind == "exception":
+        shows_arguments = issubclass(BUILTIN_VALUES[parts[0]], WITH_MEMBERS)
+    if shows_arguments and any(isinstance(part, type) for part in parts):
+        raise TypeError(f"a class in a {kind}")
+
+
+def check_attributes(error):
+    """The same for the attributes of an exception, when they are all there. numpy would read some
+    of its own (__array_interface__ names an address in memory)."""
+    attributes = dict(vars(error))                          # not the dict of an argument
+    for name, value in attributes.items():
+        if isinstance(value, type) or (name.startswith("__") and name != "__notes__"):
+            raise TypeError(f"the attribute {name} of an exception")
+    error.__dict__ = attributes
 
 
 def make_exception(name, attributes, cause, *args):
@@ -209,6 +250,11 @@ def builtin_class(error):
     return next(base for base in type(error).__mro__ if base.__module__ == "builtins")
 
 
+def is_same(node, other):
+    """Whether two nodes are the same: 1, 1.0 and True are not."""
+    return node == other and json.dumps(node) == json.dumps(other)
+
+
 class Encoder:
     """Makes nodes of values. exact: whether all of them arrive as what they are.
 
@@ -229,7 +275,7 @@ class Encoder:
                 nodes.append(None)                              # it cannot change
             else:
                 node = self.node(value)
-                nodes.append(None if node == known else node)
+                nodes.append(None if is_same(node, known) else node)
         return [part, nodes]
 
     def part(self, value):
@@ -266,12 +312,17 @@ class Encoder:
             return ["namedtuple", kind.__name__, " ".join(kind._fields), *map(self.part, value)]
         if base in MUTABLE or base in IMMUTABLE:
             parts = (MUTABLE if base in MUTABLE else IMMUTABLE)[base][0](value)
+            if base is defaultdict and value.default_factory is not None:
+                known = BUILTIN_VALUES.get(default_factory(value)) is value.default_factory
+                self.exact = self.exact and known           # a lambda stays behind
             return [base.__name__, *map(self.part, parts)]
         if base is int:
             return ["int", hex(value)]
         if base is not None:
             if value.dtype.kind not in NUMPY_KINDS:
                 raise TypeError(f"an array of dtype {value.dtype} cannot be sent")
+            if self.iterators is not None and value.dtype.kind in WIDE:     # from a child: widened
+                self.exact = self.exact and value.dtype.itemsize >= int(WIDE[value.dtype.kind][1:])
             return ["numpy", base.__name__, value.dtype.str, *to_text(value.tobytes()),
                     *value.shape]
         if isinstance(value, BaseException):
@@ -311,7 +362,10 @@ def decode(data, objects=(), make_iterator=None):
     """The inverse of Encoder.encode -> (value, the objects of its nodes); raises on false data.
 
     objects: those that the first nodes stand for; they are changed to what the nodes say.
+    make_iterator: makes an iterator whose items stay at the other end, which is then a child: its
+    data are checked and its numbers widened, so that it cannot influence how a test compares.
     """
+    from_child = make_iterator is not None
     part, nodes = data
     objects, given = list(objects), len(objects)
 
@@ -322,9 +376,12 @@ def decode(data, objects=(), make_iterator=None):
         return objects[range(len(objects))[number]]             # an index, or an exception
 
     def make(kind, *parts):
-        if kind == "iterator" and make_iterator:
+        if kind == "iterator" and from_child:
             return make_iterator(*parts)
-        return SPECIAL[kind](*parts) if kind in SPECIAL else IMMUTABLE[BY_NAME[kind]][1](*parts)
+        if from_child:
+            check_parts(kind, parts)
+        value = SPECIAL[kind](*parts) if kind in SPECIAL else IMMUTABLE[BY_NAME[kind]][1](*parts)
+        return widened(value) if from_child and kind == "numpy" else value
 
     for kind, *parts in nodes[given:]:
         base = BY_NAME.get(kind)
@@ -356,4 +413,7 @@ def decode(data, objects=(), make_iterator=None):
             MUTABLE[base][2](value, list(map(resolve, node[1:])))
         elif number < given:                                    # an array
             value[...] = make(*node)
+    for value in objects[given:]:
+        if from_child and isinstance(value, BaseException):
+            check_attributes(value)
     return resolve(part), objects
