@@ -41,7 +41,7 @@ def say(*words):
 
 def start_processes(device):
     """Join the other processes that torchrun started -> this process's device."""
-    if sys.platform == "linux":     # keep freed memory: getting it anew costs 7 % of a CPU's time
+    if sys.platform == "linux":     # keep freed memory: getting it again costs 7 % of the time
         for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
             getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(option, 2 ** 31 - 1)
     if device == "mps" and WORLD > 1:

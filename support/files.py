@@ -124,7 +124,7 @@ def whole_folder(path):
 
 
 def move_folder(source, target):
-    """Flush a finished folder to the disk and rename it to target, in place of what was there."""
+    """Flush a finished folder to the disk and rename it to target, replacing an older one."""
     for file in (*source.rglob("*"), source):
         handle = os.open(file, os.O_RDONLY)
         os.fsync(handle)
@@ -199,7 +199,7 @@ def download(url, part, largest):
 
 
 def fetch(url, path, sha256=None, largest=1 << 40):
-    """Download url to path, whole or not at all; a broken download goes on where it stopped.
+    """Download url to path, whole or not at all; an interrupted download is resumed.
 
     Raises InputError if the server has no such file, it is larger, or its SHA-256 is another one.
     """

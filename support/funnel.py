@@ -14,7 +14,8 @@ def funnel(rows):
         entry["bytes"] += row["bytes"]
         if reason != "kept" and len(entry["examples"]) < 3:
             entry["examples"].append(row["path"])
-        for group in ("language", "source") if reason == "kept" else ("source",):
+        groups = ("language", "source") if reason == "kept" else ("source",)
+        for group in groups:
             entry = table[group].setdefault(row[group], {"documents": 0, "bytes": 0, "text": 0})
             entry["documents"] += 1
             entry["bytes"] += row["bytes"]
