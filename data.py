@@ -1,83 +1,73 @@
 """Source trees to documents, documents to token files, token files to batches.
 
-Most of a raw crawl is not worth training on. This file names the language of each file, drops by
-rules what is generated, minified, encoded or broken, replaces private data, drops near duplicates
-and what resembles a benchmark, filters what is written about code in four stages, holds out whole
-modules for validation, and accounts for every byte it dropped (report, section 3.1; thresholds of
-StarCoder2, arXiv 2402.19173, and DeepSeek-Coder, arXiv 2401.14196, to which it points). The
-tokenizer is trained here, too, on training documents only.
+Most of a raw crawl is not worth training on. This file names the language of each file, drops
+generated, minified, encoded or broken files by rules, replaces private data, drops near duplicates
+and text that resembles a benchmark, filters text about code in four stages, holds out whole modules
+for validation, and accounts for every byte it dropped (report, section 3.1; with thresholds of
+StarCoder2, arXiv 2402.19173, and DeepSeek-Coder, arXiv 2401.14196). It also trains the tokenizer.
 
-The default corpus is what every machine already has: the Python standard library without its tests,
-the prose of its docstrings, generated word problems, and for sizes from `small` on the installed
+The default corpus is what every machine has: the Python standard library without its tests, the
+prose of its docstrings, generated word problems and, for sizes from `small` on, the installed
 packages. Code, text and mathematics are mixed 70:20:10 (report, section 3.1.2).
 
 The corpus is tokenized once, into files that every process maps into its memory. A sequence is a
-pure function of (seed, step, j): the loader's entire state is the step, and a step's batch is the
-same on one device and on eight.
+pure function of (seed, step, j): the only state of the loader is the step, and a batch is the same
+on one device and on eight.
 
-This file knows nothing of models and optimizers (model.py, pretrain.py) nor of the FIM format
-(fim.py). How folders, archives and servers are read is in support/.
+Models and optimizers are in model.py and pretrain.py, the FIM format is in fim.py.
 
     python data.py                                 # out/data and out/tokenizer, about 12 s
     python data.py --source ~/my/code --source github:pallets/flask --out mine
     python data.py --source stdlib --source grounding:packages --source code:generated --out mine
-    python data.py --teacher http://localhost:8000/v1 --out taught    # a model writes programs, too
+    python data.py --teacher http://localhost:8000/v1 --out taught    # an LLM writes programs, too
     python data.py --why FILE                      # what each rule says about a file; seconds
 
 Read first: RULES, near_duplicates, Contamination, coarse_to_fine, TokenFile, Batches.sequence
 """
 
 import argparse
-import ast
-import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import keyword
 import math
-import multiprocessing
 import os
 import re
+import shutil
 import sys
-import warnings
 from collections import Counter, defaultdict, namedtuple
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from evaluate import read_documents
 from fim import FILE_SEP, FIM_RATE, fim_document, fim_ids, normalize, repository_ids
 from support.benchmarks import benchmark_file, benchmarks
-from support.classifier import Classifier, auc
+from support.corpus import (MIXTURE_KINDS, funnel, in_processes, map_tokens, mixture_kind,
+                            print_corpus, reason_summary, stream_documents, stream_repositories,
+                            token_folder, write_corpus)
 from support.dependencies import dependency_order
 from support.distributed import RANK, barrier
-from support.files import (InputError, read_json, read_rows, run, whole_folder, write_json,
-                           write_text)
-from support.funnel import funnel, print_funnel, reason_summary
-from support.languages import LANGUAGE_OF, language_of
-from support.llm_client import check_server
-from support.ngrams import ngram_hashes, words_in
-from support.plots import plot_funnel, plot_grounding
+from support.files import (InputError, made_from, read_json, read_rows, run, whole_folder,
+                           write_json)
 from support.private_data import replace_private
-from support.prose import docstrings, notebook_script, prose_and_code
 from support.sandbox import cores
-from support.sources import (KINDS, TABLES, Batch, explain_place, file_batches, read_batch,
-                             read_file, teacher_batch)
+from support.sources import (KINDS, TABLES, Batch, file_batches, read_batch, read_file, source_flag,
+                             teacher_batch)
 from support.synthetic import teacher_scores
+from support.text import (LANGUAGE_OF, Classifier, auc, docstrings, language_of, ngram_hashes,
+                          notebook_script, prose_and_code, syntax_error, words_in)
 from tokenizer import ENDOFTEXT, Tokenizer
 
+DEFAULT_SOURCES = ["stdlib", "text:stdlib", "math:generated"]
 VALIDATION_SHARE = 0.05     # of the corpus, in whole top-level modules; not published; ours
-TOKENIZER_TEXT = 100_000_000    # characters that a tokenizer is trained on, at most
-
+TOKENIZER_TEXT = 100_000_000    # characters at most that a tokenizer is trained on
 
 # ------------------------------------------------------------------------------------------------
 # Quality rules
 
-# A document is dropped if drops(value(text, lines)); languages: which it applies to (None: all)
+# A document is dropped if drops(value(text, lines)). languages: where the rule applies, None: all
 Rule = namedtuple("Rule", "name value drops languages", defaults=[None])
 DATA = {"html", "json", "markdown", "tex", "yaml", "xslt", "restructuredtext", "rmarkdown", "text"}
 CODE = set(LANGUAGE_OF.values()) - DATA
@@ -99,28 +89,20 @@ def encoded(text, lines):
 
 
 def generated_by(text, lines):
-    """The phrase in the first five lines that says that a program wrote this."""
+    """The phrase in the first five lines that says that the file is generated."""
     head = "\n".join(lines[:5]).lower()
     return next((phrase for phrase in GENERATED if phrase in head), None)
 
 
-def syntax_error(text, lines):
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return str(error)
-
-
 def visible_text(text, lines):
-    """Characters of HTML that a reader sees, and their share."""
+    """How many characters of an HTML file a reader sees, and their share."""
     seen = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>", "", text)
     seen = re.sub(r"\s+", " ", seen)
     return len(seen), len(seen) / len(text)
 
 
-# Unless noted otherwise from StarCoder2 (section 3), whose thresholds are mostly DeepSeek-Coder's,
-# too. Ours: what counts as DATA, and that assembly may have few letters.
+# From StarCoder2 (section 3), mostly with the thresholds of DeepSeek-Coder, unless noted otherwise.
+# Ours: the list DATA, few letters in assembly, and parsing where DeepSeek-Coder compiles.
 RULES = [
     Rule("more than 100,000 lines", lambda text, lines: len(lines), lambda n: n > 100_000),
     Rule("longest line", lambda text, lines: max(map(len, lines)), lambda n: n > 1000, CODE),
@@ -136,37 +118,43 @@ RULES = [
     Rule("data too short or long", lambda text, lines: len(text),           # DeepSeek-Coder
          lambda n: not 50 <= n <= 5000, {"json", "yaml"}),
     Rule("data of many lines", lambda text, lines: len(lines), lambda n: n > 512, {"json", "yaml"}),
-    Rule("does not parse", syntax_error, bool, {"python"}),     # DeepSeek-Coder: by a compiler
+    Rule("does not parse", lambda text, lines: syntax_error(text), bool, {"python"}),
 ]
 
 
-def broken_rule(text, language):
-    """(the name of the first rule that drops a text, its value), or None."""
+def check_rules(text, language):
+    """Yield (name, value, whether it drops the text) of each rule for a language."""
     lines = text.split("\n")
     for rule in RULES:
         if rule.languages is None or language in rule.languages:
             value = rule.value(text, lines)
-            if rule.drops(value):
-                return rule.name, value
+            yield rule.name, value, rule.drops(value)
+
+
+def broken_rule(text, language):
+    """(the name of the first rule that drops a text, its value), or None."""
+    for name, value, drops in check_rules(text, language):
+        if drops:
+            return name, value
     return None
 
 
 def generator(seed, purpose, index):
-    """A random generator that depends on nothing but these three."""
+    """A random generator that depends only on these three."""
     return np.random.default_rng([seed, *purpose.encode(), index])
 
 
 # ------------------------------------------------------------------------------------------------
-# Near duplicates: what two texts share
+# Near duplicates: MinHash signatures, bands that agree, then the exact similarity
 
 NEAR = 0.7                  # Jaccard similarity of near duplicates; value from The Stack
-NEAR_VALIDATION = 0.5       # the same, of a validation document and a training one; ours
+NEAR_VALIDATION = 0.5       # the same, between validation and training documents; ours
 SHINGLE = 5                 # words of a shingle; not published; ours
 BANDS, ROWS = 18, 7         # of a signature; a pair at 0.8 is missed once in 69 times
 
 
 def shingles(text):
-    """The set of all runs of five words, as a sorted array: what near duplicates share."""
+    """The set of all runs of five words, hashed, as a sorted array."""
     return np.unique(ngram_hashes(words_in(text), SHINGLE))
 
 
@@ -175,9 +163,6 @@ def jaccard(a, b):
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return shared / (len(a) + len(b) - shared) if len(a) + len(b) else 0.0
 
-
-# ------------------------------------------------------------------------------------------------
-# Near duplicates: MinHash signatures, bands that agree, then the exact similarity
 
 # The hash functions of a signature: h -> h * multiplier + offset, modulo 2^64
 MULTIPLIERS, OFFSETS = np.random.default_rng(0).integers(0, 1 << 64, (2, BANDS * ROWS), np.uint64)
@@ -189,16 +174,14 @@ def signature(shingles):
     function. Two sets agree in an entry with a probability equal to their Jaccard similarity."""
     smallest = np.full(BANDS * ROWS, np.iinfo(np.uint64).max, np.uint64)
     for start in range(0, len(shingles), 256):              # 256 at a time stay in the CPU's cache
-        hashes = shingles[start:start + 256, None] * MULTIPLIERS + OFFSETS
+        hashes = shingles[start:start + 256, None] * MULTIPLIERS + OFFSETS      # (256, functions)
         smallest = np.minimum(smallest, hashes.min(axis=0))
     return (smallest >> np.uint64(32)).astype(np.uint32)    # the upper half is mixed best
 
 
 def candidate_pairs(signatures):
-    """The pairs (i, j), i < j, that agree in a whole band. signatures: (N, BANDS * ROWS).
-
-    In a bucket of more than 32, each is paired with the first 32 only.
-    """
+    """The pairs (i, j), i < j, that agree in a whole band. signatures: (N, BANDS * ROWS). In a
+    bucket of more than 32 documents, each is paired with the first 32 only."""
     pairs = set()
     for start in range(0, BANDS * ROWS, ROWS):
         buckets = defaultdict(list)
@@ -210,10 +193,10 @@ def candidate_pairs(signatures):
 
 
 def near_duplicates(signatures, load):
-    """For each document the first one that it is a near duplicate of, itself if there is none.
+    """For each document the index of the first near duplicate, which may be itself.
 
-    load(i): the shingles of document i. `candidate_pairs` are verified (`jaccard` of at least
-    NEAR) and joined, so that of a chain of copies the first remains.
+    load(i): the shingles of document i. Candidate pairs are verified (`jaccard` of at least NEAR)
+    and joined into groups, so that a chain of copies has one first document.
     """
     first = list(range(len(signatures)))
 
@@ -236,12 +219,12 @@ def near_duplicates(signatures, load):
 
 
 class Contamination:
-    """Finds the runs of ten words that a text shares with benchmark problems (report, section 5).
+    """Finds runs of ten words that a text shares with benchmark problems (report, section 5).
 
-    Words are letters, digits and underscores, whatever stands between them, so reformatted code is
-    found. Ours: a run counts if eight of its words differ, all numbers taken for one word; so
-    1 2 3 4 ... does not, nor for i in range n for j in range n. A statement of 3 to 9 words is
-    looked for as a whole (DeepSeek-Coder, section 2.4).
+    Words are letters, digits and underscores; what stands between them does not count, so that
+    reformatted code is found. Ours: a run needs eight different words, where all numbers are one
+    word, which excludes 1 2 3 4 ... and for i in range n for j in range n. Problem statements of 3
+    to 9 words are searched as a whole (DeepSeek-Coder, section 2.4).
     """
 
     N = 10
@@ -255,65 +238,68 @@ class Contamination:
                 problem_id = row.get("task_id", row.get("id", number))
                 name = f"{Path(file).name.split('.')[0]} {problem_id}"
                 for field in (*self.STATEMENTS, *self.SOLUTIONS):
-                    text = row.get(field, "")
-                    if isinstance(text, list):
-                        text = "\n".join(map(str, text))
-                    words = words_in(str(text))
-                    if len(words) >= self.N:
-                        for start, ngram in enumerate(ngram_hashes(words, self.N).tolist()):
-                            if self.is_telling(words[start:start + self.N]):
-                                problems[self.N].setdefault(ngram, name)
-                    elif len(words) >= 3 and field in self.STATEMENTS:
-                        [ngram] = ngram_hashes(words, len(words)).tolist()
-                        problems[len(words)].setdefault(ngram, name)
+                    for ngram, n in self.ngrams_of(row.get(field, ""), field in self.STATEMENTS):
+                        problems[n].setdefault(ngram, name)
         self.problems = dict(sorted(problems.items()))
-        self.sorted = {n: np.sort(np.fromiter(names, np.uint64, len(names)))
+        self.hashes = {n: np.sort(np.fromiter(names, np.uint64, len(names)))
                        for n, names in self.problems.items()}
 
-    def is_telling(self, words):
-        return len({"0" if word.isdecimal() else word for word in words}) >= 8
+    def ngrams_of(self, text, is_statement):
+        """Yield (hash, number of words) of what a training text must not share with a field."""
+        if isinstance(text, list):
+            text = "\n".join(map(str, text))
+        words = words_in(str(text))
+        if len(words) >= self.N:
+            for start, ngram in enumerate(ngram_hashes(words, self.N).tolist()):
+                run_of_words = words[start:start + self.N]
+                if len({"0" if word.isdecimal() else word for word in run_of_words}) >= 8:
+                    yield ngram, self.N
+        elif len(words) >= 3 and is_statement:
+            [ngram] = ngram_hashes(words, len(words)).tolist()
+            yield ngram, len(words)
 
     def hit(self, text):
-        """[the problem, the words shared] of the first run that a text shares, or None."""
+        """[the problem, the shared words] of the first shared run, or None."""
         words = words_in(text)
         for n, names in self.problems.items():
             ngrams = ngram_hashes(words, n)
-            nearest = np.searchsorted(self.sorted[n], ngrams) % len(names)
-            hits = np.flatnonzero(self.sorted[n][nearest] == ngrams)
+            nearest = np.searchsorted(self.hashes[n], ngrams) % len(names)
+            hits = np.flatnonzero(self.hashes[n][nearest] == ngrams)
             if len(hits):
                 start = hits[0]
                 return [names[int(ngrams[start])], " ".join(words[start:start + n])]
         return None
 
 
-load_contamination = functools.lru_cache(maxsize=1)(Contamination)      # once in a process
+load_contamination = functools.lru_cache(maxsize=1)(Contamination)      # once per process
 
 
 # ------------------------------------------------------------------------------------------------
-# Text-code grounding: of what is written about code, what explains it
+# Text-code grounding: texts about code, filtered for those that explain it
 
-# The share of its input that each stage keeps, in bytes: from figure 1 of the report, with 582,
-# 370, 147 and 118 billion tokens after each stage; the input of the first is not published; ours
+# The share of its input that each stage keeps, in bytes. Figure 1 of the report has 582, 370, 147
+# and 118 billion tokens after the stages; the input of the first is not published; ours
 GROUNDING_STAGES = (0.6, 370 / 582, 147 / 370, 118 / 147)
 GROUNDING_SAMPLE = 2000         # documents whose quality is measured in a stage; ours
 
 
 def quality_score(text):
-    """The fraction of the identifiers in a document's code that its prose mentions, too (with ten
-    more identifiers, so that a single one does not score high)."""
+    """The share of the identifiers in a document's code that its prose mentions. Ten is added to
+    their number, so that a document with a single identifier does not score high."""
     prose, code = prose_and_code(text)
     identifiers = set(re.findall(r"[A-Za-z_]\w{2,}", code)) - set(keyword.kwlist)
     return len(identifiers & set(re.findall(r"\w+", prose))) / (len(identifiers) + 10)
 
 
 def coarse_to_fine(texts, scores_of, shares=GROUNDING_STAGES):
-    """Filter documents in stages -> (the stage that dropped each, 0 if none; what each stage did).
+    """Filter documents in stages -> (the stage that dropped each, 0 if none; a dict per stage).
 
-    scores_of(texts): quality scores, which may be expensive. Each stage scores a sample of what is
-    left; a classifier, which sees words only, learns which documents score above the median, and
-    the stage keeps the share that it ranks highest. So the median, which is the threshold of the
-    next stage, rises.
+    scores_of(texts): quality scores, which may be expensive. Each stage scores a sample of the
+    remaining documents. A classifier, which sees only words, learns which of them score above the
+    median, and the stage keeps the share of documents that it ranks highest. So the median rises
+    from stage to stage.
     """
+    texts = np.array(texts, object)
     sizes = np.array([len(text.encode()) for text in texts])
     remaining = np.arange(len(texts))
     dropped_by = np.zeros(len(texts), int)
@@ -322,24 +308,22 @@ def coarse_to_fine(texts, scores_of, shares=GROUNDING_STAGES):
         sample = generator(0, "grounding", stage).permutation(remaining)[:GROUNDING_SAMPLE]
         if len(sample) < 50:
             break                                           # too few to learn from
-        sample_texts = [texts[i] for i in sample]
-        scores = np.asarray(scores_of(sample_texts))
+        scores = np.asarray(scores_of(texts[sample].tolist()))
         threshold = np.median(scores)
         good = scores > threshold
         if not good.any():                                  # most have the best score
             good = scores == threshold
         is_test = np.arange(len(sample)) % 5 == 0           # a fifth measures the classifier
         if good[is_test].all() or not good[is_test].any():
-            break                                           # nothing to tell apart
-        names = np.where(good, "grounded", "plain")
-        classifier = Classifier(("plain", "grounded")).fit(
-            [text for text, test in zip(sample_texts, is_test) if not test], names[~is_test])
-        test_scores = classifier.predict(
-            [text for text, test in zip(sample_texts, is_test) if test])[:, 1]
-        ranks = np.argsort(-classifier.predict([texts[i] for i in remaining])[:, 1], kind="stable")
+            break                                           # nothing to distinguish
+        labels = np.where(good, "grounded", "plain")
+        classifier = Classifier(("plain", "grounded"))
+        classifier.fit(texts[sample[~is_test]], labels[~is_test])
+        test_scores = classifier.predict(texts[sample[is_test]])[:, 1]
+        ranks = np.argsort(-classifier.predict(texts[remaining])[:, 1], kind="stable")
         ranked = remaining[ranks]
         keep = np.cumsum(sizes[ranked]) <= share * sizes[ranked].sum()
-        keep[0] = True                                      # however large the best one is
+        keep[0] = True                                      # even if it is larger than the share
         dropped_by[ranked[~keep]] = stage
         remaining = np.sort(ranked[keep])
         stages.append({"documents": len(remaining), "bytes": int(sizes[remaining].sum()),
@@ -349,19 +333,41 @@ def coarse_to_fine(texts, scores_of, shares=GROUNDING_STAGES):
 
 
 # ------------------------------------------------------------------------------------------------
-# Repositories: files in the order of need, in the report's layout
+# Documents -> token files
+#
+# A token file holds all documents of a kind one after another, as uint32: an <|endoftext|> before
+# each document, and one after the last. Processes map it into memory instead of reading it.
+
+MIXTURE = (70, 20, 10)      # of code, text and math, by tokens (report, section 3.1.2)
+SHORTEST_FIM = 16           # tokens; shorter segments are not worth splitting in three
+# Lengths of FIM examples in shares of a sequence: file phase, repository phase; not published; ours
+FIM_SEGMENT = (0.1, 0.4), (0.05, 0.2)
+
+
+def joined(encoded, end):
+    """Yield the arrays that a token file consists of; encoded: the ids of each document."""
+    for ids in encoded:
+        yield np.array([end, *ids], np.uint32)
+    yield np.array([end], np.uint32)
+
+
+def encoded_documents(documents, tokenizer):
+    """Yield the ids of each document; a thousand are in memory at a time."""
+    documents = iter(documents)
+    while block := list(itertools.islice(documents, 1000)):
+        yield from tokenizer.encode_batch([normalize(document["text"]) for document in block])
 
 
 def repository_chunks(documents, tokenizer, length):
-    """Yield the documents of one repository as ids in the report's layout (figure 4), each file
-    after those that it uses; cut between files into chunks of at most `length` ids, unless one file
-    is longer."""
+    """Yield the documents of one repository as ids in the report's layout (figure 4), dependencies
+    first, in chunks of whole files. A chunk has at most `length` ids unless one file is longer."""
     def to_ids(files):
         *before, (path, text) = files
         return repository_ids(tokenizer, name, before, path) + tokenizer.encode(text)
 
     name = documents[0]["repo"]
-    files, used = [], 0
+    files = []
+    used = 0
     for document in dependency_order(documents):
         file = document["path"], document["text"]
         size = len(tokenizer.encode("\n".join(file))) + 2          # <|file_sep|>, a line end
@@ -375,97 +381,25 @@ def repository_chunks(documents, tokenizer, length):
     yield to_ids(files)
 
 
-# ------------------------------------------------------------------------------------------------
-# Documents -> token files
-#
-# A token file holds all documents of a kind one after another, as uint32: an <|endoftext|> before
-# each document, and one after the last. Processes map it into their memory instead of reading it.
-
-
-MIXTURE = (70, 20, 10)      # of code, text and math, by tokens (report, section 3.1.2)
-MIXTURE_KINDS = ("code", "text", "math")
-SHORTEST_FIM = 16           # tokens; shorter segments are not worth splitting in three
-# How long the segments that become FIM examples are, as shares of a sequence of files, of
-# repositories; not published; ours
-FIM_SEGMENT = (0.1, 0.4), (0.05, 0.2)
-
-
-def joined(encoded, end):
-    """Yield the arrays that a token file consists of; encoded: the ids of each document."""
-    for ids in encoded:
-        yield np.array([end, *ids], np.uint32)
-    yield np.array([end], np.uint32)
-
-
-def encoded_documents(documents, tokenizer):
-    """Yield the ids of each document; a thousand at a time, so memory does not grow with them."""
-    documents = iter(documents)
-    while block := list(itertools.islice(documents, 1000)):
-        yield from tokenizer.encode_batch([document["text"] for document in block])
-
-
 def encoded_repositories(repositories, tokenizer, length):
     for documents in repositories:
         yield from repository_chunks(documents, tokenizer, length)
 
 
-def mixture_kind(document):
-    """The part of the mixture to which a document belongs: grounding is text about code."""
-    kind = document.get("kind", "code")
-    return "code" if kind == "grounding" else kind
-
-
-def stream_documents(path, kind):
-    """Yield the documents of one part of the mixture in a .jsonl file, one at a time."""
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                document = json.loads(line)
-                document["text"] = normalize(document["text"])
-            except (ValueError, TypeError, LookupError, AttributeError):
-                raise InputError(f'{path}, line {number}: expected {{"text": "..."}}') from None
-            if mixture_kind(document) == kind:
-                yield document
-
-
-def stream_repositories(path):
-    """Yield the documents of each repository in a .jsonl file, as a list."""
-    lines = defaultdict(list)                           # repository -> where its lines begin
-    with open(path, "rb") as file:
-        position = 0
-        for line in file:
-            document = json.loads(line)
-            if mixture_kind(document) == "code":
-                lines[document.get("source", ""), document.get("repo", "")].append(position)
-            position += len(line)
-        for _, positions in sorted(lines.items()):
-            documents = []
-            for position in positions:
-                file.seek(position)
-                documents.append(json.loads(file.readline()))
-            yield documents
-
-
-def token_folder(out, tokenizer):
-    """Where the token files of out/data for this tokenizer are."""
-    vocabulary = repr((tokenizer.tokens, sorted(tokenizer.special.items())))
-    return Path(out, "data", "tokens-" + hashlib.sha256(vocabulary.encode()).hexdigest()[:8])
-
-
 def prepare_tokens(out, tokenizer, repository_length=None):
-    """Tokenize out/data/train.jsonl unless that is done -> the folder with code.bin, text.bin,
-    math.bin and, for the repository phase, repository_{length}.bin. To be called by one process.
-    """
+    """Tokenize out/data/train.jsonl unless it is done -> the folder with a .bin file for each kind
+    and, for the repository phase, repository_{length}.bin. Only one process may call it."""
     train = Path(out, "data", "train.jsonl")
     folder = token_folder(out, tokenizer)
     if not train.exists():
         raise InputError(f"{train}: no such file; run `python data.py` first")
-    folder.mkdir(exist_ok=True)
     status = train.stat()
-    manifest = {"train.jsonl": [status.st_size, status.st_mtime_ns], "tokens": {}}
-    path = folder / "manifest.json"
-    if path.exists() and read_json(path)["train.jsonl"] == manifest["train.jsonl"]:
-        manifest = read_json(path)
+    version = {"train.jsonl": [status.st_size, status.st_mtime_ns]}
+    manifest = folder / "manifest.json"
+    if not manifest.exists() or read_json(manifest) != version:
+        shutil.rmtree(folder, ignore_errors=True)           # tokens of other documents
+        folder.mkdir()
+        write_json(manifest, version)
     jobs = {}
     for kind in MIXTURE_KINDS:
         jobs[kind] = encoded_documents(stream_documents(train, kind), tokenizer)
@@ -473,32 +407,17 @@ def prepare_tokens(out, tokenizer, repository_length=None):
         jobs[f"repository_{repository_length}"] = encoded_repositories(
             stream_repositories(train), tokenizer, repository_length)
     for name, encoded in jobs.items():
-        if name in manifest["tokens"]:
-            continue
-        tokens = 0
-        with open(folder / f"{name}.writing", "wb") as file:
-            for ids in joined(encoded, tokenizer.special[ENDOFTEXT]):
-                tokens += len(ids)
-                file.write(ids.tobytes())
-        os.replace(folder / f"{name}.writing", folder / f"{name}.bin")
-        manifest["tokens"][name] = tokens
-        write_json(path, manifest)
+        if not (folder / f"{name}.bin").exists():
+            with open(folder / f"{name}.writing", "wb") as file:
+                for ids in joined(encoded, tokenizer.special[ENDOFTEXT]):
+                    file.write(ids.tobytes())
+            os.replace(folder / f"{name}.writing", folder / f"{name}.bin")
     return folder
 
 
-def map_tokens(folder, repository_length=None):
-    """The token files of a folder as {kind: array of ids}, without reading them."""
-    names = {kind: kind for kind in MIXTURE_KINDS}
-    if repository_length:
-        names["code"] = f"repository_{repository_length}"
-    tokens = {kind: np.memmap(folder / f"{name}.bin", np.uint32, "r")
-              for kind, name in names.items()}
-    return {kind: ids for kind, ids in tokens.items() if len(ids) > 1}      # 1: no documents
-
-
 def load_tokens(out, tokenizer, repository_length=None):
-    """The tokens of out/data as {kind: array of ids}; the first process writes the files that are
-    missing. repository_length: of the repository phase, which groups code by repository."""
+    """The tokens of out/data as {kind: memory-mapped ids}; the first process writes missing files.
+    repository_length: set in the repository phase, where code is grouped by repository."""
     if RANK == 0:
         prepare_tokens(out, tokenizer, repository_length)
     barrier()
@@ -506,7 +425,7 @@ def load_tokens(out, tokenizer, repository_length=None):
 
 
 def tokens_in_memory(documents, tokenizer):
-    """The same for a list of documents, without files."""
+    """The tokens of a list of documents as {kind: ids}, without files."""
     tokens = {}
     for kind in MIXTURE_KINDS:
         of_kind = [document for document in documents if mixture_kind(document) == kind]
@@ -522,17 +441,17 @@ def tokens_in_memory(documents, tokenizer):
 
 def plain_batch(ids, T, starts):
     """The reference implementation of a batch: next-token prediction without documents, mixture and
-    FIM. ids: (N,) all tokens; starts: where each sequence begins -> input_ids, targets, (B, T)."""
+    FIM. ids: all tokens, (N,); starts: where each sequence begins -> input_ids, targets, (B, T)."""
     input_ids = np.stack([ids[start:start + T] for start in starts])
     targets = np.stack([ids[start + 1:start + T + 1] for start in starts])
     return input_ids, targets
 
 
 class TokenFile:
-    """A token file as an endless run of chunks of T + 1 ids.
+    """A token file as an endless series of chunks of T + 1 ids.
 
-    Neighbouring chunks overlap by one id: the last target of one is the first input of the next.
-    Each epoch visits all chunks in a random order, with another offset of their borders.
+    Neighboring chunks overlap by one id: the last target of one is the first input of the next.
+    Each epoch visits all chunks in a new random order and shifts their borders by a random offset.
     """
 
     def __init__(self, kind, ids, T, seed):
@@ -544,7 +463,7 @@ class TokenFile:
                              f"give more {kind} or a smaller --seq-len")
 
     def start(self, index):
-        """Where chunk `index` of the endless run begins in the file."""
+        """Where chunk `index` of the series begins in the file."""
         epoch, i = divmod(index, self.chunks)
         if epoch != self.epoch:
             rng = generator(self.seed, f"order {self.kind}", epoch)
@@ -559,13 +478,13 @@ class TokenFile:
 
 
 class Sequence:
-    """A training sequence, put together from segments that do not see one another."""
+    """A training sequence of segments that do not attend to one another."""
 
     def __init__(self):
         self.input_ids, self.targets, self.document_starts = [], [], []
 
     def add(self, ids, targets):
-        """Append a segment. targets: one for each id, -100 where there is nothing to learn."""
+        """Append a segment. targets: one for each id, -100 where there is no loss."""
         self.document_starts += [len(self.input_ids)] * len(ids)
         self.input_ids += ids
         self.targets += targets
@@ -578,19 +497,20 @@ class Sequence:
 
 
 def document_bounds(ids, end):
-    """The (start, stop) of each document in a chunk of T + 1 ids, whose last is only a target. A
-    document begins with its <|endoftext|>, or at 0 if the chunk begins inside one."""
+    """The (start, stop) of each document in a chunk of T + 1 ids, the last of which is only a
+    target. A document begins at its <|endoftext|>, or at 0 if the chunk begins inside it."""
     T = len(ids) - 1
     starts = [0, *(i for i in range(1, T) if ids[i] == end)]
     return list(itertools.pairwise([*starts, T]))
 
 
 def interleaved(weights):
-    """One round of the kinds of a mixture {kind: weight}, each spread as evenly as possible."""
+    """The kinds of a mixture {kind: weight} in turns, each spread as evenly as possible."""
     total = sum(weights.values())
-    kinds, used = [], Counter()
+    kinds = []
+    used = Counter()
     for i in range(1, total // math.gcd(*weights.values()) + 1):
-        kind = max(weights, key=lambda kind: weights[kind] * i / total - used[kind])
+        kind = max(weights, key=lambda name: weights[name] * i / total - used[name])
         kinds.append(kind)
         used[kind] += 1
     return kinds
@@ -599,17 +519,17 @@ def interleaved(weights):
 class Batches:
     """batches(step) -> this process's share of a step: a list of device batches, dicts of tensors.
 
-    A sequence is made from a chunk of one kind of token file. The kinds take turns according to
-    their weights in the mixture (report, section 3.1.2); a kind that is absent leaves its turns to
-    the others. Each document of code in it becomes FIM examples or not. An <|endoftext|> is the
-    last target of the document before it and the first input of the next one, so no target crosses
-    documents.
+    Each sequence is a chunk of one token file. The kinds take turns according to their weights in
+    the mixture (report, section 3.1.2); without a kind, the other ones share its turns. Each
+    document of code in the chunk becomes FIM examples with probability fim_rate. An <|endoftext|>
+    is the last target of the document before it and the first input of the document after it, so
+    no target crosses documents.
     """
 
     def __init__(self, tokens, tokenizer, seq_len, batch_rows, device_batch=None, seed=0,
                  fim_rate=FIM_RATE, rank=0, world=1, mixture=MIXTURE, repositories=False):
-        """tokens: {kind: ids}, as from map_tokens(); batch_rows: sequences of a step, of which
-        device_batch at a time fit a device."""
+        """tokens: {kind: ids}, as from map_tokens(); batch_rows: sequences per step;
+        device_batch: sequences that a device processes at a time."""
         if batch_rows % world:
             raise InputError(f"{batch_rows} sequences per step cannot be shared evenly by {world} "
                              "processes; change --batch-tokens")
@@ -631,13 +551,12 @@ class Batches:
         self.files = {kind: TokenFile(kind, tokens[kind], seq_len, seed) for kind in weights}
 
     def epochs(self, steps):
-        """How often each kind is seen in a number of steps."""
+        """How many epochs of each kind a number of steps takes."""
         return {kind: steps * self.batch_rows * self.round.count(kind) / len(self.round)
                 / file.chunks for kind, file in self.files.items()}
 
     def chunk(self, index):
-        """The chunk for sequence `index` of the run, before FIM -> its kind, a list of T + 1 ids.
-        """
+        """The chunk for sequence `index` of the run, before FIM -> kind, list of T + 1 ids."""
         rounds, turn = divmod(index, len(self.round))
         kind = self.round[turn]
         number = rounds * self.round.count(kind) + self.round[:turn].count(kind)
@@ -658,11 +577,11 @@ class Batches:
         return sequence.arrays()
 
     def add_fim(self, sequence, segment, next_id, rng):
-        """Add a segment of one document as several short FIM examples that take exactly its room.
+        """Add a segment of one document as several FIM examples, in exactly as many ids.
 
-        Short, because these have more ends, and a small model does not learn to stop from few. Each
-        is closed by an <|endoftext|>; where it is shorter than what it was made from, padding
-        follows. What precedes the text stays in front of the first example.
+        The examples are short so that there are many: a small model needs many ends of middles to
+        learn to stop. Each is closed by an <|endoftext|>, and padded where it is shorter than its
+        part of the segment. What precedes the text stays in front of the first example.
         """
         head = self.head_length(segment)
         for start, stop in itertools.pairwise(self.fim_bounds(head, len(segment), rng)):
@@ -681,18 +600,18 @@ class Batches:
                 sequence.pad(len(part) - len(ids), self.end)
 
     def head_length(self, segment):
-        """How many ids come before the text: an <|endoftext|>; in a repository everything up to the
-        path of its last file (figure 4)."""
+        """How many ids come before the text: an <|endoftext|>, or in a repository everything up to
+        the path of its last file (figure 4)."""
         if not self.repositories or self.file_sep not in segment:
             return int(segment[0] == self.end)
         path_start = len(segment) - segment[::-1].index(self.file_sep)
         for i in range(path_start, len(segment)):
             if b"\n" in self.tokenizer.decode_bytes([segment[i]]):
-                return i + 1                                # the line with the path ends here
+                return i + 1                                # the end of the line with the path
         return len(segment)
 
     def fim_bounds(self, head, length, rng):
-        """Where a segment is cut into parts of random lengths, the first after its head."""
+        """The borders of parts of random lengths in a segment; the first part includes the head."""
         low, high = (max(SHORTEST_FIM, int(share * self.T))
                      for share in FIM_SEGMENT[self.repositories])
         lengths = rng.integers(low, high + 1, size=length // low + 1)
@@ -700,10 +619,10 @@ class Batches:
         return [0, *(int(cut) for cut in cuts if cut <= length - low), length]
 
     def fim_example(self, ids, rng):
-        """A FIM example of no more ids than it is made from; None if its middle alone is too long.
+        """An FIM example of at most len(ids) ids, or None if its middle alone is too long.
 
-        Three special tokens and the new borders between tokens take room, so the suffix loses its
-        end and, if that is not enough, the prefix its start.
+        Three special tokens and the split at new places take additional ids, so the end of the
+        suffix and, if that is not enough, the start of the prefix are cut off.
         """
         text = self.tokenizer.decode_bytes(ids).decode("utf-8", errors="ignore")
         prefix, middle, suffix = map(self.tokenizer.encode, fim_document(text, rng))
@@ -739,11 +658,11 @@ def parse_mixture(text):
 # A file -> a document, or the reason why it is dropped
 
 PROSE = {"py", "md", "markdown", "rst", "txt", "METADATA"}      # endings of files with prose
-LEAST_PROSE = 200                                               # characters; not published; ours
+SHORTEST_PROSE = 200                                            # characters; not published; ours
 
 
 def clean(file, batch, contamination):
-    """A file as {"text", "language"}, or {"reason", "value"} of why it is dropped."""
+    """A file as {"text", "language"}, or as {"reason", "value"} if it is dropped."""
     ending = file.path.rpartition("/")[2].rpartition(".")[2]
     language = "text"
     if batch.kind == "code":
@@ -769,7 +688,7 @@ def clean(file, batch, contamination):
 
 
 def text_of(file, kind, language, ending):
-    """The text of a file -> (text, None), or (text, the reason why it is no use)."""
+    """The text of a file -> (text, None), or (text, the reason why it is dropped)."""
     try:
         text = normalize(file.data.decode("utf-8-sig"))
     except UnicodeError:
@@ -784,16 +703,16 @@ def text_of(file, kind, language, ending):
     if kind in ("text", "grounding") and ending in PROSE:
         if ending == "py":
             text = docstrings(text)
-        if kind == "text":                                      # the report removes the code
+        if kind == "text":                                      # without code, as in the report
             text, _ = prose_and_code(text)
-        if len(text) < LEAST_PROSE:
+        if len(text) < SHORTEST_PROSE:
             return text, "little prose"
-    text = text.encode(errors="replace").decode()               # escapes may be half a character
+    text = text.encode(errors="replace").decode()               # no unpaired surrogates
     return text, None if text.strip() else "empty"
 
 
 def cleaned(batch, contamination):
-    """Yield each file of a batch: path, repo, source, kind, bytes, and what `clean` adds."""
+    """Yield a row for each file of a batch: what is known of the file, and what `clean` gives."""
     for file in read_batch(batch):
         path, repo = (name.encode(errors="replace").decode() for name in (file.path, file.repo))
         yield {"path": path, "repo": repo, "source": batch.source, "kind": batch.kind,
@@ -801,8 +720,8 @@ def cleaned(batch, contamination):
 
 
 def documents(source, dropped=None, contamination=None):
-    """Yield the documents of a source, in the order of their paths: text, path, repo, language,
-    source. dropped: a list that receives what is left out, with the reason."""
+    """Yield the documents of a source, in the order of their paths. dropped: a list to which the
+    rows of all other files are appended."""
     contamination = contamination or Contamination([])
     for batch in file_batches(source):
         for row in cleaned(batch, contamination):
@@ -813,7 +732,7 @@ def documents(source, dropped=None, contamination=None):
 
 
 def clean_batch(batch, benchmark_files):
-    """The rows of a batch; the documents among them with what finds their duplicates."""
+    """The rows of a batch; those of documents include what is needed to find duplicates."""
     rows = []
     for row in cleaned(batch, load_contamination(benchmark_files)):
         if "text" in row:
@@ -826,24 +745,8 @@ def clean_batch(batch, benchmark_files):
     return rows
 
 
-def clean_batches(batches, benchmark_files, workers):
-    """The rows of all batches, by several processes."""
-    if workers > 1 and len(batches) > 1:
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        with ProcessPoolExecutor(workers, context) as pool:
-            results = pool.map(clean_batch, batches, itertools.repeat(benchmark_files))
-            results = list(tqdm(results, total=len(batches), desc="files", disable=None))
-    else:
-        results = [clean_batch(batch, benchmark_files)
-                   for batch in tqdm(batches, desc="files", disable=None)]
-    return [row for rows in results for row in rows]
-
-
 # ------------------------------------------------------------------------------------------------
-# The corpus: all documents without duplicates, in training and validation sets
-
-DOCUMENT_FIELDS = ("path", "repo", "source", "kind", "bytes", "text", "language")
-DROPPED_FIELDS = ("path", "repo", "source", "bytes", "reason", "value")
+# The corpus: all documents without duplicates, split into training and validation sets
 
 
 def drop(row, reason, value=None):
@@ -855,7 +758,7 @@ def remaining(rows):
 
 
 def drop_duplicates(rows):
-    """Of exact and near duplicates, the first stays."""
+    """Drop all but the first of exact and near duplicates."""
     first_with = {}
     for row in rows:
         first = first_with.setdefault(row["same"], row)
@@ -872,8 +775,8 @@ def drop_duplicates(rows):
 
 
 def filter_grounding(rows, teacher=None):
-    """Keep of the text-code grounding what passes all stages -> what each stage did. Quality is
-    measured by `quality_score`, or by a teacher."""
+    """Drop text-code grounding that does not pass all stages -> a dict per stage. Quality is
+    measured by `quality_score`, or by an LLM teacher."""
     rows = [row for row in remaining(rows) if row["kind"] == "grounding"]
 
     def scores_of(texts):
@@ -887,13 +790,10 @@ def filter_grounding(rows, teacher=None):
 
 
 def drop_near_validation(train, validation):
-    """Drop from training what has a similarity of NEAR_VALIDATION or more with a validation
-    document."""
+    """Drop training documents that resemble a validation document, by NEAR_VALIDATION or more."""
+    validation_shingles = [shingles(row["text"]).tolist() for row in validation]
     documents_with = defaultdict(list)                      # shingle -> validation documents
-    sizes = []
-    for i, row in enumerate(validation):
-        shingles_of_row = shingles(row["text"]).tolist()
-        sizes.append(len(shingles_of_row))
+    for i, shingles_of_row in enumerate(validation_shingles):
         for shingle in shingles_of_row:
             documents_with[shingle].append(i)
     for row in train:
@@ -903,55 +803,55 @@ def drop_near_validation(train, validation):
             if shingle in documents_with:
                 shared.update(documents_with[shingle])
         for i, count in shared.items():
-            similarity = count / (len(shingles_of_row) + sizes[i] - count)
-            if similarity >= NEAR_VALIDATION:
+            in_either = len(shingles_of_row) + len(validation_shingles[i]) - count
+            if count / in_either >= NEAR_VALIDATION:
                 drop(row, "like a validation document", validation[i]["path"])
                 break
 
 
 def split(rows):
-    """Choose whole top-level modules for validation, in the order of the hash of their names ->
+    """Choose whole top-level modules for validation, in the order of the hashes of their names ->
     (train, validation).
 
-    With `packages` the modules are those of the standard library alone, so that every size is
-    measured on the same text. A corpus of one module is split by file. Text from a module goes
-    where its code goes; of mathematics, and of text without code, a twentieth of the files is for
-    validation.
+    With `packages` the modules are those of the standard library only, so that every size is
+    measured on the same text. A corpus of one module is split by file. The prose of a module goes
+    where its code goes; mathematics, and text from sources without code, is split by file.
     """
+    def location(row):
+        return row["source"].removeprefix(row["kind"] + ":")
+
+    def module(row):
+        return location(row), row["path"].split("/")[0] if by_module else row["path"]
+
+    def hash_of(name):
+        return hashlib.sha256(repr(name).encode()).digest()
+
     code = [row for row in rows if row["kind"] == "code"]
     candidates = [row for row in code if row["source"] == "stdlib"] or code
     by_module = len({row["path"].split("/")[0] for row in candidates}) > 1
-
-    def module(row):
-        place = row["source"].removeprefix(row["kind"] + ":")
-        return place, row["path"].split("/")[0] if by_module else row["path"]
-
-    def order(name):
-        return hashlib.sha256(repr(name).encode()).digest()
-
     sizes = Counter()
     for row in candidates:
         sizes[module(row)] += row["text_bytes"]
-    room = VALIDATION_SHARE * sum(sizes.values())
+    room = VALIDATION_SHARE * sizes.total()
     chosen = set()
-    for name in sorted(sizes, key=order):
+    for name in sorted(sizes, key=hash_of):
         if sizes[name] <= room:
             chosen.add(name)
             room -= sizes[name]
     if not chosen and len(sizes) > 1:
         chosen = {min(sizes, key=sizes.get)}
-    code_places = {module(row)[0] for row in rows if row["kind"] in ("code", "grounding")}
+    code_locations = {location(row) for row in rows if row["kind"] in ("code", "grounding")}
     train, validation = [], []
     for row in rows:
-        for_validation = module(row) in chosen
-        has_no_code = row["kind"] == "text" and module(row)[0] not in code_places
+        is_validation = module(row) in chosen
+        has_no_code = row["kind"] == "text" and location(row) not in code_locations
         if row["kind"] == "math" or has_no_code:
-            drawn = order(row["path"])[0] < 256 * VALIDATION_SHARE
-            for_validation = for_validation or drawn
-        (validation if for_validation else train).append(row)
+            drawn = hash_of(row["path"])[0] < 256 * VALIDATION_SHARE
+            is_validation = is_validation or drawn
+        (validation if is_validation else train).append(row)
     if not train or not any(row["kind"] == "code" for row in validation):
-        raise InputError(f"{len(rows)} documents are too few to train on some and validate on "
-                         "others; give a folder with more code")
+        raise InputError(f"{len(rows)} documents are too few for a training and a validation set; "
+                         "give a folder with more code")
     return train, validation
 
 
@@ -960,54 +860,21 @@ def load_documents(out, part):
     return read_documents(Path(out) / "data" / f"{part}.jsonl")
 
 
-def write_corpus(folder, rows, parts, manifest):
-    """Write {part}.jsonl for each part, dropped.jsonl, the figures and the manifest."""
-    with whole_folder(folder) as new:
-        for part, documents in parts.items():
-            digest = hashlib.sha256()
-            with open(new / f"{part}.jsonl", "wb") as file:
-                for row in documents:
-                    document = {field: row[field] for field in DOCUMENT_FIELDS}
-                    line = (json.dumps(document, ensure_ascii=False) + "\n").encode()
-                    digest.update(line)
-                    file.write(line)
-            manifest[part] = {"documents": len(documents), "sha256": digest.hexdigest(),
-                              "bytes": sum(row["text_bytes"] for row in documents)}
-        for name, reason in (("dropped", None), ("contamination", "contaminated")):
-            write_text(new / f"{name}.jsonl", "".join(
-                json.dumps({field: row[field] for field in DROPPED_FIELDS}) + "\n" for row in rows
-                if "reason" in row and reason in (None, row["reason"])))
-        plot_funnel(manifest["funnel"], new / "funnel.png")
-        if manifest["grounding"]:
-            plot_grounding(manifest["grounding"], new / "grounding.png")
-        write_json(new / "manifest.json", manifest)
-
-
 def default_benchmarks():
-    """The benchmark files that are present: the ladder, and what evaluate.py has downloaded."""
+    """The benchmark files on this machine: the ladder, and what evaluate.py has downloaded."""
     files = {str(benchmark_file(entry)) for entry in benchmarks()["benchmarks"].values()}
     return [path for path in sorted(files) if Path(path).exists()]
 
 
-def made_from(folder, settings):
-    """The manifest of a folder; InputError if it was made from other settings."""
-    manifest = read_json(folder / "manifest.json")
-    for name, value in settings.items():
-        if manifest.get(name) != value:
-            raise InputError(f"{folder} was made from {name} {manifest.get(name)}, not {value}; "
-                             "give another --out, or --fresh to make it again")
-    return manifest
-
-
 def source_order(row):
-    """The order in which the first of several copies is kept: the standard library comes first,
-    grounding, which is still to be filtered, last."""
+    """Sort key: of several copies, the first stays. Grounding is last, as it is still filtered."""
     return row["source"] != "stdlib", row["kind"] == "grounding", row["source"], row["path"]
 
 
 def build_corpus(batches, sources, benchmark_files, workers, teacher):
-    """Gather, clean and split -> (all rows, {part: documents}, what each grounding stage did)."""
-    rows = clean_batches(batches, benchmark_files, workers)
+    """Clean, filter and split -> (all rows, {part: documents}, a dict per grounding stage)."""
+    clean_one = functools.partial(clean_batch, benchmark_files=benchmark_files)
+    rows = [row for rows in in_processes(clean_one, batches, workers) for row in rows]
     dropped = [row for row in rows if "reason" in row]
     rows = sorted(remaining(rows), key=source_order)
     drop_duplicates(rows)
@@ -1029,7 +896,7 @@ def build_corpus(batches, sources, benchmark_files, workers, teacher):
 
 
 def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None, teacher=None):
-    """Make out/data from the sources unless it is there -> its manifest. teacher: the URL of an LLM
+    """Build out/data from the sources unless it exists -> its manifest. teacher: the URL of an LLM
     that writes programs and scores grounding documents."""
     folder = Path(out) / "data"
     sources = [str(source) for source in sources]
@@ -1038,13 +905,11 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None, 
         expected["benchmarks"] = [Path(file).name for file in benchmark_files]
     if teacher:
         expected["teacher"] = teacher
+    teacher_batches = [teacher_batch(teacher)] if teacher else []      # refuses URLs with passwords
     if fresh or not folder.exists():
         benchmark_files = tuple(benchmark_files or default_benchmarks())
         batches = [batch for source in sources for batch in file_batches(source)]
-        if teacher:
-            batches.append(teacher_batch(teacher))
-        for source in sources:
-            explain_place(source)
+        batches += teacher_batches
         rows, parts, stages = build_corpus(batches, sources, benchmark_files,
                                            workers or cores(), teacher)
         manifest = {"sources": sources, "teacher": teacher,
@@ -1057,13 +922,13 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None, 
 
 
 def prepare_tokenizer(out, vocab_size, fresh=False):
-    """Train out/tokenizer on the training documents in out/data unless it is there."""
+    """Train out/tokenizer on the training documents in out/data unless it exists."""
     folder = Path(out) / "tokenizer"
     train = read_json(Path(out, "data", "manifest.json"))["train"]
     settings = {"vocab_size": vocab_size, "documents": train["sha256"]}
     if fresh or not folder.exists():
         texts = [document["text"] for document in load_documents(out, "train")]
-        if sum(map(len, texts)) > TOKENIZER_TEXT:           # then a random part of all of it
+        if sum(map(len, texts)) > TOKENIZER_TEXT:           # then use a random part
             order = generator(0, "tokenizer", 0).permutation(len(texts))
             texts = [texts[i] for i in order]
         room = TOKENIZER_TEXT
@@ -1077,81 +942,55 @@ def prepare_tokenizer(out, vocab_size, fresh=False):
     made_from(folder, settings)
 
 
-def print_corpus(out, manifest):
-    """Print what out/data holds, and what became of the rest."""
-    for part in (name for name in manifest if name.split("_")[0] in ("train", "validation")):
-        print(f"{out}/data/{part}.jsonl: {manifest[part]['documents']:,} documents, "
-              f"{manifest[part]['bytes']:,} bytes")
-    print_funnel(manifest["funnel"])
-    for number, stage in enumerate(manifest["grounding"], 1):
-        print(f"grounding stage {number}: {stage['documents']:,} documents, {stage['bytes']:,} "
-              f"bytes left; quality scores above {stage['threshold']:.2f} were recognized with an "
-              f"AUC of {stage['auc']:.2f}")
-
-
 # ------------------------------------------------------------------------------------------------
 # The command
-
-DEFAULT_SOURCES = ["stdlib", "text:stdlib", "math:generated"]
-
-
-def source_flag(parser):
-    parser.add_argument("--source", action="append", metavar="[KIND:]PLACE",
-                        help="a folder, .tar.gz, .jsonl or github:owner/name[@ref], "
-                        "repeatable; also `stdlib` and `packages`, the installed ones (a folder of "
-                        f"that name is ./packages); kind: {', '.join(KINDS)}; also "
-                        "`math:generated` and `code:generated` (default: stdlib, "
-                        "text:stdlib and math:generated; from --size small on packages too)")
 
 
 def why(path, benchmark_files=None):
     """Print what each rule says about a file."""
     file = read_file(path, path.as_posix(), "")
-    if file.data is None and file.reason == "unreadable":
+    if file.reason == "unreadable":
         raise InputError(f"{path}: no such file, or it cannot be read")
-    contamination = Contamination(benchmark_files or default_benchmarks())
-    result = clean(file, Batch("code", "", "", ""), contamination)
     language = language_of(file.path, file.data)
     print(f"{path}: {language or 'none of the 92 languages'}, {file.size:,} bytes")
-    if file.data and language:
-        text = normalize(file.data.decode("utf-8-sig", errors="replace"))
-        if language == "jupyter-notebook":
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-                text = notebook_script(text)
-        for rule in RULES:
-            applies = rule.languages is None or language in rule.languages
-            if applies and text.strip():
-                value = rule.value(text, text.split("\n"))
-                print(f"  {'DROPS' if rule.drops(value) else 'keeps'}  {rule.name}: {value}")
-    print(f"dropped: {result['reason']} ({result['value']})" if "reason" in result else
-          f"kept, {'with fakes for private data' if result['text'] != text else 'as it is'}")
+    if language and not file.reason:
+        text, reason = text_of(file, "code", language, "")
+        if not reason:
+            for name, value, drops in check_rules(text, language):
+                print(f"  {'DROPS' if drops else 'keeps'}  {name}: {value}")
+    contamination = Contamination(benchmark_files or default_benchmarks())
+    result = clean(file, Batch("code", "", "", ""), contamination)
+    if "reason" in result:
+        print(f"dropped: {result['reason']} ({result['value']})")
+    elif result["text"] != text:
+        print("kept, with fixed values in place of private data")
+    else:
+        print("kept unchanged")
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Gather code, hold some out, train a tokenizer.")
+    parser = argparse.ArgumentParser(description="Build a corpus from code, train a tokenizer.")
     source_flag(parser)
     parser.add_argument("--why", type=Path, metavar="FILE", help="what each rule says about a file")
-    parser.add_argument("--benchmarks", nargs="+", metavar="FILE", help="problem files that "
-                        "training text must not share ten words with (default: the ladder and "
-                        "what evaluate.py has fetched)")
-    parser.add_argument("--teacher", metavar="URL", help="an OpenAI-compatible server, as "
-                        "http://host:8000/v1 or http://host:8000/v1#model; it writes programs and "
-                        "scores grounding documents; it alone is sent the key in OPENAI_API_KEY")
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
-    parser.add_argument("--out", default="out",
-                        help="root folder of the stages (default: %(default)s)")
+    parser.add_argument("--benchmarks", nargs="+", metavar="FILE", help="problem files with "
+                        "which training text must not share ten words (default: the ladder and "
+                        "what evaluate.py has downloaded)")
+    parser.add_argument("--teacher", metavar="URL", help="an OpenAI-compatible server, such as "
+                        "http://host:8000/v1 or http://host:8000/v1#model: writes programs, scores "
+                        "grounding documents; only it is sent the key in OPENAI_API_KEY")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--out", default="out", help="root folder (default: %(default)s)")
     parser.add_argument("--vocab-size", type=int, default=4096,
-                        help="ids of the tokenizer, special tokens included (default: %(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="make both again")
+                        help="size of the tokenizer, with special tokens (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="build both again")
     args = parser.parse_args()
     if args.workers is not None and args.workers < 1:
         raise InputError("--workers: must be at least 1")
     if args.why:
         return why(args.why, args.benchmarks)
-    if args.teacher is not None:
-        check_server(args.teacher)
-    print_corpus(args.out, prepare_data(args.out, args.source or DEFAULT_SOURCES, args.fresh,
-                                        args.benchmarks, args.workers, args.teacher))
+    manifest = prepare_data(args.out, args.source or DEFAULT_SOURCES, args.fresh, args.benchmarks,
+                            args.workers, args.teacher)
+    print_corpus(args.out, manifest)
     prepare_tokenizer(args.out, args.vocab_size, args.fresh)
     print(f"{args.out}/tokenizer: {Tokenizer.load(Path(args.out) / 'tokenizer').vocab_size:,} ids")
 

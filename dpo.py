@@ -1,17 +1,16 @@
 """Direct preference optimization: of two answers to a question, prefer the one that passes tests.
 
-The last step of section 4.2 of the report. The model answers small tasks several times, the sandbox
-grades the answers, and one that passes is preferred to the failed one that is most like it. Pairs
-also come from a file or from an LLM judge. The loss compares the model with a frozen copy from
-before, the reference model, whose log-probabilities are computed once and stored.
-
-The training loop is in pretrain.py, the tasks are in support/tasks.py, and sft.py grades answers.
+The last step of section 4.2 of the report. The model answers small tasks (support/tasks.py) several
+times, the sandbox grades the answers, and an answer that passes is paired with the failed answer
+most similar to it. Pairs may also come from a file or from an LLM judge. The loss compares the
+model with the frozen model from before, the reference model, whose log-probabilities are computed
+once, at the start. The training loop is in pretrain.py; asking and grading are in sft.py.
 
     python dpo.py                       # sample, grade, pair, train, measure; 12 to 18 minutes
-    python dpo.py --rounds 3            # ... and twice more with the better model
-    python dpo.py --build               # only out/preferences_1: the pairs, and what was dropped
+    python dpo.py --rounds 3            # three times, each time with the model of the round before
+    python dpo.py --build               # only make the pairs: out/preferences_1
     python dpo.py --data FILE           # your own pairs, in TRL's formats (JSON Lines)
-    python dpo.py --judge http://localhost:8000/v1      # pairs by the verdicts of a larger model
+    python dpo.py --judge http://localhost:8000/v1      # pairs from the verdicts of a larger model
 
 Read first: dpo_loss, preference_loss, closest, balanced, PairBatches
 """
@@ -19,15 +18,14 @@ Read first: dpo_loss, preference_loss, closest, balanced, PairBatches
 import argparse
 import functools
 import hashlib
+import itertools
 import json
 import math
-import random
 import re
 import shutil
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -41,9 +39,7 @@ from sft import (ANSWER_TOKENS, answer_stop_ids, compare_models, prepare_corpus,
 from support.chats import ask_judge, file_hashes, normalize_pair, print_manifest, read_data
 from support.checkpoint import read_metrics, starting_point
 from support.distributed import RANK, WORLD, barrier, say, start_processes, stop_processes
-from support.files import (InputError, read_json, read_rows, run, whole_folder, write_json,
-                           write_text)
-from support.functions import same_code
+from support.files import InputError, read_rows, run, whole_folder, write_json, write_text
 from support.llm_client import ask_all, first_model
 from support.plots import plot_preferences
 from support.tasks import training_tasks
@@ -58,6 +54,7 @@ BETA = 1                    # ours, measured; value of the released script: 0.1
 NLL = 10                    # weight of the chosen answers' own loss; not published; ours, measured
 CODE_SEQUENCES = 0.25       # FIM sequences per pair, so that infilling is not forgotten; ours
 VALIDATION_PAIRS = 0.1      # share of the pairs
+MEANS = ("length", "ipo")   # the losses of means per token instead of sums
 COLLAPSED = 1.0             # nats per token that the chosen answers may lose
 
 # ------------------------------------------------------------------------------------------------
@@ -79,9 +76,6 @@ def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejecte
     return -F.logsigmoid(beta * margin)
 
 
-MEANS = ("length", "ipo")   # the losses of means per token instead of sums
-
-
 def answer_log_probs(model, batch):
     """A batch of P pairs, 2 P sequences -> the summed log-probability of each answer in fp32, and
     its number of tokens: (2 P,) each."""
@@ -95,36 +89,35 @@ def preference_loss(model, batch, beta, kind, nll):
     divisor = counts if kind in MEANS else 1
     policy_chosen, policy_rejected = (sums / divisor).chunk(2)                      # (P,) each
     reference_chosen, reference_rejected = (batch["reference"] / divisor).chunk(2)
-    # Making the rejected answer less likely is enough to lower the DPO loss, and the chosen one may
-    # sink with it. Its own loss, in nats per token, holds it up.
-    chosen_loss = -(sums / counts).chunk(2)[0]                                      # (P,)
     preference = dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected,
                           beta, kind)
+    # Making the rejected answer less likely is enough to lower the DPO loss, and the chosen one may
+    # sink with it. Its own loss, in nats per token, holds it up.
+    chosen_sums, rejected_sums = sums.chunk(2)
+    chosen_loss = -chosen_sums / counts.chunk(2)[0]                                 # (P,)
     losses = chosen_loss if kind == "chosen" else preference + nll * chosen_loss
-    with torch.no_grad():
-        chosen_reward = beta * (policy_chosen - reference_chosen)
-        rejected_reward = beta * (policy_rejected - reference_rejected)
-        metrics = {"loss/preference": preference, "loss/chosen": chosen_loss,
-                   "rewards/chosen": chosen_reward, "rewards/rejected": rejected_reward,
-                   "rewards/margins": chosen_reward - rejected_reward,
-                   "rewards/accuracies": (chosen_reward > rejected_reward).float(),
-                   "logps/chosen": sums.chunk(2)[0], "logps/rejected": sums.chunk(2)[1]}
+    chosen_reward = beta * (policy_chosen - reference_chosen)
+    rejected_reward = beta * (policy_rejected - reference_rejected)
+    metrics = {"loss/preference": preference, "loss/chosen": chosen_loss,
+               "rewards/chosen": chosen_reward, "rewards/rejected": rejected_reward,
+               "rewards/margins": chosen_reward - rejected_reward,
+               "rewards/accuracies": (chosen_reward > rejected_reward).float(),
+               "logps/chosen": chosen_sums, "logps/rejected": rejected_sums}
     return losses.sum(), {name: values.sum() for name, values in metrics.items()}
 
 
 def step_loss(model, batch, beta, kind, nll):
-    """The loss of a batch of pairs, or of FIM sequences. The mean loss per token of the latter
-    weighs as much as the chosen answer of every pair of the step. batch["pairs"]: of these pairs,
-    the share that falls to this batch, by tokens."""
+    """The loss of a batch of pairs or of FIM sequences, and its metrics. The mean loss per token of
+    a step's FIM sequences counts as much as that of the chosen answers of all its pairs."""
     if "reference" in batch:
-        return preference_loss(model, batch, beta, kind, nll)
+        return preference_loss(model, batch, beta=beta, kind=kind, nll=nll)
     loss, _ = next_token_loss(model, batch)
-    loss = loss / (batch["targets"] != -100).sum() * batch["pairs"]
-    return loss * (1 if kind == "chosen" else nll), {"loss/code": loss}
+    loss = batch["weight"] * loss                       # see PairBatches
+    return loss if kind == "chosen" else nll * loss, {"loss/code": loss}
 
 
 # ------------------------------------------------------------------------------------------------
-# Pairs from the sandbox
+# Where pairs come from: the sandbox, a file, or an LLM judge
 #
 # A pair is {"prompt": messages, "chosen": text, "rejected": text}, as in support/chats.py.
 
@@ -132,20 +125,20 @@ TASKS = 5000                # that are answered in a round; not published; ours
 SAMPLES = 4                 # of each task; likewise
 TEMPERATURE = 0.8           # likewise
 PAIRS_PER_TASK = 4          # at most; likewise
+FORMAT = 2                  # of out/preferences_N; an older one is refused
 
 
 def closest(passed, failed, most=PAIRS_PER_TASK):
     """Pairs of an answer that passed and one that failed, the most similar first; no answer is used
     twice. The fewer differences, the clearer what made the one fail."""
     words = {text: re.findall(r"\w+|[^\w\s]", text) for text in passed + failed}
-    ranked = sorted((-edit_similarity(words[good], words[bad]), i, j)
-                    for i, good in enumerate(passed) for j, bad in enumerate(failed))
-    used_good, used_bad, pairs = set(), set(), []
-    for _, i, j in ranked:
-        if len(pairs) < most and i not in used_good and j not in used_bad:
-            used_good.add(i)
-            used_bad.add(j)
-            pairs.append((passed[i], failed[j]))
+    ranked = sorted(itertools.product(passed, failed), reverse=True,
+                    key=lambda pair: edit_similarity(*(words[text] for text in pair)))
+    pairs = []
+    while ranked and len(pairs) < most:
+        good, bad = ranked[0]
+        pairs.append((good, bad))
+        ranked = [(a, b) for a, b in ranked if a != good and b != bad]
     return pairs
 
 
@@ -157,7 +150,7 @@ def balanced(pairs):
 
     remaining = sorted(pairs, key=excess)
     total = sum(excess(pair) for pair in remaining)
-    while remaining and abs(total) > len(remaining):
+    while remaining and abs(total) > len(remaining):        # more than one character on average
         dropped = remaining.pop(-1 if total > 0 else 0)
         total -= excess(dropped)
     return remaining
@@ -182,86 +175,55 @@ def sampled_pairs(model, tokenizer, args, number, counts):
         prompt = task_conversation(task)["messages"][:-1]
         pairs += [{"prompt": prompt, "chosen": chosen, "rejected": rejected, "source": "sandbox"}
                   for chosen, rejected in closest(good, bad)]
-    if not pairs:
-        which = "everything" if counts["that pass"] else "nothing"
-        raise InputError(f"no pairs: the model solves {which} of {len(tasks)} tasks; if nothing, "
-                         "train it longer first (python sft.py --fresh --steps N), or give pairs "
-                         "with --data")
     return pairs
-
-
-# ------------------------------------------------------------------------------------------------
-# Pairs from an LLM judge
 
 
 def judged_pairs(model, tokenizer, args, counts):
-    """Pairs of two answers to prompts of out/instructions that no test decides: the answer that an
-    LLM judge prefers in both orders, as judges tend to prefer the first."""
-    path = Path(args.out) / "instructions" / "train.jsonl"
-    if not path.exists():
-        raise InputError(f"{path}: no questions for the judge; run `python sft.py --build` first")
-    questions = [row["messages"][:-1] for _, row in read_rows(path)
-                 if row.get("messages") and row.get("source") != "tasks" and not row.get("tools")]
-    questions = random.Random(args.seed).sample(questions, min(TASKS, len(questions)))
+    """Pairs of two answers to questions of out/instructions that no test decides: chosen is the
+    answer that an LLM judge prefers in both orders."""
+    if "#" not in args.judge:
+        first_model(args.judge)                         # report a server that is down at once
+    rows = [row for _, row in read_rows(Path(args.out) / "instructions" / "train.jsonl")]
+    questions = [row["messages"][:-1] for row in rows
+                 if row["source"] != "tasks" and not row["tools"]]
+    questions = questions[-TASKS:]                      # the best conversations come last
     prompts = [prompt_of(tokenizer, question) for question in questions]
     answers = complete(model, tokenizer, prompts, ANSWER_TOKENS, (), answer_stop_ids(tokenizer),
                        samples=2, temperature=TEMPERATURE, seed=args.seed)
-    texts = [text if stopped else "" for text, stopped in answers]      # cut off: no answer
-    candidates = [(question, a, b) for question, a, b in zip(questions, texts[::2], texts[1::2])
-                  if a.strip() and b.strip() and a != b]
-    verdicts = ask_judge([(question[-1]["content"], a, b) for question, a, b in candidates],
-                         lambda requests: ask_all(args.judge, requests, temperature=0.0))
-    pairs = []
-    for (question, a, b), verdict in zip(candidates, verdicts):
-        if verdict in ("A", "B"):
-            chosen, rejected = (a, b) if verdict == "A" else (b, a)
-            pairs.append({"prompt": question, "chosen": chosen, "rejected": rejected,
-                          "source": "judge"})
-        else:
-            counts[f"judged {verdict}"] += 1
-    if not pairs:
-        raise InputError(f"{args.judge}: prefers none of {len(candidates)} pairs in both orders; "
-                         "give another judge")
-    return pairs
+    return ask_judge(questions, answers, counts,
+                     lambda requests: ask_all(args.judge, requests, temperature=0.0))
 
 
-# ------------------------------------------------------------------------------------------------
-# All pairs -> out/preferences_N
-
-FORMAT = 2                  # of the folder; an older one is refused
-
-
-def build(model, tokenizer, args, number, settings):
-    """Make out/preferences_N: pairs.jsonl, and a manifest of what was dropped and why."""
+def collect_pairs(model, tokenizer, args, number):
+    """All pairs of a round, and for the manifest what was dropped and why."""
     counts = Counter()
-    given, summary = read_data(args.data, normalize_pair, assistant_parts,
-                               "chosen, rejected and their prompt")
+    given, summary = read_data(args.data, normalize_pair, assistant_parts, "chosen and rejected")
     ours = judged_pairs(model, tokenizer, args, counts) if args.judge else []
-    if not given and not ours:
+    if not given and not args.judge:
         ours = sampled_pairs(model, tokenizer, args, number, counts)
-    counts["pairs"] = len(given) + len(ours)
-    distinct = list({json.dumps(pair): pair for pair in ours}.values())
-    different = [pair for pair in distinct if not same_code(pair["chosen"], pair["rejected"])]
-    pairs = balanced(different) + given                 # the user's own stay as they are
+    if not given and not ours:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in counts.items())
+        raise InputError(f"no pairs: {reasons}; train the model longer (python sft.py --fresh "
+                         "--steps N), try another judge, or give pairs with --data")
+    pairs = balanced(ours) + given                      # the user's own pairs are not filtered
+    counts["pairs"] = len(ours) + len(given)
+    counts["dropped for equal lengths"] = counts["pairs"] - len(pairs)
+    # in the order of a hash, so that the first ones, for validation, are a random part
     pairs.sort(key=lambda pair: hashlib.sha256(json.dumps(pair["prompt"]).encode()).digest())
-    counts["duplicates"] = len(ours) - len(distinct)
-    counts["same code"] = len(distinct) - len(different)
-    counts["dropped for equal lengths"] = len(different) + len(given) - len(pairs)
-    with whole_folder(Path(args.out) / f"preferences_{number}") as folder:
-        write_text(folder / "pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
-        write_json(folder / "manifest.json", {**settings, "counts": counts, "kept": len(pairs),
-                                              **summary})
+    return pairs, {"counts": counts, "kept": len(pairs), **summary}
 
 
 def prepare_pairs(model, tokenizer, args, number):
-    """Make out/preferences_N unless it exists, print what is in it -> its pairs."""
+    """Make out/preferences_N unless it exists, print a summary -> its pairs."""
     folder = Path(args.out) / f"preferences_{number}"
     settings = {"format": FORMAT, "init": args.init, "seed": args.seed, "judge": args.judge,
-                "weights": starting_point(model, tokenizer.tokens),
-                "data": file_hashes(args.data)}
+                "weights": starting_point(model, tokenizer.tokens), "data": file_hashes(args.data)}
     if RANK == 0 and (args.fresh or not folder.exists()):
-        build(model, tokenizer, args, number, settings)
-    barrier()
+        pairs, summary = collect_pairs(model, tokenizer, args, number)
+        with whole_folder(folder) as new:
+            write_text(new / "pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
+            write_json(new / "manifest.json", {**settings, **summary})
+    barrier()                                           # the others read what the first has written
     print_manifest(made_from(folder, settings), str(folder))
     return [row for _, row in read_rows(folder / "pairs.jsonl")]
 
@@ -271,8 +233,7 @@ def prepare_pairs(model, tokenizer, args, number):
 
 
 def pair_ids(tokenizer, pair):
-    """A pair as (ids of the prompt, of the chosen answer, of the rejected answer); an answer ends
-    with <|im_end|>."""
+    """A pair -> the ids of its prompt, chosen answer and rejected answer, with <|im_end|>."""
     end = tokenizer.special["<|im_end|>"]
     return (prompt_of(tokenizer, pair["prompt"], pair.get("tools")),
             [*tokenizer.encode(pair["chosen"]), end], [*tokenizer.encode(pair["rejected"]), end])
@@ -291,8 +252,17 @@ def pair_batch(pairs):
     for i, (prompt, answer) in enumerate(sequences):
         ids = torch.tensor(prompt + answer)
         inputs[i, :len(ids) - 1] = ids[:-1]
+        # the target of a position is the id after it
         targets[i, len(prompt) - 1:len(ids) - 1] = ids[len(prompt):]
     return {"input_ids": inputs, "targets": targets, "count": len(pairs)}
+
+
+def batches_by_length(encoded, indices, device_pairs):
+    """Yield (indices of P pairs, their batch): pairs of similar length, which need less padding."""
+    ordered = sorted(indices, key=lambda i: sum(map(len, encoded[i])))
+    for start in range(0, len(ordered), device_pairs):
+        part = ordered[start:start + device_pairs]
+        yield part, pair_batch([encoded[i] for i in part])
 
 
 def pairs_per_step(args):
@@ -311,7 +281,7 @@ class PairBatches:
     def __init__(self, encoded, reference, tokens, tokenizer, args):
         """encoded: pair_ids() of N pairs; reference: the reference model's log-probabilities of
         the chosen and the rejected answers, (2, N)."""
-        self.encoded, self.reference = encoded, torch.from_numpy(reference)
+        self.encoded, self.reference = encoded, reference
         self.seed = args.seed
         self.device_pairs = max(1, args.device_batch // 2)
         self.pairs = pairs_per_step(args)
@@ -325,46 +295,28 @@ class PairBatches:
         return int(generator(self.seed, "pairs", epoch).permutation(len(self.encoded))[position])
 
     def __call__(self, step):
-        share = self.pairs // WORLD
+        share = self.pairs // WORLD                     # of each process
         first = step * self.pairs + RANK * share
-        indices = sorted((self.pair_index(first + j) for j in range(share)),
-                         key=lambda i: sum(map(len, self.encoded[i])))
+        indices = [self.pair_index(first + j) for j in range(share)]
         batches = []
-        for j in range(0, share, self.device_pairs):
-            part = indices[j:j + self.device_pairs]
-            batches.append({**pair_batch([self.encoded[i] for i in part]),
-                            "reference": self.reference[:, part].flatten()})        # (2 P,)
+        for part, batch in batches_by_length(self.encoded, indices, self.device_pairs):
+            batches.append({**batch, "reference": self.reference[:, part].flatten()})   # (2 P,)
         code = self.code(step)
         targets = sum(batch["count"] for batch in code)
-        # count 0: the loss of a step is averaged over its pairs
-        return batches + [{**batch, "count": 0, "pairs": share * batch["count"] / targets}
-                          for batch in code]
+        # train() divides the loss by the sum of all counts: the number of pairs. The weight makes
+        # the mean loss per FIM target count once for each pair.
+        return batches + [{**batch, "count": 0, "weight": share / targets} for batch in code]
 
 
 @torch.no_grad()
 def pair_log_probs(model, encoded, device_pairs):
     """Summed log-probabilities of both answers of N pairs, and their token counts: (2, N) each."""
-    order = sorted(range(len(encoded)), key=lambda i: sum(map(len, encoded[i])))
-    results = np.zeros((2, 2, len(encoded)), np.float32)
-    for start in range(0, len(order), device_pairs):
-        part = order[start:start + device_pairs]
-        batch = pair_batch([encoded[i] for i in part])
+    results = torch.zeros(2, 2, len(encoded))
+    for part, batch in batches_by_length(encoded, range(len(encoded)), device_pairs):
         sums, counts = answer_log_probs(model, {name: batch[name].to(model.head.device)
                                                 for name in ("input_ids", "targets")})
-        results[:, :, part] = torch.stack([sums, counts]).view(2, 2, -1).cpu().numpy()
+        results[:, :, part] = torch.stack([sums, counts]).view(2, 2, -1).cpu()
     return results
-
-
-def reference_log_probs(model, tokenizer, encoded, device_pairs, folder):
-    """The reference model's log-probabilities of both answers of N pairs, (2, N): computed once and
-    kept in a file, which is named by a hash of the model and the pairs."""
-    parts = [starting_point(model, tokenizer.tokens), str(model.compute_dtype), encoded]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    path = folder / f"reference-{key}.json"
-    if RANK == 0 and not path.exists():
-        write_json(path, pair_log_probs(model, encoded, device_pairs)[0].tolist())
-    barrier()
-    return np.array(read_json(path), np.float32)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -381,39 +333,39 @@ def train_round(args, number, device, build_only=False):
     args.size = args.size or size_of(model, device)
     fill_in(args, PRESETS.get(args.size, PUBLISHED))
     pairs_per_step(args)                            # report bad flags before minutes of sampling
-    if not build_only:
-        prepare_corpus(args)
     work = folder.with_name(f"{args.stage}.unfinished")
     model.compute_dtype, _ = dtype_of_run(args, model.config, work)
     pairs = prepare_pairs(model.eval(), tokenizer, args, number)
     if build_only:
         return
 
+    prepare_corpus(args)
     encoded = [pair_ids(tokenizer, pair) for pair in pairs]
     fits = [(prompt, chosen, rejected) for prompt, chosen, rejected in encoded
             if len(prompt) + max(len(chosen), len(rejected)) <= args.seq_len + 1]
     say(f"{len(encoded) - len(fits):,} longer than {args.seq_len} tokens are left out")
     if len(fits) < 2:
         raise InputError(f"{len(fits)} pairs are left; give more, or a larger --seq-len")
+    # Not trained yet, the model is its own reference. A resumed run computes the same numbers.
     device_pairs = max(1, args.device_batch // 2)
-    reference = reference_log_probs(model, tokenizer, fits, device_pairs,
-                                    Path(args.out) / f"preferences_{number}")
+    reference, _ = pair_log_probs(model, fits, device_pairs)                        # (2, N)
     n = max(1, round(VALIDATION_PAIRS * len(fits)))
-    batches = PairBatches(fits[n:], reference[:, n:].copy(), load_tokens(args.out, tokenizer),
-                          tokenizer, args)
+    batches = PairBatches(fits[n:], reference[:, n:], load_tokens(args.out, tokenizer), tokenizer,
+                          args)
     validation = load_documents(args.out, "validation")
     loss_fn = functools.partial(step_loss, beta=args.beta, kind=args.loss, nll=args.nll)
 
     def evaluate(model, step):
         sums, counts = pair_log_probs(model, fits[:n], device_pairs)                # (2, n) each
         gains = sums - reference[:, :n]
-        lost = -(gains / counts)[0].mean()
+        mean_gains = gains / counts                                                 # per token
+        lost = -mean_gains[0].mean()                                                # chosen answers
         if lost > COLLAPSED:
             raise InputError(f"step {step}: the chosen answers have lost {lost:.2f} nats per "
                              "token; lower --lr, or raise --beta or --nll")
-        chosen, rejected = gains / counts if args.loss in MEANS else gains
+        chosen, rejected = mean_gains if args.loss in MEANS else gains
         return {"bpb": bits_per_byte(model, tokenizer, validation),
-                "validation accuracy": float((chosen > rejected).mean())}
+                "validation accuracy": float((chosen > rejected).float().mean())}
 
     train(model.train(), tokenizer, batches, loss_fn, args, evaluate)
     if RANK == 0:
@@ -423,9 +375,8 @@ def train_round(args, number, device, build_only=False):
 def parse_args():
     parser = argparse.ArgumentParser(description="Train a Qwen2.5-Coder on preference pairs.")
     training_flags(parser)
-    parser.add_argument("--data", action="append", metavar="FILE", help="your own "
-                        "pairs: chosen and rejected, answers to a prompt or whole conversations "
-                        "that differ in the last answer (repeatable)")
+    parser.add_argument("--data", action="append", metavar="FILE", help="your own pairs: "
+                        "chosen and rejected, as answers or as conversations (repeatable)")
     parser.add_argument("--judge", metavar="URL", help="an OpenAI-compatible server with an "
                         "LLM judge that says which of two answers is better")
     parser.add_argument("--build", action="store_true", help="only make the pairs")
@@ -452,14 +403,12 @@ def main():
     args = parse_args()
     rounds, build_only = vars(args).pop("rounds"), vars(args).pop("build")
     rounds = 1 if build_only else rounds
-    out, args.before, args.after = Path(args.out), 0, 0
+    out = Path(args.out)
+    args.before, args.after = 0, 0                  # steps of other phases: there are none
     first = args.init = str(args.init or newest_model(out, ("sft",)))
     work = out / "dpo.unfinished"                   # from the first round's start to the last's end
     if (out / "dpo").exists() and not (args.fresh or build_only or work.exists()):
         return say(f"{out / 'dpo'} is finished; --fresh trains it again")
-    if args.judge and "#" not in args.judge and (
-            args.fresh or not (out / "preferences_1").exists()):
-        first_model(args.judge)                     # before minutes of answers
     device = start_processes(args.device)
     if RANK == 0 and not build_only:
         if args.fresh:                              # out/dpo itself stays until the new one is done

@@ -1,12 +1,13 @@
-"""How good a model is: bits per byte, benchmarks with pass@k, and infilling.
+"""Evaluation: bits per byte, benchmarks with pass@k, and infilling.
 
-Benchmarks in the formats of HumanEval, MBPP, EvalPlus, HumanEval infilling, CRUXEval and GSM8K, our
-own `ladder` of small problems, the needle in the code, and infilling of validation files (report,
-sections 6 and 7). assets/benchmarks.json holds the addresses, the prompts and their stop strings.
+The benchmarks are HumanEval, MBPP, EvalPlus, HumanEval infilling, CRUXEval and GSM8K in their
+published formats, `ladder` (120 small problems of our own), a needle hidden in code, and infilling
+of validation files (report, sections 6 and 7). assets/benchmarks.json holds the addresses, prompts
+and stop strings.
 
-Programs that a model wrote are run by support/sandbox.py, which is worth a lesson of its own. This
-file knows neither training (pretrain.py) nor data sources (data.py): validation documents come from
-a file.
+Programs that a model wrote are run by support/sandbox.py, which is a lesson of its own. This file
+does not know how models are trained (pretrain.py) or where documents come from (data.py): it reads
+the validation set from a file.
 
     python evaluate.py                              # the newest model in out/; 2 to 3 minutes
     python evaluate.py --benchmark humaneval --model FOLDER --problems HumanEval.jsonl.gz [--chat]
@@ -33,7 +34,7 @@ import random
 import re
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,13 @@ import torch
 from tqdm import tqdm
 
 from fim import (SPAN_TYPES, argument_spans, block_spans, choose_span, infill_prompt, load,
-                 newest_model, normalize, stop_ids, suffix_start)
-from model import choose_attention, default_device, generate, parameter_count
+                 newest_model, normalize, print_model, stop_ids, suffix_start)
+from model import default_device, generate, parameter_count
 from support.answers import code_block, final_number, first_line
 from support.benchmarks import benchmarks, find_problems, read_samples
 from support.files import InputError, read_rows, read_text, run, write_json, write_text
 from support.functions import parse
+from support.plan import print_table
 from support.plots import plot_infilling, plot_needle
 from support.sandbox import REASONS, Grade, Sandbox, assemble, grades
 from tokenizer import ENDOFTEXT
@@ -59,47 +61,51 @@ TOKENS_AT_ONCE = 16384      # in a forward pass: enough to keep a device busy
 
 def pass_at_k(n, c, k):
     """The probability that at least one of k samples passes, estimated without bias from n samples
-    of which c pass: 1 - C(n - c, k) / C(n, k), as a product (arXiv 2107.03374, section 2.1).
+    of which c pass: 1 - C(n - c, k) / C(n, k) (arXiv 2107.03374, section 2.1).
     ValueError unless 0 <= c <= n and 1 <= k <= n."""
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"pass@{k} of {n} samples, {c} of them right")
     if n - c < k:                           # any k samples include one that passes
         return 1.0
+    # the two binomials are huge, but most of their factors cancel
     return 1.0 - math.prod(1 - k / i for i in range(n - c + 1, n + 1))
 
 
 def bootstrap(values, rounds=1000):
-    """The 95 % interval of a mean, from resampling the values with replacement."""
+    """The 95 % confidence interval of a mean, from resampling the values with replacement."""
     rng = random.Random(0)
     n = len(values)
+    # how much the mean would vary if the problems had been others of the same kind
     means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(rounds))
     return means[int(0.025 * rounds)], means[int(0.975 * rounds)]
 
 
 def bits_per_byte(model, tokenizer, documents):
-    """Bits over all tokens of all documents, their <|endoftext|> included, per UTF-8 byte.
+    """How many bits the model needs to encode documents, divided by their bytes in UTF-8.
 
-    One <|endoftext|> comes before each document, and no token sees beyond its sequence of T tokens,
-    T being the length that the model was trained on.
+    Unlike the loss per token, this compares models with different tokenizers. The <|endoftext|>
+    that ends each document is counted, too. Documents are read in sequences of T tokens, the length
+    that the model was trained on; no token sees what is before its sequence.
     """
     T = model.config.max_position_embeddings
     nats = 0.0
     with torch.no_grad():
         for input_ids, targets in validation_batches(model, tokenizer, documents, T):
-            nats += float(model(input_ids, targets=targets))
+            nats += float(model(input_ids, targets=targets))                # summed over (B, T)
     return nats / math.log(2) / sum(len(document["text"].encode()) for document in documents)
 
 
 def validation_batches(model, tokenizer, documents, T):
-    """Yield (input_ids, targets), both (B, T): each document in sequences of up to T tokens, padded
-    on the right with targets of -100."""
+    """Yield (input_ids, targets), both (B, T): documents, each between two <|endoftext|>, in
+    sequences of up to T tokens, padded on the right. Targets of -100 are ignored."""
     end = tokenizer.special[ENDOFTEXT]
     device = model.head.device
-    sequences = []                          # with the last target: up to T + 1 ids
+    sequences = []
     for ids in tokenizer.encode_batch([document["text"] for document in documents]):
         ids = [end, *ids, end]
+        # T inputs and T targets, shifted by one: T + 1 ids, the last of which begins the next one
         sequences += [ids[start:start + T + 1] for start in range(0, len(ids) - 1, T)]
-    sequences.sort(key=len)                 # short ones share a batch
+    sequences.sort(key=len)                 # similar lengths in a batch need little padding
     B = max(1, TOKENS_AT_ONCE // T)
     for start in range(0, len(sequences), B):
         batch = sequences[start:start + B]
@@ -110,15 +116,18 @@ def validation_batches(model, tokenizer, documents, T):
 
 
 def bits_by_position(model, tokenizer, documents, T, parts):
-    """Bits per byte of the tokens in each of so many equal parts of sequences of T tokens."""
-    bytes_of = torch.tensor(tokenizer.byte_lengths(), device=model.head.device)         # (V,)
+    """Bits per byte in each of `parts` equal parts of a sequence of T tokens: does the model profit
+    from a longer context?"""
+    byte_lengths = torch.tensor(tokenizer.byte_lengths(), device=model.head.device)     # (V,)
     nats = torch.zeros(parts)
     lengths = torch.zeros(parts)
     with torch.no_grad():
         for input_ids, targets in validation_batches(model, tokenizer, documents, T):
             losses = -model(input_ids, targets=targets, reduce="none")                  # (B, T)
-            sizes = torch.where(targets == -100, 0, bytes_of[targets.clamp(min=0)])     # (B, T)
+            sizes = byte_lengths[targets.clamp(min=0)]                                  # (B, T)
+            sizes = torch.where(targets == -100, 0, sizes)                              # (B, T)
             part = torch.arange(targets.shape[1]) * parts // T                          # (T,)
+            # position t is added to the sum of the part that it lies in
             nats.index_add_(0, part, losses.sum(0).float().cpu())
             lengths.index_add_(0, part, sizes.sum(0).float().cpu())
     return (nats / math.log(2) / lengths).tolist()
@@ -133,7 +142,7 @@ def compressed_bits_per_byte(texts):
 
 
 def answer_bits(model, prompts, answers):
-    """The bits that each answer costs after its prompt; both are lists of ids."""
+    """The bits that the model needs for each answer after its prompt; both are lists of ids."""
     sequences = [prompt + answer for prompt, answer in zip(prompts, answers)]
     bits = [0.0] * len(sequences)
     with torch.no_grad():
@@ -143,25 +152,28 @@ def answer_bits(model, prompts, answers):
                                device=model.head.device)                            # (B, T + 1)
             targets = torch.full_like(ids[:, 1:], -100)                             # (B, T)
             for b, i in enumerate(batch):
+                # targets are shifted by one: that of the prompt's last token begins the answer
                 answer = slice(len(prompts[i]) - 1, len(sequences[i]) - 1)
                 targets[b, answer] = ids[b, 1:][answer]
             log_probs = model(ids[:, :-1], targets=targets, reduce="none")          # (B, T)
-            for i, total in zip(batch, log_probs.sum(1).tolist()):
-                bits[i] = -total / math.log(2)
+            for i, log_prob in zip(batch, log_probs.sum(1).tolist()):
+                bits[i] = -log_prob / math.log(2)
     return bits
 
 
 def edit_similarity(text, target):
-    """100 x 2 M / T: M characters in the longest common subsequence, T in both (InDel ratio)."""
+    """100 x 2 M / T, where M is the length of the longest common subsequence and T the sum of both
+    lengths (InDel ratio)."""
     if not text and not target:
         return 100.0
-    common = [0] * (len(target) + 1)        # with the text so far, for each prefix of the target
+    # row[j]: the longest common subsequence of what was read of the text and target[:j]
+    row = [0] * (len(target) + 1)
     for a in text:
-        before = common
-        common = [0]
+        above = row
+        row = [0]
         for j, b in enumerate(target):
-            common.append(before[j] + 1 if a == b else max(before[j + 1], common[j]))
-    return 200.0 * common[-1] / (len(text) + len(target))
+            row.append(above[j] + 1 if a == b else max(above[j + 1], row[j]))
+    return 200.0 * row[-1] / (len(text) + len(target))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -170,13 +182,12 @@ def edit_similarity(text, target):
 
 def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), samples=1,
              cache=None, **sampling):
-    """Continue prompts (lists of ids) -> for each of the `samples` of the first prompt, then of the
-    second, ...: (text, whether it stopped by itself).
+    """Continue prompts, which are lists of ids.
 
-    A completion ends before the first of the strings `stops` or an id of stop_ids. A prompt that is
-    too long for the context loses its start. Which random numbers a sample gets depends on the
-    seed, its batch and its index in the batch. cache: a file to which each finished batch is
-    written; a batch that it holds is not generated again.
+    Returns (text, stopped) for each sample: the samples of the first prompt, then those of the
+    second, and so on. A completion ends before the first of the strings `stops` or of the ids
+    stop_ids; `stopped` says whether it met one. A prompt that is too long for the context loses its
+    start. cache: a file that keeps finished batches, which an interrupted run need not repeat.
     """
     T = model.config.context_length
     max_new_tokens = min(max_new_tokens, T // 2)
@@ -186,44 +197,52 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), s
     completions = [[] for _ in prompts]
 
     def stop(ids):
-        tail = tokenizer.decode(ids[-16:])
+        tail = tokenizer.decode(ids[-16:])  # a stop string may be spread over several tokens
         return any(text in tail for text in stops)
 
     batches = sample_batches(prompts, max_new_tokens, samples)
     for number, (indices, count) in enumerate(tqdm(batches, desc="batches", disable=None)):
         batch = [prompts[i] for i in indices]
-        # generate() seeds sample i with seed + i, of which torch uses 32 bits: keep batches and
-        # seeds far apart
+        # generate() seeds sample i with seed + i, of which torch uses 32 bits. No two samples may
+        # share random numbers: batches are TOKENS_AT_ONCE apart, the user's seeds further still.
         seed = sampling.get("seed", 0) * 0x9E3779B1 + number * TOKENS_AT_ONCE
         options = {**sampling, "seed": seed, "samples": count}
-        key = json.dumps([weights, batch, max_new_tokens, stops, sorted(stop_ids), options])
-        key = hashlib.sha256(key.encode()).hexdigest()
+        request = [weights, batch, max_new_tokens, stops, sorted(stop_ids), options]
+        key = hashlib.sha256(json.dumps(request).encode()).hexdigest()
         if key not in cached:
-            new = generate(model, batch, max_new_tokens, stop=stop, stop_ids=stop_ids,
-                           vocab_size=tokenizer.vocab_size, **options)
+            new_ids = generate(model, batch, max_new_tokens, stop=stop, stop_ids=stop_ids,
+                               vocab_size=tokenizer.vocab_size, **options)
             cached[key] = [cut_at_stop(tokenizer.decode(ids), stops, len(ids) < max_new_tokens)
-                           for ids in new]
+                           for ids in new_ids]
             if cache:
+                # the line feed comes first, because the line before may have been cut off
                 with open(cache, "a", encoding="utf-8") as file:
-                    file.write(json.dumps([key, cached[key]]) + "\n")
-        for i, completion in enumerate(cached[key]):
-            completions[indices[i // count]].append(tuple(completion))
+                    file.write("\n" + json.dumps([key, cached[key]]))
+        # `count` samples of the first prompt of the batch, then of its second, ...
+        for i, (text, stopped) in enumerate(cached[key]):
+            completions[indices[i // count]].append((text, stopped))
     return list(itertools.chain.from_iterable(completions))
 
 
 def cut_at_stop(text, stops, stopped):
     """A completion up to the first of the strings stops -> (text, whether it stopped by itself).
-    stopped: whether it did so at a special token."""
+    stopped: whether it met a special token."""
     ends = [text.find(stop) for stop in stops if stop in text]
-    return (text[:min(ends)], True) if ends else (text, stopped)
+    if ends:
+        return text[:min(ends)], True
+    return text, stopped
 
 
-def batches_of(sequences, more=0, copies=1):
-    """Group lists of ids by length -> batches of indices, with about TOKENS_AT_ONCE tokens each.
-    more: tokens that will be added to each; copies: of each."""
+def batches_of(sequences, new_tokens=0, samples=1):
+    """Group lists of ids by length, so that they need little padding -> lists of indices.
+
+    Each list will be continued `samples` times by new_tokens. A batch then has at most
+    TOKENS_AT_ONCE tokens, unless a single list has more.
+    """
     batches = []
     for i in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
-        tokens = copies * (len(sequences[i]) + more)
+        # padded to the length of this one, which is the longest so far
+        tokens = samples * (len(sequences[i]) + new_tokens)
         if not batches or (len(batches[-1]) + 1) * tokens > TOKENS_AT_ONCE:
             batches.append([])
         batches[-1].append(i)
@@ -242,48 +261,51 @@ def sample_batches(prompts, max_new_tokens, samples):
 
 
 def read_cache(path):
-    """The batches in a cache file, by key. An unfinished last line or a damaged file is removed."""
-    if not path or not path.exists():
-        return {}
-    try:
-        complete_lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        cached = dict(map(json.loads, complete_lines))
-        path.write_text("".join(line + "\n" for line in complete_lines), encoding="utf-8")
-        return cached
-    except (ValueError, TypeError):
-        path.unlink()
-        return {}
+    """The finished batches in a cache file, by key. Damaged lines are ignored."""
+    cached = {}
+    if path and path.exists():
+        for line in path.read_bytes().split(b"\n"):
+            with contextlib.suppress(ValueError, TypeError):
+                key, completions = json.loads(line)
+                cached[key] = completions
+    return cached
 
 
 def prompt_ids(model, tokenizer, template, problem):
     """A prompt of assets/benchmarks.json, filled with a problem's fields, as ids."""
-    if template["prompt"][0].startswith("<|fim_prefix|>"):      # the parts are encoded separately
+    if template["prompt"][0].startswith("<|fim_prefix|>"):      # its parts are encoded separately
         T = model.config.context_length
-        return infill_prompt(tokenizer, problem["prompt"], problem["suffix"],
-                             T - min(template["max_new_tokens"], T // 2))
+        room = T - min(template["max_new_tokens"], T // 2)
+        return infill_prompt(tokenizer, problem["prompt"], problem["suffix"], room)
     fields = {**problem, "prompt": problem.get("prompt", "").strip()}
+    # in one pass, since a field such as the code may itself contain "{input}"
     text = re.sub(r"\{(prompt|code|input|output|question)\}", lambda field: fields[field[1]],
                   "\n".join(template["prompt"]))
     return tokenizer.encode(text, allow_special=True)
 
 
 def model_samples(model, tokenizer, name, problems, n=1, cache=None, **sampling):
-    """n completions of each problem -> the rows of a samples file. name: of the prompt."""
+    """Let a model write n samples for each problem -> the rows of a samples file.
+
+    name: of a prompt in assets/benchmarks.json; sampling: seed, temperature, top_p.
+    """
     template = benchmarks()["prompts"][name]
-    field = "solution" if name == "code chat" else "completion"     # a whole program, or its rest
     T = model.config.context_length
-    new = min(template["max_new_tokens"], T // 2)
-    print(f"prompt {name!r} ({template['source']}):\n"
-          + "\n".join("  | " + line for line in template["prompt"])
-          + f"\nstops: {template['stops']} and all special tokens; at most {new} new tokens; "
+    new_tokens = min(template["max_new_tokens"], T // 2)
+    print(f"prompt {name!r} ({template['source']}):")
+    for line in template["prompt"]:
+        print("  | " + line)
+    print(f"stops: {template['stops']} and all special tokens; at most {new_tokens} new tokens; "
           f"answer: {template['answer']}")
     prompts = [prompt_ids(model, tokenizer, template, problem) for problem in problems.values()]
-    too_long = sum(len(ids) > T - new for ids in prompts)
+    too_long = sum(len(ids) > T - new_tokens for ids in prompts)
     if too_long:
         print(f"{too_long} of {len(prompts)} prompts are cut to fit: the context has {T} tokens")
     completions = complete(model, tokenizer, prompts, template["max_new_tokens"],
                            template["stops"], stop_ids(tokenizer), samples=n, cache=cache,
                            **sampling)
+    # a chat model writes the whole program; a base model continues the prompt
+    field = "solution" if name == "code chat" else "completion"
     task_ids = [task_id for task_id in problems for _ in range(n)]
     return [{"task_id": task_id, "stopped": stopped,
              field: extract(name, text, problems[task_id].get("entry_point"))}
@@ -296,12 +318,15 @@ def extract(name, text, entry_point=None):
         return code_block(text, entry_point)
     if name in ("code", "short code", "mbpp"):
         return text.replace("\t", "    ")
-    if name.startswith("cruxeval"):                         # ... [ANSWER] assert f(16) == 17
-        text = text.split("[ANSWER]")[1 if "[ANSWER]" in text else 0]
-        call, value = (text.split("==") + [text])[:2]
+    if name.startswith("cruxeval"):                         # [ANSWER] assert f(16) == 17
+        if "[ANSWER]" in text:
+            text = text.split("[ANSWER]")[1]
+        call, *values = text.split("==")
         if "output" in name:
-            return value.strip()
-        return "f" + call.split("assert f")[1].strip() if "assert f" in call else call.strip()
+            return values[0].strip() if values else text.strip()
+        if "assert f" in call:
+            return "f" + call.split("assert f")[1].strip()
+        return call.strip()
     return text
 
 
@@ -318,38 +343,31 @@ def compare(problem, completion):
     return Grade(right, "passed" if right else "wrong answer")
 
 
-def problems_hash(problems):
-    """The start of the SHA-256 of all problems; the elements of sets are sorted."""
-    text = json.dumps(problems, default=lambda value: (
-        sorted(map(repr, value)) if isinstance(value, set) else repr(value)))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def graded_already(results, samples, settings):
-    """The rows of a results file that grade the first of these samples, with the same settings."""
+def graded_rows(results, samples, settings):
+    """The rows at the start of a results file that grade these samples with these settings."""
     rows = []
     if not results.exists():
         return rows
-    with contextlib.suppress(ValueError, TypeError):            # from a cut-off or damaged line on
+    with contextlib.suppress(ValueError, TypeError):        # a line that is cut off or damaged
         for line, sample in zip(results.read_text(encoding="utf-8").split("\n"), samples):
-            row = {**json.loads(line)}                          # TypeError: not an object
+            row = dict(json.loads(line))
             is_graded = (isinstance(row.get("passed"), bool) and isinstance(row.get("weak"), bool)
                          and isinstance(row.get("reason"), str))
-            if {**row, **sample, **settings} != row or not is_graded:
+            is_same_sample = {**sample, **settings}.items() <= row.items()
+            if not is_graded or not is_same_sample:
                 break
             rows.append(row)
     return rows
 
 
 def grade_samples(name, samples, problems, results, args):
-    """Grade samples of a benchmark -> rows with their grades, each written as soon as it is known.
-
-    With --resume, samples that the results file has graded already are not graded again.
-    """
-    slow = any("inputs" in problem for problem in problems.values())
-    settings = {"benchmark": name, "timeout": args.timeout or (20.0 if slow else 3.0),
-                "problems": problems_hash(problems)}
-    rows = graded_already(results, samples, settings) if args.resume else []
+    """Grade samples of a benchmark -> rows with their grades, which are also written to the file
+    `results`, one by one. With --resume, the samples that this file has graded are skipped."""
+    many_inputs = any("inputs" in problem for problem in problems.values())
+    # what a grade depends on: a row graded with other settings is graded again
+    settings = {"benchmark": name, "timeout": args.timeout or (20.0 if many_inputs else 3.0),
+                "problems": hashlib.sha256(json.dumps(problems).encode()).hexdigest()[:8]}
+    rows = graded_rows(results, samples, settings) if args.resume else []
     remaining = samples[len(rows):]
     pairs = [(problems[sample["task_id"]], sample) for sample in remaining]
     if "test" in next(iter(problems.values())):
@@ -365,13 +383,13 @@ def grade_samples(name, samples, problems, results, args):
         for sample, grade in zip(remaining, progress):
             rows.append({**sample, **settings, **grade._asdict()})
             file.write(json.dumps(rows[-1]) + "\n")
-            file.flush()
+            file.flush()                    # so that an interrupted run can be resumed
     return rows
 
 
 def reason_kind(row):
-    """Why a graded sample failed: one of REASONS or, as a results file may hold anything, "other".
-    "passed" if it did not fail."""
+    """Why a graded sample failed: one of REASONS, "other" for whatever else a results file may say,
+    or "passed"."""
     if row["passed"]:
         return "passed"
     kind = row["reason"].split(":")[0]
@@ -384,70 +402,75 @@ def printable(text):
 
 
 def print_scores(name, rows, problems):
-    """Print pass@k with its interval and why samples failed -> scores."""
-    results, groups = {}, {}                # task_id or group -> whether each sample passed
+    """Print pass@k with its confidence interval, and why samples failed -> scores."""
+    by_problem = defaultdict(list)          # task_id -> whether each of its samples passed
+    by_group = defaultdict(list)            # the same for a language or level
     for row in rows:
-        results.setdefault(row["task_id"], []).append(row["passed"])
+        by_problem[row["task_id"]].append(row["passed"])
         group = problems[row["task_id"]].get("group")
         if group:
-            groups.setdefault(printable(group), []).append(row["passed"])
-    scores = {"samples": len(rows), "problems": len(results)}
+            by_group[printable(group)].append(row["passed"])
+    scores = {"samples": len(rows), "problems": len(by_problem)}
     one_line = "line" in next(iter(problems.values()))
-    fewest = min(map(len, results.values()))
+    fewest = min(map(len, by_problem.values()))
     for k in (1, 10, 100):
         if k > fewest:
             break
-        values = [pass_at_k(len(passed), sum(passed), k) for passed in results.values()]
+        values = [pass_at_k(len(passed), sum(passed), k) for passed in by_problem.values()]
         measure = "exact match" if one_line and k == 1 else f"pass@{k}"
         low, high = bootstrap(values)
         scores[measure] = sum(values) / len(values)
         print(f"{name} {measure}: {scores[measure]:.4f} (95 % between {low:.3f} and {high:.3f}, "
               f"{len(values)} problems)")
     if one_line:
-        scores["edit similarity"] = sum(
-            edit_similarity(first_line(row["completion"]), problems[row["task_id"]]["line"].strip())
-            for row in rows) / len(rows)
+        similarities = [edit_similarity(first_line(row["completion"]),
+                                        problems[row["task_id"]]["line"].strip()) for row in rows]
+        scores["edit similarity"] = sum(similarities) / len(rows)
         print(f"  edit similarity {scores['edit similarity']:.1f}")
     scores["reasons"] = dict(Counter(map(reason_kind, rows)).most_common())
     print("  " + ", ".join(f"{count} {reason}" for reason, count in scores["reasons"].items()))
-    scores["weak"] = sum(row["weak"] for row in rows)
+    scores["weak"] = sum(row["weak"] for row in rows)      # such a grade can be forged
     if scores["weak"]:
         print(f"  {scores['weak']} graded in one process with their test")
     if all(isinstance(row.get("stopped"), bool) for row in rows):
         scores["stopped"] = sum(row["stopped"] for row in rows) / len(rows)
         print(f"  {scores['stopped']:.0%} stopped by themselves")
-    scores.update({group: sum(passed) / len(passed) for group, passed in sorted(groups.items())})
-    if groups:
-        print("  " + ", ".join(f"{group} {scores[group]:.1%}" for group in sorted(groups)))
+    for group, passed in sorted(by_group.items()):
+        scores[group] = sum(passed) / len(passed)
+    if by_group:
+        print("  " + ", ".join(f"{group} {scores[group]:.1%}" for group in sorted(by_group)))
     return scores
 
 
 # ------------------------------------------------------------------------------------------------
 # Infilling: spans of each type in validation documents
 
-LONGEST_MIDDLE, WINDOW = 160, 600       # characters of a middle, and around it; not published; ours
+LONGEST_MIDDLE = 160        # characters; not published; ours
+WINDOW = 600                # characters from which a span is chosen; not published; ours
 
 
 def infilling_examples(documents, count=200):
-    """`count` examples of each span type from validation documents, always the same -> dicts with
-    span_type, prefix, middle, suffix, and python: whether it is Python."""
+    """Choose `count` examples of each span type from validation documents, always the same.
+
+    Returns dicts with span_type, prefix, middle, suffix, and python: whether it is Python.
+    """
     sizes = np.array([len(document["text"]) for document in documents], float)
     examples = []
     for span_type in SPAN_TYPES:
         rng = np.random.default_rng([0, *span_type.encode()])
         of_type = []
-        for _ in range(100 * count):        # empty and long middles do not count
+        for _ in range(100 * count):        # some attempts give no span, or one that is too long
             if len(of_type) == count:
                 break
-            i = rng.choice(len(documents), p=sizes / sizes.sum())
-            text = documents[i]["text"]
+            document = documents[rng.choice(len(documents), p=sizes / sizes.sum())]
+            text = document["text"]
             span = span_near(text, int(rng.integers(len(text))), span_type, rng)
             if span is None:
                 continue
             start, end = span
             if text[start:end].strip() and end - start <= LONGEST_MIDDLE:
-                python = (documents[i].get("language") == "python"
-                          or str(documents[i].get("path")).endswith(".py"))
+                python = (document.get("language") == "python"
+                          or str(document.get("path")).endswith(".py"))
                 of_type.append({"span_type": span_type, "prefix": text[:start], "python": python,
                                 "middle": text[start:end], "suffix": text[end:]})
         examples += of_type
@@ -457,11 +480,12 @@ def infilling_examples(documents, count=200):
 
 
 def span_near(text, position, span_type, rng):
-    """Choose a span in the lines from a position on, about WINDOW characters; None if they have
+    """Choose a span in the lines that follow a position, about WINDOW characters; None if they have
     none of that type."""
     first = text.rfind("\n", 0, position) + 1
     last = text.find("\n", first + WINDOW)
     window = text[first:last] if last >= 0 else text[first:]
+    # choose_span() would fall back to another type
     finder = {"block": block_spans, "arguments": argument_spans}.get(span_type)
     if finder and not finder(window):
         return None
@@ -470,7 +494,8 @@ def span_near(text, position, span_type, rng):
 
 
 def infilling_scores(example, text, stopped, text_tokens, middle_tokens):
-    """The measures of one infilled text, except for bits per byte."""
+    """The measures of one infilled text, except for bits per byte; `measure_infilling` explains
+    them. None where a measure does not apply."""
     copied = suffix_start(example["suffix"])
     parses = None
     if example["python"]:
@@ -484,59 +509,65 @@ def infilling_scores(example, text, stopped, text_tokens, middle_tokens):
 
 
 def measure_infilling(model, tokenizer, examples, path=None):
-    """Print how well a model infills, greedily, without the guard -> span type -> measure -> value.
+    """Print how well a model infills, greedily and without the guard of `infill`.
 
-    exact, %: the very same text; similar: mean edit similarity; parses, %: the whole Python file
-    with it; stops, %: by itself, within twice the tokens of the true middle and 16 more; runs on,
-    %: into the suffix; length: median of its length over that of the true middle; bits per byte of
-    the true middle and its <|endoftext|>. path: of a figure with three examples.
+    Returns span type -> measure -> value:
+    exact, %        the infilled text is the true middle
+    similar         mean edit similarity to the true middle
+    parses, %       the whole file parses with it (Python only)
+    stops, %        it ends by itself, within twice the tokens of the true middle and 16 more
+    runs on, %      it copies the start of the suffix
+    length          its length over that of the true middle, in tokens; the median
+    bits per byte   of the true middle and its <|endoftext|>
+    path: where to save a figure with three examples.
     """
     T = model.config.context_length
     end = tokenizer.special[ENDOFTEXT]
     middles = [tokenizer.encode(example["middle"])[:T // 2 - 1] + [end] for example in examples]
-    new = min(2 * max(map(len, middles)) + 16, T // 2)
+    new_tokens = min(2 * max(map(len, middles)) + 16, T // 2)
+    # only about T tokens of a long file fit, so it need not be encoded as a whole
     prompts = [infill_prompt(tokenizer, example["prefix"][-4 * T:], example["suffix"][:4 * T],
-                             T - new) for example in examples]
+                             T - new_tokens) for example in examples]
     started = time.monotonic()
-    completions = complete(model, tokenizer, prompts, new, stop_ids=stop_ids(tokenizer))
+    completions = complete(model, tokenizer, prompts, new_tokens, stop_ids=stop_ids(tokenizer))
     seconds = time.monotonic() - started
     bits = answer_bits(model, prompts, middles)
-    rows = {}                                                   # span type -> a row per example
-    tokens = 0
+    lengths = [len(tokenizer.encode(text)) for text, _ in completions]
+    rows = defaultdict(list)                # span type -> the measures of each example
     for i, (example, (text, stopped)) in enumerate(zip(examples, completions)):
-        text_tokens = len(tokenizer.encode(text))
-        tokens += text_tokens
-        row = infilling_scores(example, text, stopped, text_tokens, len(middles[i]) - 1)
+        row = infilling_scores(example, text, stopped, lengths[i], len(middles[i]) - 1)
         row |= {"bits": bits[i], "bytes": len(example["middle"].encode())}
-        rows.setdefault(example["span_type"], []).append(row)
+        rows[example["span_type"]].append(row)
     scores = {span_type: summary(rows_of_type) for span_type, rows_of_type in rows.items()}
+
+    print(f"infilling, {len(examples)} examples, {sum(lengths) / seconds:,.0f} tokens/s")
     names = list(dict.fromkeys(name for score in scores.values() for name in score))
-    print(f"infilling, {len(examples)} examples, {tokens / seconds:,.0f} tokens/s\n"
-          f"  {'':12}" + "".join(f"{name:>14}" for name in names))
+    table = [["", *names]]
     for span_type, score in scores.items():
         cells = [f"{score[name]:.2f}" if name in score else "-" for name in names]
-        print(f"  {span_type:12}" + "".join(f"{cell:>14}" for cell in cells))
+        table.append([span_type, *cells])
+    print_table(table)
     if path:
-        first = {}                                              # an example of each span type
+        shown = {}                          # span type -> its first example
         for example, (text, _) in zip(examples, completions):
-            first.setdefault(example["span_type"], (
+            shown.setdefault(example["span_type"], (
                 example["span_type"], example["prefix"], text, example["suffix"],
                 example["middle"]))
-        plot_infilling(list(first.values())[:3], path)
+        plot_infilling(list(shown.values())[:3], path)
     return scores
 
 
 def summary(rows):
-    """The measures of all examples of one span type."""
-    score = {}
+    """The measures of all examples of one span type, from the measures of each."""
+    scores = {}
     for name in rows[0]:
         values = [row[name] for row in rows if row[name] is not None]
-        if name == "length":
-            score[name] = statistics.median(values)
+        if name == "length":                # middles that never end would dominate the mean
+            scores[name] = statistics.median(values)
         elif name not in ("bits", "bytes") and values:
-            score[name] = sum(values) / len(values)
-    score["bits per byte"] = sum(row["bits"] for row in rows) / sum(row["bytes"] for row in rows)
-    return {name: round(value, 4) for name, value in score.items()}
+            scores[name] = sum(values) / len(values)
+    scores["bits per byte"] = sum(row["bits"] for row in rows) / sum(row["bytes"] for row in rows)
+    return {name: round(value, 4) for name, value in scores.items()}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -552,23 +583,26 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 def plant(tokenizer, haystack, length, depth, rng):
     """Hide a function in code -> (context with it, context without it, its body), as ids.
 
-    Both contexts end with the function's head, so that the body is due. Context and body have
-    `length` ids together; depth, from 0 to 1: where the function is.
+    Both contexts end with the first line of the function, so that its body should follow. Context
+    and body have `length` ids together. depth: where the function is, from 0 (start) to 1 (end).
     """
     first, second, argument = (rng.choice(words) for words in NEEDLE_WORDS)
     a, b, c = (rng.randrange(11, 990) for _ in range(3))
     head = f"\ndef {first}_{second}({argument}):\n"
     body = f"    {argument} = {argument} * {a} + {b}\n    return {argument} % {c}\n"
-    function, question, answer = map(tokenizer.encode, (head + body, head, body))
+    function = tokenizer.encode(head + body)
+    question = tokenizer.encode(head)
+    answer = tokenizer.encode(body)
     room = length - len(question) - len(answer)
     if room < len(function):
         raise InputError(f"needle: {length} tokens of context cannot hold a function of "
                          f"{len(function)} and be asked for it")
     start = rng.randrange(max(1, len(haystack) - room))
     code = haystack[start:start + room]
-    room_left = len(code) - len(function)
-    position = int(depth * room_left)
-    planted = code[:position] + function + code[position:room_left]
+    # the function replaces the end of the code, so that both contexts have the same length
+    shortened = code[:len(code) - len(function)]
+    position = int(depth * len(shortened))
+    planted = shortened[:position] + function + shortened[position:]
     return planted + question, code + question, answer
 
 
@@ -576,7 +610,7 @@ def measure_needle(model, tokenizer, documents, path, count=8):
     """Measure and plot how well planted functions are repeated, by depth and length -> scores.
 
     Two measures: the share of functions that greedy generation repeats exactly and, since small
-    models repeat none, the bits per byte that seeing the function saves on its body.
+    models repeat none, how many bits per byte of its body are saved by having seen the function.
     """
     T = model.config.context_length
     rng = random.Random(0)
@@ -591,28 +625,30 @@ def measure_needle(model, tokenizer, documents, path, count=8):
         raise InputError(f"{len(haystack)} tokens of code for a context of {T}: give more with "
                          "--text")
     needles = [plant(tokenizer, haystack, length, depth, rng)
-               for depth, length, _ in itertools.product(DEPTHS, lengths, range(count))]
-    planted, plain, answers = zip(*needles)
+               for depth in DEPTHS for length in lengths for _ in range(count)]
+    with_needle, without_needle, answers = zip(*needles)
     bodies = [tokenizer.decode(answer) for answer in answers]
-    bits_without = answer_bits(model, plain, answers)
-    bits_with = answer_bits(model, planted, answers)
-    saved = [(without - with_it) / len(body.encode())
-             for without, with_it, body in zip(bits_without, bits_with, bodies)]
-    completions = complete(model, tokenizer, planted, max(map(len, answers)) + 1, (),
+    bits_without = answer_bits(model, without_needle, answers)
+    bits_with = answer_bits(model, with_needle, answers)
+    saved = [(before - after) / len(body.encode())
+             for before, after, body in zip(bits_without, bits_with, bodies)]
+    completions = complete(model, tokenizer, with_needle, max(map(len, answers)) + 1, (),
                            stop_ids(tokenizer))
     repeated = [100.0 * text.startswith(body) for (text, _), body in zip(completions, bodies)]
     maps = {}                                           # measure -> depth x length
     for name, values in (("repeated, %", repeated), ("bits saved per byte", saved)):
         maps[name] = np.reshape(values, (len(DEPTHS), len(lengths), count)).mean(2).tolist()
-        print(f"{name} (rows: depth of the function, columns: tokens of context)\n        "
-              + "".join(f"{length:8}" for length in lengths))
+        print(f"{name} (rows: depth of the function, columns: tokens of context)")
+        table = [["", *map(str, lengths)]]
         for depth, row in zip(DEPTHS, maps[name]):
-            print(f"  {depth:6.0%}" + "".join(f"{value:8.2f}" for value in row))
+            table.append([f"{depth:.0%}", *(f"{value:.2f}" for value in row)])
+        print_table(table)
     name = "repeated, %" if any(repeated) else "bits saved per byte"
     plot_needle(name, maps[name], lengths, DEPTHS, path)
     print(f"written: {path}")
-    return {"repeated": sum(repeated) / len(repeated), "bits saved per byte": sum(saved)
-            / len(saved), "lengths": lengths, "depths": DEPTHS, "maps": maps}
+    return {"repeated": sum(repeated) / len(repeated),
+            "bits saved per byte": sum(saved) / len(saved),
+            "lengths": lengths, "depths": DEPTHS, "maps": maps}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -622,13 +658,13 @@ def measure_needle(model, tokenizer, documents, path, count=8):
 def read_documents(path):
     """The documents of a .jsonl file with a text field, or one document: the file's text."""
     path = Path(path)
-    documents = []
     if path.suffix != ".jsonl":
         return [{"text": normalize(read_text(path)), "path": path.name}]
+    documents = []
     for number, row in read_rows(path):
         try:
             text = normalize(row["text"])
-            text.encode()                       # no half surrogate pairs
+            text.encode()                       # fails for half a surrogate pair
         except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
             raise InputError(f'{path}, line {number}: expected {{"text": "..."}}') from None
         documents.append({**row, "text": text})
@@ -653,10 +689,10 @@ def save_scores(stem, scores, args):
     write_json(Path(f"{stem}.json"), {
         "scores": scores, "settings": settings, "python": platform.python_version(),
         "torch": torch.__version__})
-    rows = [f"| {part} | {name} | {value:.4g} |" for part, values in scores.items()
-            for name, value in values.items() if isinstance(value, (int, float))]
-    write_text(Path(f"{stem}.md"), "\n".join(["| benchmark | score | value |", "|---|---|---:|",
-                                             *rows]) + "\n")
+    table = ["| benchmark | score | value |", "|---|---|---:|"]
+    table += [f"| {benchmark} | {name} | {value:.4g} |" for benchmark, values in scores.items()
+              for name, value in values.items() if isinstance(value, (int, float))]
+    write_text(Path(f"{stem}.md"), "\n".join(table) + "\n")
     print(f"written: {stem}.json and .md")
 
 
@@ -671,7 +707,7 @@ def parse_args():
     add("--problems", help="the benchmark's file, .jsonl or .jsonl.gz")
     add("--samples", type=Path, help="for score: .jsonl with task_id and completion (or solution: "
         "a whole program)")
-    add("--resume", action="store_true", help="keep what an interrupted run has generated, graded")
+    add("--resume", action="store_true", help="continue an interrupted run")
     add("--limit", type=int, help="only the first problems")
     add("--n", type=int, default=1, help="samples per problem (default: 1)")
     add("--temperature", type=float, default=0.0, help="default: 0, greedy")
@@ -705,7 +741,7 @@ def score(args):
     if not args.samples or args.benchmark in (None, "infilling", "needle"):
         raise InputError("score needs --samples and the --benchmark that they answer")
     if args.limit:
-        raise InputError("score: all samples of the file are graded; --limit is for a model's own")
+        raise InputError("score: all samples of the file are graded; leave out --limit")
     problems = find_problems(args.benchmark, args.problems)
     samples = read_samples(args.samples, problems)
     print_layers(problems, args)
@@ -716,7 +752,7 @@ def score(args):
 
 
 def print_layers(problems, args):
-    """Print the layers of the sandbox, if these problems ask for programs -> their names."""
+    """Print the layers of the sandbox, if answers to these problems are programs -> their names."""
     if "test" not in next(iter(problems.values())):
         return []
     with contextlib.closing(Sandbox(args.weak_sandbox)) as sandbox:
@@ -727,13 +763,13 @@ def print_layers(problems, args):
 def ask_and_grade(model, tokenizer, name, problems, stem, args):
     """Let a model solve the problems of a benchmark, and grade its samples -> scores.
 
-    Samples and grades go to the file {stem}.jsonl.
+    Samples and grades are written to the file {stem}.jsonl.
     """
     benchmark = benchmarks()["benchmarks"][name]
     prompt = benchmark.get("chat prompt" if args.chat else "prompt")
     if not prompt:
         raise InputError(f"{name} has no prompt for --chat")
-    layers = print_layers(problems, args)
+    layers = print_layers(problems, args)   # before generating: without a sandbox, stop at once
     cache = Path(f"{stem}.batches.jsonl")
     if not args.resume:
         cache.unlink(missing_ok=True)
@@ -742,6 +778,8 @@ def ask_and_grade(model, tokenizer, name, problems, stem, args):
     rows = grade_samples(name, samples, problems, Path(f"{stem}.jsonl"), args)
     cache.unlink(missing_ok=True)
     scores = {**print_scores(name, rows, problems), "layers": layers}
+
+    # the report's score, if this is a model of a published size, asked in the same way
     sizes = benchmarks()["sizes"]
     parameters = parameter_count(model)
     reported = benchmark.get("reported chat" if args.chat else "reported")
@@ -769,9 +807,13 @@ def main():
     if args.benchmark:
         names = [args.benchmark]
     elif args.text:
-        names = []
+        names = []                                              # only bits per byte
+    elif args.chat:
+        names = ["ladder"]
     else:
-        names = ["ladder"] if args.chat else ["infilling", "ladder"]
+        names = ["infilling", "ladder"]
+
+    # read all input before the model is loaded, so that mistakes are reported at once
     folder = args.model or newest_model(args.out)
     documents = []
     if not args.benchmark or args.benchmark in ("infilling", "needle"):
@@ -779,9 +821,7 @@ def main():
     problems = {name: find_problems(name, args.problems, args.limit) for name in names
                 if name not in ("infilling", "needle")}
     model, tokenizer = load(folder, args.device or default_device())
-    dtype = str(model.head.dtype).removeprefix("torch.")
-    print(f"{folder} on {model.head.device} in {dtype} ({model.dtype_reason}); "
-          + choose_attention(model, "auto", model.config.context_length))
+    print_model(folder, model)
     scores = {}
     if not args.benchmark:
         scores["bits per byte"] = measure_bits(model, tokenizer, documents, folder)
@@ -797,8 +837,8 @@ def main():
             scores[name] = measure_needle(model, tokenizer, documents, f"{stem}.png")
         elif name == "infilling":
             examples = infilling_examples(documents, args.limit or 200)
-            for span_type, values in measure_infilling(model, tokenizer, examples,
-                                                       f"{stem}.png").items():
+            by_span_type = measure_infilling(model, tokenizer, examples, f"{stem}.png")
+            for span_type, values in by_span_type.items():
                 scores[f"infilling, {span_type}"] = values
         else:
             scores[name] = ask_and_grade(model, tokenizer, name, problems[name], stem, args)

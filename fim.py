@@ -1,12 +1,12 @@
 """Fill-in-the-middle (FIM): training examples from documents, and infilling inside a file.
 
-A document is split into prefix, middle and suffix, and the middle is moved to the end. This way a
-model that only ever predicts the next token learns to write a middle that fits both sides (report,
-figure 3). The prompt ends with <|fim_middle|>; the model writes the rest:
+A document is split into prefix, middle and suffix, and the middle is moved to the end. A model that
+predicts one token after the other thus learns to write a middle that fits both sides (report,
+figure 3). At inference the prompt ends with <|fim_middle|>, and the model writes the rest:
 
     <|fim_prefix|>{prefix}<|fim_suffix|>{suffix}<|fim_middle|>{middle}<|endoftext|>
 
-Infilling in a repository puts other files in front (figure 4):
+In a repository, other files come first (figure 4):
 
     <|repo_name|>{repository}
     <|file_sep|>{path of another file}
@@ -14,16 +14,15 @@ Infilling in a repository puts other files in front (figure 4):
     <|file_sep|>{path}
     <|fim_prefix|>{prefix}<|fim_suffix|>{suffix}<|fim_middle|>{middle}<|endoftext|>
 
-Generation stops at <|endoftext|>, and also at <|fim_prefix|>, <|fim_suffix|>, <|fim_pad|>,
-<|repo_name|>, <|file_sep|>, <|im_end|> and all other special tokens, since none of them is text.
+Generation stops at <|endoftext|> or any other special token, since none of them is text.
 
-This file knows spans, formats and infilling. Which documents become FIM examples and how they are
-packed is in data.py, training in pretrain.py.
+This file is about spans, formats and infilling. data.py decides which documents become FIM examples
+and packs them; pretrain.py trains on them.
 
     python fim.py show FILE          # an excerpt with each type of span and in each format
     python fim.py FILE --line 12     # rewrite line 12 of FILE with the newest model in out/
-    python fim.py FILE               # fill the place marked <FILL>; a few seconds
-    python fim.py FILE --line 12 --column 9 --repo DIR      # at a cursor, with other files
+    python fim.py FILE               # replace the mark <FILL> in FILE; a few seconds
+    python fim.py FILE --line 12 --column 9 --repo DIR      # at a cursor, given other files
 
 Read first: fim_document, choose_span, block_spans, argument_spans, fim_ids, infill
 """
@@ -31,7 +30,6 @@ Read first: fim_document, choose_span, block_spans, argument_spans, fim_ids, inf
 import argparse
 import re
 import sys
-import textwrap
 import unicodedata
 from pathlib import Path
 
@@ -39,7 +37,7 @@ import numpy as np
 import regex
 
 from model import check_vocabulary, choose_attention, default_device, generate, load_model
-from support.editor import FILL, relevant_files, split_at_cursor
+from support.editor import FILL, repository_at_cursor, split_at_cursor
 from support.files import InputError, read_text, run
 from tokenizer import ENDOFTEXT, PATTERN, TextStream, Tokenizer
 
@@ -54,7 +52,7 @@ MAX_WORDS = 16              # in a span of type words; not published; ours
 EMPTY = 0.01                # share of empty middles, of empty prefixes and of empty suffixes; ours
 FILES_SHARE = 0.5           # of a prompt, at most, for other files; not published; ours
 SUFFIX_SHARE = 0.25         # of a prompt, at least, for a long suffix; not published; ours
-# What goes around an infilled middle: green on a terminal, else brackets
+# Printed around an infilled middle: green on a terminal, else brackets
 LEFT, RIGHT = ("\x1b[1;32m", "\x1b[0m") if sys.stdout.isatty() else ("⟦", "⟧")
 
 # ------------------------------------------------------------------------------------------------
@@ -64,13 +62,13 @@ LEFT, RIGHT = ("\x1b[1;32m", "\x1b[0m") if sys.stdout.isatty() else ("⟦", "⟧
 def fim_document(text, rng):
     """Split a text at random -> (prefix, middle, suffix), each of which may be empty.
 
-    The span of the middle is chosen in characters, not tokens, because a cursor may be inside a
-    word (arXiv 2207.14255, section 3). rng: a numpy Generator.
+    The middle is chosen in characters, not tokens, because a cursor may be inside a token
+    (arXiv 2207.14255, section 3). rng: a numpy Generator.
     """
     shares = np.array(list(SPAN_TYPES.values()))
     span_type = rng.choice(list(SPAN_TYPES), p=shares / shares.sum())
     start, end = choose_span(text, span_type, rng)
-    # a model also has to insert nothing, and to write at the start and at the end of a file
+    # A model should also learn to insert nothing, and to write the start and the end of a file.
     uniform = rng.random()
     if uniform < EMPTY:
         end = start
@@ -84,61 +82,62 @@ def fim_document(text, rng):
 def choose_span(text, span_type, rng):
     """Choose a span of one of SPAN_TYPES in a text -> (start, end), in characters.
 
-    Where the text has none of that type, one of its FALLBACK type is chosen.
+    If the text has no span of that type, one of its FALLBACK type is chosen.
     """
     if span_type == "characters":
-        start, end = sorted(rng.integers(0, len(text) + 1, size=2).tolist())
-        return start, end
-    most = 1                                    # so many consecutive ones become one span
-    if span_type == "words":                    # as BPE sees them: no token crosses their borders
-        spans = [match.span() for match in regex.finditer(PATTERN, text)]
-        most = MAX_WORDS
-    elif span_type == "lines":                  # more than one in about half of the cases
-        spans = [match.span() for match in LINE.finditer(text)]
-        most = MAX_LINES if rng.random() < 0.5 else 1
+        return tuple(sorted(rng.integers(0, len(text) + 1, size=2).tolist()))
+    longest = 1                         # how many neighbouring units may form the span
+    if span_type == "words":            # in the sense of BPE, whose tokens never cross their ends
+        units = [match.span() for match in regex.finditer(PATTERN, text)]
+        longest = MAX_WORDS
+    elif span_type == "lines":          # often only one, as when an editor completes a line
+        units = [match.span() for match in LINE.finditer(text)]
+        longest = MAX_LINES if rng.random() < 0.5 else 1
     elif span_type == "block":
-        spans = block_spans(text)
+        units = block_spans(text)
     else:
-        spans = argument_spans(text)
-    if not spans:
+        units = argument_spans(text)
+    if not units:
         return choose_span(text, FALLBACK[span_type], rng)
-    first = rng.integers(len(spans))
-    last = min(first + rng.integers(most), len(spans) - 1)
-    start = spans[first][0]
-    end = spans[last][1]
+    first = rng.integers(len(units))
+    last = min(first + rng.integers(longest), len(units) - 1)
+    start, _ = units[first]
+    _, end = units[last]
     if span_type in ("lines", "block") and rng.random() < 0.5:
-        # without the indentation, which an editor may already have inserted
+        # Leave the indentation to the prefix: an editor may already have inserted it.
         start = end - len(text[start:end].lstrip())
     return start, end
 
 
-LINE = re.compile(r"^([^\S\n]*)\S.*", re.MULTILINE)         # with its indentation; not a blank line
+LINE = re.compile(r"^([^\S\n]*)\S.*", re.MULTILINE)         # not blank; [1]: its indentation
 
 
 def block_spans(text):
-    """The spans of all blocks: whole lines, indented deeper than the line above them.
+    """The spans of all blocks: whole lines that are indented deeper than the line above them.
 
-    This is a function body in Python as well as the lines between two braces: the closing brace is
-    back at the indentation of the line above. Blank lines are ignored.
+    In Python this is the body of a function, in C the lines between two braces, since the closing
+    brace is indented like the line above the block. Blank lines are ignored.
     """
     blocks = []
-    open_blocks = []                    # (indentation of the line above, start), the innermost last
-    indentation = None                  # of the previous line
-    end = 0                             # of the previous line
+    open_blocks = []                    # (indentation of the line above, start), innermost last
+    previous_indentation = float("inf")         # so that the first line opens no block
+    previous_end = 0
     for line in LINE.finditer(text):
-        above = indentation
         indentation = len(line[1].expandtabs())
+        # this line closes all blocks that it is not deep enough for
         while open_blocks and indentation <= open_blocks[-1][0]:
             _, start = open_blocks.pop()
-            blocks.append((start, end))
-        if above is not None and indentation > above:
-            open_blocks.append((above, line.start()))
-        end = line.end()
-    return blocks + [(start, end) for _, start in open_blocks]
+            blocks.append((start, previous_end))
+        if indentation > previous_indentation:
+            open_blocks.append((previous_indentation, line.start()))
+        previous_indentation = indentation
+        previous_end = line.end()
+    return blocks + [(start, previous_end) for _, start in open_blocks]
 
 
-# A string on one line, a bracket after a name (or after a Rust macro, as in println!), any other
-# bracket. A quote after a letter, "&" or "<" is an apostrophe or a Rust lifetime.
+# Three things to tell apart: a string on one line, whose brackets do not count; an opening bracket
+# after a name (or a Rust macro, as in println!), which begins arguments; any other bracket. A quote
+# after a letter, "&" or "<" is an apostrophe or a Rust lifetime and begins no string.
 BRACKET = re.compile(r'"(?:[^"\\\n]|\\.){0,200}"'
                      r"|(?<![\w&<])[bBfFrRuU]{0,2}'(?:[^'\\\n]|\\.){0,200}'"
                      r"|\w!?\(|[()\[\]{}]")
@@ -148,16 +147,16 @@ CLOSING = {"(": ")", "[": "]", "{": "}"}
 def argument_spans(text):
     """The spans of all arguments: what a balanced pair of parentheses after a name encloses.
 
-    Brackets in strings do not count. A bracket that closes none of the open ones (there may be one
-    in a comment) is a sign that something was misread, so all open ones are forgotten.
+    If a closing bracket does not match (a comment may hold any), it is unclear which of the open
+    brackets were misread, so all of them are given up.
     """
     arguments = []
-    open_brackets = []                  # (closing bracket, start of the arguments or None)
+    open_brackets = []                  # (its closing bracket, start of the arguments or None)
     for match in BRACKET.finditer(text):
-        bracket = match[0][-1]
+        bracket = match[0][-1]          # a quote, if the match is a string
         if bracket in CLOSING:
-            start = match.end() if len(match[0]) > 1 else None
-            open_brackets.append((CLOSING[bracket], start))
+            has_name = len(match[0]) > 1
+            open_brackets.append((CLOSING[bracket], match.end() if has_name else None))
         elif bracket in ")]}":
             if not open_brackets or open_brackets[-1][0] != bracket:
                 open_brackets.clear()
@@ -173,14 +172,14 @@ def argument_spans(text):
 
 
 def fim_ids(tokenizer, prefix_ids, suffix_ids, middle_ids=()):
-    """The file format, without the final <|endoftext|>. The three parts were encoded separately:
-    at a cursor nobody knows what follows."""
+    """The file format, without the final <|endoftext|>. The three parts must have been encoded
+    separately, because at inference the middle is unknown when the others are encoded."""
     prefix, middle, suffix = (tokenizer.special[name] for name in (PREFIX, MIDDLE, SUFFIX))
     return [prefix, *prefix_ids, suffix, *suffix_ids, middle, *middle_ids]
 
 
 def repository_ids(tokenizer, name, files, path):
-    """The repository format up to the path of the last file, whose text or `fim_ids` follow.
+    """The repository format up to the path of the last file, whose text or `fim_ids` come next.
 
     files: (path, text) of the files before it.
     """
@@ -191,8 +190,8 @@ def repository_ids(tokenizer, name, files, path):
 
 
 def normalize(text):
-    """Unicode NFC, "\\n" line ends and no byte order mark, so that offsets in characters are the
-    same before and after encoding, and no line end is split between prefix and suffix."""
+    """Unicode NFC, "\\n" line ends and no byte order mark. Offsets in characters are then the same
+    before and after encoding, and no line end is split between prefix and suffix."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     return unicodedata.normalize("NFC", text)
 
@@ -205,17 +204,18 @@ def infill(model, tokenizer, prefix, suffix, max_new_tokens=64, guard=True, on_t
            name="", path="", **sampling):
     """The middle that the model writes between prefix and suffix; greedy by default.
 
-    It ends at a special token and, with guard, where the model begins to copy the suffix or has
-    written the same text three times in a row. on_text(text) is called with each new part of it.
-    files, name and path: as in `infill_prompt`. InputError: no room for a prompt.
+    It ends at a special token and, with guard, where the model starts to copy the suffix or has
+    written the same tokens three times in a row. on_text(text) is called with each new piece of
+    text. files, name and path: as in `infill_prompt`. InputError: no room for a prompt.
     """
     room = model.config.context_length - max_new_tokens
     if room < 4:
         raise InputError(f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a "
                          f"context of {model.config.context_length}")
     prompt = infill_prompt(tokenizer, prefix, suffix, room, files=files, name=name, path=path)
-    copied = suffix_start(normalize(suffix)) if guard else ""
-    stream = TextStream(tokenizer, [copied] if copied else [])
+    stop_text = suffix_start(normalize(suffix)) if guard else ""
+    # holds text back as long as it may be the start of stop_text, or half of a character
+    stream = TextStream(tokenizer, [stop_text] if stop_text else [])
     texts = []
 
     def add(text):
@@ -231,28 +231,31 @@ def infill(model, tokenizer, prefix, suffix, max_new_tokens=64, guard=True, on_t
 
 
 def infill_prompt(tokenizer, prefix, suffix, room, files=(), name="", path=""):
-    """A prompt of at most `room` ids. What is far from the cursor is left out.
+    """A prompt of at most `room` ids. Text far from the cursor is left out.
 
     files: (path, text) of other files of the repository, the most relevant last; as many of them as
     fit in FILES_SHARE of the room come first. name: of the repository; path: of the file.
     """
-    before, included = [], []
+    repository = []                         # the ids before the file
+    included = []
     for other_path, text in reversed(files):
-        candidates = [(other_path, normalize(text)), *included]
-        ids = repository_ids(tokenizer, name, candidates, path)
+        more = [(other_path, normalize(text)), *included]
+        ids = repository_ids(tokenizer, name, more, path)
         if len(ids) <= room * FILES_SHARE:
-            before, included = ids, candidates
+            repository = ids
+            included = more
     prefix_ids, suffix_ids = shorten(tokenizer.encode(normalize(prefix)),
                                      tokenizer.encode(normalize(suffix)),
-                                     room - len(before) - 3)        # three special tokens
-    return before + fim_ids(tokenizer, prefix_ids, suffix_ids)
+                                     room - len(repository) - 3)    # three special tokens
+    return repository + fim_ids(tokenizer, prefix_ids, suffix_ids)
 
 
 def shorten(prefix_ids, suffix_ids, room):
     """Shorten both to `room` ids: the prefix loses its start, the suffix its end."""
-    suffix_room = max(int(room * SUFFIX_SHARE), room - len(prefix_ids))
-    suffix_ids = suffix_ids[:suffix_room]
-    return prefix_ids[max(0, len(prefix_ids) - (room - len(suffix_ids))):], suffix_ids
+    # the suffix gets what the prefix leaves free, but at least its share
+    suffix_ids = suffix_ids[:max(int(room * SUFFIX_SHARE), room - len(prefix_ids))]
+    excess = len(prefix_ids) + len(suffix_ids) - room
+    return prefix_ids[max(0, excess):], suffix_ids
 
 
 def stop_ids(tokenizer):
@@ -262,9 +265,9 @@ def stop_ids(tokenizer):
 
 def suffix_start(suffix):
     """The start of the suffix, used as a stop string: up to the end of its second nonblank line.
-    "" if these lines have fewer than four words, which a middle may well contain itself."""
-    lines = list(re.finditer(r".*\S.*\n", suffix))[:2]
-    start = suffix[:lines[1].end()] if len(lines) == 2 else ""
+    "" if these lines have fewer than four words: a middle may contain such lines itself."""
+    lines = list(re.finditer(r".*\S.*\n", suffix))
+    start = suffix[:lines[1].end()] if len(lines) > 1 else ""
     return start if len(start.split()) > 3 else ""
 
 
@@ -283,13 +286,20 @@ def load(folder_or_hub_name, device=None, dtype="auto"):
     return model, tokenizer
 
 
+def print_model(folder, model):
+    """Choose an attention implementation, and print where and how the model runs, with reasons."""
+    attention = choose_attention(model, "auto", model.config.context_length)
+    dtype = str(model.head.dtype).removeprefix("torch.")
+    print(f"{folder} on {model.head.device} in {dtype} ({model.dtype_reason}), {attention}")
+
+
 def newest_model(out, stages=("dpo", "sft", "repository", "pretrain")):
-    """The folder of the first of these stages that is finished. The default: the last stage."""
+    """The folder of the first of these stages that is finished. By default the last stage wins."""
     for stage in stages:
         if (Path(out) / stage / "config.json").exists():
             return Path(out) / stage
-    before = "sft" if stages == ("sft",) else "pretrain"
-    raise InputError(f"{out}: no finished model of {' or '.join(stages)}; run `python {before}.py` "
+    script = "sft" if stages == ("sft",) else "pretrain"
+    raise InputError(f"{out}: no finished model of {' or '.join(stages)}; run `python {script}.py` "
                      "first, or name a model")
 
 
@@ -299,22 +309,23 @@ def newest_model(out, stages=("dpo", "sft", "repository", "pretrain")):
 
 def show(path):
     """Print an excerpt of a file with a span of each type, and in both formats."""
-    text = normalize(read_text(path))
-    excerpt = "\n".join(text.split("\n")[:16])
-    for start, end in block_spans(text):            # better: a block with the line above it
-        if 4 < text[start:end].count("\n") < 16:
-            excerpt = text[text.rfind("\n", 0, max(start - 1, 0)) + 1:end] + "\n"
+    source = normalize(read_text(path))
+    text = "\n".join(source.split("\n")[:16])
+    for start, end in block_spans(source):          # better: a block with the line above it
+        if 4 < source[start:end].count("\n") < 16:
+            line_above = source.rfind("\n", 0, start - 1) + 1
+            text = source[line_above:end] + "\n"
             break
-    text = textwrap.dedent(excerpt)
     rng = np.random.default_rng(0)
     for span_type, share in SPAN_TYPES.items():
         start, end = choose_span(text, span_type, rng)
-        print(f"--- {span_type}: {share:.0%} of the examples\n"
-              f"{text[:start]}{LEFT}{text[start:end]}{RIGHT}{text[end:]}")
+        print(f"--- {span_type}: {share:.0%} of the examples")
+        print(f"{text[:start]}{LEFT}{text[start:end]}{RIGHT}{text[end:]}")
     middle = f"{LEFT}{text[start:end]}{RIGHT}{ENDOFTEXT}"
     example = f"{PREFIX}{text[:start]}{SUFFIX}{text[end:]}{MIDDLE}{middle}"
-    print(f"--- file format\n{example}\n--- repository format\n{REPO_NAME}my-project\n"
-          f"{FILE_SEP}other.py\nX = 1\n\n{FILE_SEP}{Path(path).name}\n{example}")
+    print(f"--- file format\n{example}")
+    print(f"--- repository format\n{REPO_NAME}my-project\n{FILE_SEP}other.py\nX = 1\n")
+    print(f"{FILE_SEP}{Path(path).name}\n{example}")
 
 
 def parse_args():
@@ -324,13 +335,12 @@ def parse_args():
     add("file", type=Path, help=f"a source file, with a {FILL} mark or with --line")
     add("--line", type=int, help="the line to rewrite, from 1")
     add("--column", type=int, help="insert at this column of the line, from 1; replace nothing")
-    add("--repo", type=Path, metavar="DIR", help="put its most relevant files in front")
+    add("--repo", type=Path, metavar="DIR", help="add its most relevant files to the prompt")
     add("--model", help="checkpoint folder or hub name (default: newest in --out)")
     add("--out", default="out", help="root folder of the stages (default: out)")
-    add("--max-new-tokens", type=int, default=64, help="longest middle (default: 64 tokens)")
+    add("--max-new-tokens", type=int, default=64, help="length of the middle (default: 64)")
     add("--temperature", type=float, default=0.0, help="0 (default): always the likeliest token")
-    add("--no-guard", action="store_true",
-        help="do not stop when the model repeats itself or the suffix")
+    add("--no-guard", action="store_true", help="let the model repeat itself or the suffix")
     add("--seed", type=int, default=0, help="for temperature > 0 (default: 0)")
     add("--device", default=default_device(), help="default: %(default)s")
     args = parser.parse_args()
@@ -347,22 +357,17 @@ def main():
             raise InputError("expected: python fim.py show FILE")
         return show(sys.argv[2])
     args = parse_args()
-    text = read_text(args.file).removeprefix("\ufeff")          # editors do not count it
+    text = read_text(args.file).removeprefix("\ufeff")          # no column in an editor
     prefix, truth, suffix = split_at_cursor(text, args.file, args.line, args.column)
     folder = args.model or newest_model(args.out)
     model, tokenizer = load(folder, args.device)
     repository = {}
     if args.repo:
-        files = relevant_files(args.repo, args.file, prefix, suffix)
-        root, path = args.repo.resolve(), args.file.resolve()
-        path = path.relative_to(root) if path.is_relative_to(root) else args.file
-        repository = {"files": files, "name": root.name, "path": path.as_posix()}
-        print("other files in front, as far as there is room, the most relevant last: "
-              + (", ".join(name for name, _ in files) or "none"))
-    attention = choose_attention(model, "auto", model.config.context_length)
-    dtype = str(model.head.dtype).removeprefix("torch.")
-    print(f"{folder} on {args.device} in {dtype} ({model.dtype_reason}), {attention}\n")
-    print("\n".join(prefix.split("\n")[-12:]) + LEFT, end="", flush=True)
+        repository = repository_at_cursor(args.repo, args.file, prefix, suffix)
+        print("other files in the prompt, as far as there is room, the most relevant last: "
+              + (", ".join(name for name, _ in repository["files"]) or "none"))
+    print_model(folder, model)
+    print("\n" + "\n".join(prefix.split("\n")[-12:]) + LEFT, end="", flush=True)
     infill(model, tokenizer, prefix, suffix, args.max_new_tokens, guard=not args.no_guard,
            on_text=lambda text: print(text, end="", flush=True), seed=args.seed,
            temperature=args.temperature, **repository)

@@ -1,21 +1,19 @@
 """Supervised fine-tuning: from a model that completes code to one that answers requests.
 
-Section 4 of the report. Conversations are built from a grammar of small tasks and from code on
-disk, read from files, or written by an LLM teacher. A checklist scores them, and answers that can
-be run are run. Training goes from coarse to fine: first on all conversations, then on those that
-score best (the report: from many samples of low quality to those chosen by rejection sampling).
-The loss is taken on answers only (not published; ours), and some sequences are fill-in-the-middle,
-as in the report, so that the model does not forget it.
-
-The training loop is in pretrain.py. The tasks are in support/tasks.py, the formats of users' files
-in support/chats.py; preferences are the subject of dpo.py.
+Section 4 of the report. Conversations come from a grammar of small tasks, from code on disk, from
+files, or from an LLM teacher. A checklist scores them, and answers with examples are run. Training
+goes from coarse to fine: first on all conversations, then on those with the best scores (in the
+report: from many samples of low quality to those selected by rejection sampling). The loss is taken
+on answers only (not published; ours). Some sequences are fill-in-the-middle, as in the report, so
+that the model does not forget it. The training loop is in pretrain.py, the tasks are in
+support/tasks.py, the formats of users' files in support/chats.py, and preferences in dpo.py.
 
     python sft.py                       # build, train, measure; 5 to 13 minutes on 2 CPU cores
     python sft.py --chat                # talk with the newest model
-    python sft.py --build               # only out/instructions: conversations, scores, a figure
+    python sft.py --build               # only make the conversations: out/instructions
     python sft.py --data FILE           # with your own conversations (JSON or JSON Lines)
-    python sft.py --data FILE --only-data                   # with nothing but your own
-    python sft.py --teacher http://localhost:8000/v1        # with some written by a larger model
+    python sft.py --data FILE --only-data                   # with your own conversations only
+    python sft.py --teacher http://localhost:8000/v1        # a larger model writes some of them
 
 Read first: chat_ids, packed_sequence, Packing, ConversationBatches, train_stage
 """
@@ -69,7 +67,7 @@ FIM_SHARE = 0.3             # of the sequences; the report's "small part" is not
 def chat_ids(tokenizer, messages, tools=None, last_turn=False, published_mask=False):
     """A conversation in ChatML -> (ids, learned): learned[i] tells whether ids[i] is a target.
 
-    Targets are what the assistant says and the <|im_end|> after it: in every turn without
+    Targets are the text of the assistant and the <|im_end|> after it, in every turn without
     "weight": 0, or with last_turn in the last turn only. published_mask: as in the released script,
     the <|im_start|>, <|im_end|> and line feeds of all turns are targets, too.
     """
@@ -80,16 +78,16 @@ def chat_ids(tokenizer, messages, tools=None, last_turn=False, published_mask=Fa
     previous = None                         # the special token before this part, if it is one
     for text, is_special, role in tokenizer.chat_parts(messages, tools):
         marker = text if is_special else None
-        if marker == "<|im_start|>":
-            learn_turn = role == "assistant" and next(learn_turns)      # what follows
+        if marker == "<|im_start|>":        # a turn begins
+            learn_turn = role == "assistant" and next(learn_turns)
             is_target = published_mask
-        elif previous == "<|im_start|>":    # "assistant\n", or another role with all it says
+        elif previous == "<|im_start|>":    # "assistant\n", or another role and all of its text
             is_target = False
         elif marker == "<|im_end|>":        # this is how the model learns to stop
             is_target = learn_turn or published_mask
         elif previous == "<|im_end|>":      # the line feed between two turns
             is_target = published_mask
-        else:                               # what the assistant says, tool calls included
+        else:                               # the text of the assistant, tool calls included
             is_target = learn_turn
         previous = marker
         part = tokenizer.encode(text, allow_special=is_special)
@@ -115,7 +113,7 @@ def answer_stop_ids(tokenizer):
 
 
 def packed_sequence(encoded, T, end):
-    """Put conversations, as (ids, learned), one after another into a sequence -> input_ids, targets
+    """Conversations, each as (ids, learned), one after another in a sequence -> input_ids, targets
     and document_starts, (T,) each. Like documents, they do not attend to one another."""
     sequence = Sequence()
     for ids, learned in encoded:
@@ -129,8 +127,8 @@ def packed_sequence(encoded, T, end):
 class Packing:
     """packing[i]: which conversations are in sequence i of an endless run over all of them.
 
-    Each epoch has its own random order. A sequence takes from the next WAITING conversations every
-    one that still fits, so little room is wasted, and no conversation is cut.
+    Each epoch has its own random order. A sequence takes every one of the next WAITING
+    conversations that still fits, so there is little padding, and no conversation is cut.
     """
 
     WAITING = 64
@@ -138,7 +136,7 @@ class Packing:
     def __init__(self, lengths, T, seed, name):
         self.lengths, self.T = lengths, T
         self.seed, self.name = seed, name
-        self.sequences = []                 # of all epochs that were packed so far
+        self.sequences = []                 # of the epochs that were packed so far
         self.epoch = 0
 
     def __getitem__(self, index):
@@ -158,8 +156,8 @@ class Packing:
 
 
 def best_conversations(conversations):
-    """The indices of the FINE best-scored conversations of each kind, so that no kind is lost: of
-    each source, and with a system message or without. conversations: sorted by score."""
+    """The indices of the best conversations (FINE of them), sorted by score before. They are chosen
+    within each source, with and without a system message apart, so that none of these is lost."""
     kinds = defaultdict(list)
     for i, conversation in enumerate(conversations):
         kinds[conversation["source"], conversation["messages"][0]["role"]].append(i)
@@ -187,7 +185,8 @@ class ConversationBatches(Batches):
 
     def sequence(self, index):
         """Sequence `index` of the run, a pure function of the seed and the index."""
-        # with a share of 0.3 these are 0 0 0 0 1 1 1 2 2 2 3: where it rises, FIM is next
+        # With a share of 0.3, the numbers of FIM sequences before 0, 1, 2, ... are
+        # 0 0 0 0 1 1 1 2 2 2 3: where the number rises next, this sequence is FIM.
         fim_before = int(index * self.fim_share)
         if int((index + 1) * self.fim_share) > fim_before:
             return super().sequence(fim_before)
@@ -204,7 +203,7 @@ class ConversationBatches(Batches):
 
 
 def encode_conversations(conversations, tokenizer, args):
-    """The conversations to train on, and the (ids, learned) of each. Says what is left out."""
+    """The conversations to train on, and the (ids, learned) of each. Prints what is left out."""
     usable, encoded, too_long = [], [], 0
     for conversation in conversations:
         ids, learned = chat_ids(tokenizer, conversation["messages"], conversation["tools"],
@@ -261,7 +260,7 @@ SYSTEM = "You are an intelligent programming assistant to produce Python algorit
 REQUEST = "Can you complete the following Python function?\n```python\n{prompt}\n```\n"
 TASKS = 8000                # conversations from the task grammar
 FUNCTIONS = 750             # conversations about functions on disk
-SNIPPET_TOKENS = 1024       # that an LLM teacher is shown (report, section 4.1)
+SNIPPET_TOKENS = 1024       # of a snippet for the LLM teacher (report, section 4.1)
 TEACHER_QUESTIONS = 200     # not published; ours
 TEACHER_ANSWERS = 3         # to each question, of which the best is kept; not published; ours
 TEMPLATES = {"write": "Write a Python function `{name}`: {summary}",
@@ -297,14 +296,15 @@ def task_conversations(seed):
 def code_conversations(documents, seed):
     """Functions on disk, each under one of four prompt templates: write, fix, explain, complete."""
     rng = random.Random(f"{seed} functions")
-    python = (document["text"] for document in documents if document["language"] == "python")
-    for name, summary, code in itertools.chain.from_iterable(map(documented_functions, python)):
+    functions = (function for document in documents if document["language"] == "python"
+                 for function in documented_functions(document["text"]))
+    for name, summary, code in functions:
         template = rng.choice(list(TEMPLATES))
         shown = code
         if template == "fix":
             shown = mutated(code, rng)
-            if shown in (None, code):
-                continue                                    # nothing to change in it
+            if shown in (None, code):                       # there is nothing to mutate
+                continue
         elif template == "complete":
             shown = "\n".join(code.split("\n")[:rng.randint(1, code.count("\n"))])
         question = TEMPLATES[template].format(name=name, summary=summary, code=shown)
@@ -330,14 +330,16 @@ def teacher_conversations(url, documents, tokenizer, seed):
         for question, answer, reply in zip(questions, answers, replies):
             conversation = new_conversation(question, answer, "teacher")
             scores = scores_in(reply, len(CHECKLIST))
-            if scores:                              # else checklist_scores() does it
+            if scores:                              # otherwise set_score() uses the checklist
                 conversation["scores"] = dict(zip(CHECKLIST, scores))
             yield conversation
 
 
 # ------------------------------------------------------------------------------------------------
-# Which answers are good?
+# Selecting conversations -> out/instructions
 
+FORMAT = 2                  # of out/instructions; an older one is refused
+KEPT_WITHOUT_CODE = 0.3     # share of the conversations without code; not published; ours
 # The items of the checklist (report, section 4.1); their weights are not published; ours
 CHECKLIST = {"consistency": 2, "relevance": 1, "difficulty": 2, "code exists": 1, "correctness": 3,
              "form": 1, "clarity": 1, "comments": 1, "easy to learn": 1}
@@ -354,26 +356,19 @@ def set_score(conversation):
 
 
 def verify(conversations, weak):
-    """Run the answers that show examples; those to tasks are right by construction. Sets `passed`,
-    unless an answer fails for another reason than a wrong value: it may lack code or time."""
-    pairs = []                              # of a conversation and its problem
+    """Run the answers that show examples, and set `passed` if the values they return are right or
+    wrong. Other failures decide nothing: an answer may only lack code of the question."""
+    chats, programs = [], []
     for chat in conversations:
-        if chat["source"] != "tasks":
-            before = all_text(chat["messages"][:-1])
-            problem = example_problem(last_answer(chat), before, code_block)
-            pairs += [(chat, problem)] if problem else []
-    programs = [(problem, code_block(last_answer(chat), problem["entry_point"]))
-                for chat, problem in pairs]
-    for (chat, _), grade in zip(pairs, grades(programs, weak=weak)):
+        if chat["source"] == "tasks":       # right by construction
+            continue
+        problem = example_problem(last_answer(chat), all_text(chat["messages"][:-1]), code_block)
+        if problem:
+            chats.append(chat)
+            programs.append((problem, code_block(last_answer(chat), problem["entry_point"])))
+    for chat, grade in zip(chats, grades(programs, weak=weak)):
         if grade.passed or grade.reason.startswith("wrong answer"):     # not an exception
             chat["passed"] = grade.passed
-
-
-# ------------------------------------------------------------------------------------------------
-# All conversations -> out/instructions
-
-FORMAT = 2                  # of the folder; an older one is refused
-KEPT_WITHOUT_CODE = 0.3     # share of the conversations without code; not published; ours
 
 
 def all_conversations(args, documents, tokenizer):
@@ -390,39 +385,37 @@ def all_conversations(args, documents, tokenizer):
 
 
 def build(args, tokenizer, settings):
-    """Make out/instructions: train.jsonl, the best last; pairs.jsonl, failed answers next to one
-    that passes, for dpo.py; scores.png; a manifest of what was dropped and why."""
+    """Make out/instructions: train.jsonl, sorted by score; pairs.jsonl for dpo.py, each an answer
+    that failed and one that passed; scores.png; a manifest of what was dropped and why."""
     documents = load_documents(args.out, "train")
     selection = Selection(*all_conversations(args, documents, tokenizer))
     selection.drop_duplicates()
     contamination = Contamination(default_benchmarks())
     selection.drop("contaminated", lambda chat: contamination.hit(all_text(chat["messages"])))
-    # the report drops most samples without code, which hurt its benchmarks
+    # the report drops most samples without code, which lowered its benchmark scores
     rng = random.Random(f"{args.seed} thinned")
     selection.drop("without code", lambda chat: chat["source"] != "file" and "```" not in
                    last_answer(chat) and rng.random() > KEPT_WITHOUT_CODE)
     verify(selection.conversations, args.weak_sandbox)
     failed = selection.drop("fails its tests", lambda chat: chat.get("passed") is False)
 
-    def rank(chat):
-        return chat.get("passed", False), chat["score"]
-
     # rejection sampling: of several answers to a question, keep the best
     best = {}
     for chat in selection.conversations:
         set_score(chat)
+        chat["language"] = answer_language(last_answer(chat))
+        chat["rank"] = (chat.get("passed", False), chat["score"])
         key = prompt_key(chat)
-        best[key] = max(best.get(key, chat), chat, key=rank)
+        if key not in best or chat["rank"] > best[key]["rank"]:
+            best[key] = chat
     selection.drop("another answer is better", lambda chat: chat["source"] != "file"
-                   and rank(chat) < rank(best[prompt_key(chat)]))
+                   and chat["rank"] < best[prompt_key(chat)]["rank"])
 
     conversations = sorted(selection.conversations, key=lambda chat: chat["score"])
     # a failed answer is still good for a preference pair
     pairs = [{"prompt": chat["messages"][:-1], "tools": chat.get("tools"),
               "chosen": last_answer(best[prompt_key(chat)]), "rejected": last_answer(chat)}
              for chat in failed if best.get(prompt_key(chat), {}).get("passed")]
-    for chat in conversations:
-        chat["language"] = answer_language(last_answer(chat))
     fields = ("messages", "tools", "source", "language", "passed", "scores", "score")
     rows = [{name: chat.get(name) for name in fields} for chat in conversations]
     with whole_folder(Path(args.out) / "instructions") as folder:
@@ -438,14 +431,14 @@ def build(args, tokenizer, settings):
 def prepare_corpus(args):
     """Make out/data as pretrain.py does, unless it exists: FIM needs its code."""
     if RANK == 0 and not (Path(args.out) / "data").exists():
-        say(f"{args.out}/data is missing and is made from {', '.join(DEFAULT_SOURCES)}; for other "
-            "code run `python data.py --source FOLDER` first")
+        say(f"making {args.out}/data from {', '.join(DEFAULT_SOURCES)}; for other code, run "
+            "`python data.py --source FOLDER` first")
         print_corpus(args.out, prepare_data(args.out, DEFAULT_SOURCES))
     barrier()
 
 
 def prepare_instructions(args, tokenizer):
-    """Make out/instructions unless it exists, print what is in it -> its conversations."""
+    """Make out/instructions unless it exists, print a summary -> its conversations."""
     prepare_corpus(args)
     folder = Path(args.out) / "instructions"
     settings = {"format": FORMAT, "data": file_hashes(args.data), "teacher": args.teacher,
@@ -469,8 +462,8 @@ SPANS = 50                  # of each type, to infill
 
 
 def solve(model, tokenizer, problems, weak, samples=1, **sampling):
-    """Answer problems and grade the answers -> for each problem a list of its samples, as (text,
-    stopped by itself, passed)."""
+    """Let the model answer problems and grade the answers -> for each problem a list of samples:
+    (text, stopped by itself, passed)."""
     template = benchmarks()["prompts"]["code chat"]
     prompts = [prompt_ids(model, tokenizer, template, problem) for problem in problems]
     answers = complete(model, tokenizer, prompts, ANSWER_TOKENS, template["stops"],
@@ -484,8 +477,8 @@ def solve(model, tokenizer, problems, weak, samples=1, **sampling):
 
 
 def measure(folder, args, device, samples=0):
-    """What a checkpoint can do -> {name: value, or a list of values, one per problem}. samples: of
-    each of some problems at temperature 0.8, for pass@k."""
+    """Measure a checkpoint -> {name: value, or a list with a value for each problem}. samples: how
+    often to answer some of the problems at temperature 0.8, for pass@k."""
     print(f"\nmeasuring {folder}")
     model, tokenizer = load(folder, device, dtype=None)     # as stored: comparable between runs
     validation = load_documents(args.out, "validation")
@@ -514,7 +507,7 @@ def measure(folder, args, device, samples=0):
 
 
 def table_cell(value, sign=""):
-    """A number, or the mean of a list and its 95 % interval. sign "+": also show that of gains."""
+    """A number, or the mean of a list and its 95 % interval; sign "+" marks gains with a plus."""
     if not isinstance(value, list):
         return f"{value:{sign}.2f}"
     low, high = bootstrap(value)
@@ -522,11 +515,11 @@ def table_cell(value, sign=""):
 
 
 def compare_models(before, after, args, device, samples=0):
-    """Print what two checkpoints can do and what was gained, and three answers of the second."""
+    """Print the scores of two checkpoints, what was gained, and three answers of the second."""
     old, new = (measure(folder, args, device, samples) for folder in (before, after))
     rows = [["", Path(before).name, Path(after).name, "gain"]]
     for name, value in new.items():
-        if isinstance(value, list):         # per problem, which narrows the interval
+        if isinstance(value, list):         # paired by problem, which narrows the interval
             gain = [b - a for a, b in zip(old[name], value)]
         else:
             gain = value - old[name]
@@ -583,12 +576,11 @@ def has_published_size(name):
 def main():
     parser = argparse.ArgumentParser(description="Fine-tune a Qwen2.5-Coder on conversations.")
     training_flags(parser)
-    parser.add_argument("--data", action="append", metavar="FILE", help="your own conversations: "
-                        "messages (OpenAI, ShareGPT), prompt and completion, or instruction, input "
-                        "and output (repeatable)")
+    parser.add_argument("--data", action="append", metavar="FILE", help="your own conversations, "
+                        "in the format of OpenAI, ShareGPT, Alpaca or TRL (repeatable)")
     parser.add_argument("--only-data", action=argparse.BooleanOptionalAction, help="learn from "
-                        "--data and --teacher only, without tasks and code on disk; --fim-share "
-                        "stays (default: only with a model of a published size)")
+                        "--data and --teacher, not from tasks and code on disk (default: only with "
+                        "a model of a published size); --fim-share applies all the same")
     parser.add_argument("--teacher", metavar="URL", help="an OpenAI-compatible server with an LLM "
                         "teacher that writes more conversations")
     parser.add_argument("--build", action="store_true", help="only make out/instructions")
@@ -602,11 +594,12 @@ def main():
     parser.add_argument("--weak-sandbox", action="store_true", help="run programs where the system "
                         "cannot lock them in, under resource limits alone")
     args = parser.parse_args()
-    build_only, chat_only = vars(args).pop("build"), vars(args).pop("chat")
+    build_only = vars(args).pop("build")
+    chat_only = vars(args).pop("chat")
     if not 0 <= args.fim_share < 1 or not args.temperature >= 0:
         raise InputError("--fim-share must be at least 0 and below 1, --temperature at least 0")
     if args.only_data and not args.data:
-        raise InputError("--only-data: there is nothing to learn from without --data FILE")
+        raise InputError("--only-data needs --data FILE: there is nothing else to learn from")
     if chat_only:
         return talk(args)
     vars(args).pop("temperature")

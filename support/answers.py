@@ -18,6 +18,7 @@ from support.functions import nodes_of, parse
 FENCE = re.compile(r"((?:[ \t>]|[-*+][ \t]|\d+[.)][ \t])*)(`{3,}|~{3,})[ \t]*([^`\n]*)\n?")
 PYTHON = re.compile(r"(?:i?python|py)[\d.]*|.*\.pyw?", re.IGNORECASE)       # solution.py, too
 MAX_PARSES = 50             # in search of the ends of the code blocks of one answer
+MAX_ENDS = 20               # fences that are tried as the end of one block
 Block = namedtuple("Block", "language code closed")
 
 # ------------------------------------------------------------------------------------------------
@@ -28,19 +29,14 @@ def fenced_blocks(text):
     """The code blocks of a Markdown text, in order.
 
     As in CommonMark, a block ends at a fence of the same character, at least as long, with nothing
-    after it. But it ends at a later fence if the text up to there is valid Python: the fences in
-    between are in a docstring. It also ends before a fence with a language if it is Python.
+    after it. But if the text up to another fence is valid Python, it ends there: fences in between
+    are in a docstring, and the answer may have opened the next block without closing this one.
     """
     text = text.replace("\r\n", "\n")
     text = re.sub(r"^([^`\n]*[^`\s])(`{3,}[ \t]*)$", r"\1\n\2", text, flags=re.M)   # return x```
     lines = re.findall(r".*\n|.+", text)
     fences = [FENCE.fullmatch(line) for line in lines]
     parses = 0
-
-    def code_of(margin, start, end):
-        margin = rf"^[ \t>]{{0,{len(margin)}}}"
-        return "".join(re.sub(margin, "", line) for line in lines[start:end])
-
     blocks = []
     start = 0
     while start < len(lines):
@@ -52,29 +48,33 @@ def fenced_blocks(text):
         language = re.search(r"[\w+#/-][\w.+#/-]*|$", info)[0]
         if language.lower() in ("markdown", "md"):          # around the whole answer: look inside
             continue
-
-        def ends(marks=marks, start=start):
-            return (i for i in range(start, len(lines))
-                    if fences[i] and fences[i][2].startswith(marks))
-
-        end = next((i for i in ends() if not fences[i][3].strip()), len(lines))
-        for candidate in [*itertools.islice(ends(), 20), len(lines)]:
+        ends = (i for i in range(start, len(lines)) if fences[i] and fences[i][2].startswith(marks))
+        ends = [*itertools.islice(ends, MAX_ENDS), len(lines)]
+        end = next(i for i in ends if i == len(lines) or not fences[i][3].strip())
+        for candidate in ends:
             if parses == MAX_PARSES:
                 break
             parses += 1
-            if parse(code_of(margin, start, candidate)):
+            if parse(without_margin(lines[start:candidate], margin)):
                 end = candidate
                 break
         closed = end < len(lines)
-        blocks.append(Block(language, code_of(margin, start, end), closed))
-        has_fence = closed and not fences[end][3].strip()   # else the next block starts there
-        start = end + 1 if has_fence else end
+        blocks.append(Block(language, without_margin(lines[start:end], margin), closed))
+        start = end
+        if closed and not fences[end][3].strip():           # else the next block starts there
+            start += 1
     return [block for block in blocks if block.code.strip()]
 
 
+def without_margin(lines, margin):
+    """The text of some lines, each without its margin, which may be shorter than that of others."""
+    margin_start = re.compile(rf"[ \t>]{{0,{len(margin)}}}")
+    return "".join(line[margin_start.match(line).end():] for line in lines)
+
+
 def is_python(block):
-    """Whether a block is labelled as Python or, without a label, has Python that does something:
-    a mere value may be the output of a program."""
+    """Whether a block is labelled as Python or, without a label, is Python that does something: a
+    value alone may be the output of a program."""
     if block.language:
         return bool(PYTHON.fullmatch(block.language))
     statements = [node for node in nodes_of(block.code) if isinstance(node, (ast.stmt, ast.Call))]
@@ -101,9 +101,10 @@ def names_of(code):
 def code_block(text, entry_point=None):
     """The program in a chat answer: the last code block that defines the entry point.
 
-    Without an entry point: any function or class. A closed block is preferred to one that was cut
-    off, Python to other languages. Earlier blocks that define what it lacks, such as imports, are
-    put in front. The answer may begin inside a block, or have none: then it is all of the text.
+    Without an entry point, the last that defines any function or class. Blocks that parse and are
+    closed, and blocks of Python, are preferred to others. Earlier blocks that define names which
+    the block lacks, such as imports, are put in front of it. The answer may begin inside a block;
+    if it has no block, it is a program as a whole.
     """
     definition = r"^(?:async def|def|class) \w"
     if entry_point:
@@ -117,20 +118,18 @@ def code_block(text, entry_point=None):
 
     if re.search(definition, text, re.MULTILINE) and parse(text):           # no Markdown at all
         return text
-    # the prompt may have opened a block already; of equally good readings the first is taken
+    # The prompt may have opened a block already, so there are two readings of the text. Take the
+    # one with the better block; if they are equally good, the second if it begins with a program.
     readings = [fenced_blocks(text), fenced_blocks("```\n" + text)]
     if readings[1] and names_of(readings[1][0].code)[0]:
         readings.reverse()
-    ranks, blocks = [], []
-    for reading in readings:
-        reading_ranks = [rank(block) for block in reading]
-        if max(reading_ranks, default=()) > max(ranks, default=()):
-            ranks, blocks = reading_ranks, reading
+    blocks = max(readings, key=lambda reading: max(map(rank, reading), default=()))
     if not blocks:
         return text
-    best = max(range(len(blocks)), key=lambda i: (ranks[i], i))             # of equals the last
+    best = max(range(len(blocks)), key=lambda i: (rank(blocks[i]), i))      # of equals the last
     program = blocks[best].code
     bound, read = names_of(program)
+    # Going backwards, a block that is put in front may itself need names of earlier ones.
     for block in reversed(blocks[:best]):
         block_bound, block_read = names_of(block.code)
         if block_bound & (read - bound - set(dir(builtins))):

@@ -1,8 +1,8 @@
-"""Benchmark files: rows in the formats of HumanEval, MBPP, EvalPlus, HumanEval infilling, CRUXEval,
-GSM8K and our ladder -> problems, and samples files.
+"""Benchmark files -> problems: HumanEval, MBPP, EvalPlus, HumanEval infilling, CRUXEval, GSM8K and
+our ladder; and files of samples.
 
-A problem is a dict with a task_id, what its prompt needs, and how it is graded: a program by
-entry_point and test, with check(candidate); one line by `line`; a number by `answer`.
+A problem is a dict with a task_id, the fields that its prompt needs, and how it is graded: a
+program by entry_point and test, with check(candidate); one line by `line`; a number by `answer`.
 """
 
 import ast
@@ -22,45 +22,38 @@ from support.files import InputError, cache_folder, fetch, read_rows
 from support.functions import nodes_of
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-# These fields of a problem must be text
+# The fields of a problem that must be text, where they exist
 TEXT_FIELDS = ("prompt", "suffix", "test", "entry_point", "code", "input", "output", "question")
-
-
-def called_name(code, test):
-    """The function of a program that a test calls first."""
-    defined = {node.name for node in nodes_of(code)
-               if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    return next(node.func.id for node in nodes_of(test) if isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Name) and node.func.id in defined)
-
-
-@functools.cache
-def evalplus_test():
-    return (ASSETS / "evalplus.py").read_text(encoding="utf-8")
 
 
 def evalplus_problem(row, name):
     """HumanEval+ and MBPP+: a solution is compared with the problem's own on many inputs."""
     inputs = row["base_input"] + (list(row["plus_input"]) if name.endswith("+") else [])
     settings = [row["task_id"], row["entry_point"], row["atol"]]
+    test = (ASSETS / "evalplus.py").read_text(encoding="utf-8")
     return {**{key: row[key] for key in ("task_id", "prompt", "entry_point", "canonical_solution")},
-            "inputs": inputs, "test": f"TASK, NAME, TOLERANCE = {settings!r}\n{evalplus_test()}"}
+            "inputs": inputs, "test": f"TASK, NAME, TOLERANCE = {settings!r}\n{test}"}
 
 
 def mbpp_problem(row):
-    tests = textwrap.indent("\n".join(row["test_list"]), "    ")
+    """The prompt shows the first test; the entry point is the function that is called first."""
+    tests = "\n".join(row["test_list"])
     setup = row.get("test_setup_code") or "\n".join(row.get("test_imports", []))
-    text = row.get("text") or row["prompt"]
+    defined = {node.name for node in nodes_of(row["code"])
+               if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    called = [node.func.id for node in nodes_of(tests)
+              if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     return {"task_id": f"MBPP/{row['task_id']}", "canonical_solution": row["code"] + "\n",
-            "prompt": f'"""\n{text}\n{row["test_list"][0]}\n"""\n',
-            "entry_point": called_name(row["code"], "\n".join(row["test_list"])),
-            "test": f"{setup}\ndef check(candidate):\n{tests}\n"}
+            "prompt": f'"""\n{row.get("text") or row["prompt"]}\n{row["test_list"][0]}\n"""\n',
+            "entry_point": next(name for name in called if name in defined),
+            "test": f"{setup}\ndef check(candidate):\n{textwrap.indent(tests, '    ')}\n"}
 
 
 def cruxeval_problem(row, name):
-    """The arguments or the value of a call of f; f itself is the test's."""
+    """The arguments or the value of a call of f; only the test has f itself."""
     problem = {**row, "task_id": row["id"], "entry_point": "answer"}
-    code, answer = f"{row['code']}\n\n\n", "def answer():\n    return "
+    code = f"{row['code']}\n\n\n"
+    answer = "def answer():\n    return "
     if name.startswith("cruxeval-input"):
         return {**problem, "canonical_solution": f"f({row['input']})",
                 "prompt": f"{code}def f(*args, **kwargs):\n    return args, kwargs\n\n\n{answer}",
@@ -71,10 +64,10 @@ def cruxeval_problem(row, name):
 
 
 def to_problem(row, name="", number=0):
-    """A row of a benchmark file, recognized by its fields, as a problem; None: no benchmark's.
+    """A row of a benchmark file, recognized by its fields, as a problem; None for other rows.
 
-    It may also have canonical_solution, suffix (infilling), inputs (EvalPlus: all of them if name
-    ends with "+", else the base ones) and group (with a score of its own). number: of the row.
+    It may also have canonical_solution, suffix (infilling), inputs (EvalPlus: with the plus inputs
+    if name ends with "+") and group (which has a score of its own). number: of the row.
     """
     if {"language", "prompt", "tests"} <= set(row) and "suffix" not in row:
         raise InputError("this is a MultiPL-E file; only Python programs can be graded so far")
@@ -109,18 +102,18 @@ def benchmarks():
 
 
 def benchmark_file(benchmark):
-    """The file of an entry of benchmarks(): the ladder is in assets/, others are in a cache."""
-    ours = benchmark["file"] == "ladder.jsonl"
-    return (ASSETS if ours else cache_folder() / "benchmarks") / benchmark["file"]
+    """The path of an entry of benchmarks(): the ladder is in assets/, others are in a cache."""
+    is_ladder = benchmark["file"] == "ladder.jsonl"
+    return (ASSETS if is_ladder else cache_folder() / "benchmarks") / benchmark["file"]
 
 
-def downloaded(name):
-    """The published file of a benchmark, fetched if need be and checked by its hash."""
+def published_file(name):
+    """The published file of a benchmark, downloaded if necessary and checked by its hash."""
     benchmark = benchmarks()["benchmarks"][name]
     file = benchmark_file(benchmark)
     try:
         if not file.exists() and not benchmark["url"]:
-            raise InputError("there is no address to fetch it from")
+            raise InputError("no download address is known")
         fetch(benchmark["url"], file)
     except InputError as error:
         raise InputError(f"{name}: put {benchmark['file']} to {file} or give --problems "
@@ -135,8 +128,8 @@ def downloaded(name):
 
 
 def find_problems(name, file=None, limit=None):
-    """task_id -> problem, from a file or the published one; limit: only the first ones."""
-    file = file or downloaded(name)
+    """task_id -> problem, from a file or the published one; limit: how many at most."""
+    file = file or published_file(name)
     problems = {}
     for number, row in read_rows(file):
         try:
@@ -146,31 +139,31 @@ def find_problems(name, file=None, limit=None):
             if not all(isinstance(text, str) for text in texts):
                 raise TypeError
             problems[problem["task_id"]] = problem
-            if name.endswith("+") and "inputs" not in problem:
-                raise InputError(f"{name} needs EvalPlus's file; these are the plain problems")
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
-        except Exception:                                       # whatever such a row provokes
+        except Exception:                                   # any: the row may hold anything
             raise InputError(f"{file}, line {number}: no problem of HumanEval, MBPP, EvalPlus, "
                              "infilling, CRUXEval or GSM8K") from None
+        if name.endswith("+") and "inputs" not in problem:
+            raise InputError(f"{file}: {name} needs EvalPlus's file; these are the plain problems")
     if not problems:
-        raise InputError(f"{file}: holds no problem")
+        raise InputError(f"{file}: no problems")
     if len({"test" in problem for problem in problems.values()}) > 1:
         raise InputError(f"{file}: holds programs and questions; give a file of one kind")
     return dict(itertools.islice(problems.items(), limit))
 
 
 def read_samples(path, problems):
-    """The samples of a file whose task is among the problems; InputError names the line."""
+    """The samples in a file, rows with a task_id of these problems; InputError names the line."""
     samples = []
     for number, row in read_rows(path):
         task = row.get("task_id")
         if not isinstance(task, str) or task not in problems:
             raise InputError(f"{path}, line {number}: no task {task!r} in this benchmark")
-        program = "test" in problems[task]
-        text = row.get("solution" if program and "solution" in row else "completion")
+        is_program = "test" in problems[task]
+        text = row.get("solution" if is_program and "solution" in row else "completion")
         if not isinstance(text, str):
-            expected = "a completion or a solution" if program else "a completion"
+            expected = "a completion or a solution" if is_program else "a completion"
             raise InputError(f"{path}, line {number}: expected {expected}")
         samples.append(row)
     if not samples:
@@ -178,9 +171,9 @@ def read_samples(path, problems):
     repeated = len(samples) - len(set(map(json.dumps, samples)))
     if repeated:
         print(f"{path}: {repeated} lines repeat another; all are graded")
-    present = {sample["task_id"] for sample in samples}
-    missing = [task_id for task_id in problems if task_id not in present]
-    if missing:
-        print(f"{len(missing)} of {len(problems)} tasks have no sample, the first is "
-              f"{missing[0]!r}; they do not count")
+    answered = {sample["task_id"] for sample in samples}
+    unanswered = [task_id for task_id in problems if task_id not in answered]
+    if unanswered:
+        print(f"{len(unanswered)} of {len(problems)} tasks have no sample, the first is "
+              f"{unanswered[0]!r}; they do not count")
     return samples

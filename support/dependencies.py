@@ -1,17 +1,18 @@
-"""Which files of a repository use which, and an order in which each comes after those it uses.
+"""The order in which the files of a repository are shown to the model: dependencies first.
 
 After DeepSeek-Coder (arXiv 2401.14196, section 2.2), for ten languages instead of five.
 """
 
 import ast
-import heapq
 import os
 import re
-import warnings
 from collections import defaultdict
 
-# What names another file, by language; Python's imports come from its syntax tree
-C_INCLUDE, JVM_IMPORT = r'#\s*include\s*"([^"]+)"', r"^\s*import\s+(?:static\s+)?([\w.]+)"
+from support.functions import nodes_of
+
+# How a file names another one, by language; Python's imports are read from its syntax tree
+C_INCLUDE = r'#\s*include\s*"([^"]+)"'
+JVM_IMPORT = r"^\s*import\s+(?:static\s+)?([\w.]+)"
 JS_IMPORT = r"""(?:from|import|require\()\s*["'](\.[^"']+)["']"""
 IMPORTS = {"c": C_INCLUDE, "c++": C_INCLUDE, "cuda": C_INCLUDE, "java": JVM_IMPORT,
            "kotlin": JVM_IMPORT, "scala": JVM_IMPORT, "javascript": JS_IMPORT,
@@ -20,8 +21,8 @@ IMPORTS = {"c": C_INCLUDE, "c++": C_INCLUDE, "cuda": C_INCLUDE, "java": JVM_IMPO
            "rust": r"^\s*(?:pub(?:\([^)]*\))?\s+)?(?:mod|use)\s+((?:\w+::)*\w+)"}
 
 
-def imported(document):
-    """What a document imports, as names with slashes; ./ and ../ are relative to its folder."""
+def imported_names(document):
+    """What a document imports, with slashes; names with ./ or ../ are relative to its folder."""
     text, language = document["text"], document["language"]
     if language == "python":
         return python_imports(text)
@@ -32,13 +33,8 @@ def imported(document):
 
 
 def python_imports(text):
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            nodes = list(ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
     names = []
-    for node in nodes:
+    for node in nodes_of(text):
         if isinstance(node, ast.Import):
             names += [alias.name.replace(".", "/") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -49,53 +45,58 @@ def python_imports(text):
 
 
 def dependencies(documents):
-    """For each document of a repository, the indices of those that it needs.
+    """For each document of a repository, the set of indices of those that it imports.
 
-    A name fits a file whose path, without its ending, ends with it; so does the name without its
-    last part, which may be something in the file. In Go a name is that of a folder.
+    A name refers to the files whose paths, without their endings, end with it, or else end with it
+    without its last part, which may be something defined in the file. In Go a name is a folder.
     """
-    paths, by_last = [], defaultdict(list)
+    paths = []
+    by_last_part = defaultdict(list)
     for i, document in enumerate(documents):
-        path = os.path.dirname(document["path"]) if document["language"] == "go" else (
-            re.sub(r"(/__init__|/mod|/index)?\.[^./]+$", "", document["path"]))
+        if document["language"] == "go":
+            path = os.path.dirname(document["path"])
+        else:
+            path = re.sub(r"(/__init__|/mod|/index)?\.[^./]+$", "", document["path"])
         paths.append("/" + path)
-        by_last[path.rsplit("/", 1)[-1]].append(i)
+        by_last_part[path.rsplit("/", 1)[-1]].append(i)
 
-    def fitting(name, i):
-        folder, relative = os.path.dirname(documents[i]["path"]), name.startswith(".")
+    def files_named(name, i):
+        relative = name.startswith(".")
         name = re.sub(r"\.(h|hh|hpp|hxx|cuh|[cm]?js|jsx|tsx?|vue)$", "", name)
-        parts = os.path.normpath(os.path.join(folder, name) if relative else name).split("/")
+        if relative:
+            name = os.path.join(os.path.dirname(documents[i]["path"]), name)
+        parts = os.path.normpath(name).split("/")
         if documents[i]["language"] == "go":
-            parts = ["", *parts[-1:]]                           # before it stand host and project
-        for own in (parts, parts[:-1]):
-            end = "/" + "/".join(own).lstrip("/")
-            found = {j for j in by_last[own[-1] if own else ""] if j != i and (
-                paths[j] == end or not relative and paths[j].endswith(end))}
-            if found:
-                return found
+            parts = ["", *parts[-1:]]                           # without host and project
+        for end_parts in (parts, parts[:-1]):
+            end = "/" + "/".join(end_parts).lstrip("/")
+            last_part = end_parts[-1] if end_parts else ""
+            files = {j for j in by_last_part[last_part] if j != i and (
+                paths[j] == end or (not relative and paths[j].endswith(end)))}
+            if files:
+                return files
         return set()
 
-    return [set().union(*(fitting(name, i) for name in imported(document)))
+    return [set().union(*(files_named(name, i) for name in imported_names(document)))
             for i, document in enumerate(documents)]
 
 
 def dependency_order(documents):
-    """The documents of a repository, each after those that it needs: again and again the one that
-    lacks fewest, so that circles do not stall. Equal ones come in the order of their paths."""
+    """The documents of a repository, each after those that it imports. The next one is always the
+    one with the fewest missing dependencies, so that import cycles do not stall; ties are broken by
+    path."""
     needed = dependencies(documents)
-    users = defaultdict(set)
-    for i, own in enumerate(needed):
-        for j in own:
-            users[j].add(i)
-    queue, order = [(len(own), documents[i]["path"], i) for i, own in enumerate(needed)], []
-    heapq.heapify(queue)
-    placed = set()
-    while queue:
-        missing, path, i = heapq.heappop(queue)
-        if i in placed or missing != len(needed[i] - placed):   # out of date: there is a newer one
-            continue
-        placed.add(i)
-        order.append(documents[i])
-        for user in users[i] - placed:
-            heapq.heappush(queue, (len(needed[user] - placed), documents[user]["path"], user))
+    users = defaultdict(list)
+    for i, indices in enumerate(needed):
+        for j in indices:
+            users[j].append(i)
+    missing = {i: len(indices) for i, indices in enumerate(needed)}     # of those not yet placed
+    order = []
+    while missing:
+        first = min(missing, key=lambda i: (missing[i], documents[i]["path"]))
+        del missing[first]
+        order.append(documents[first])
+        for user in users[first]:
+            if user in missing:
+                missing[user] -= 1
     return order

@@ -1,4 +1,4 @@
-"""What an editor would hand to a model: the text around a cursor, and other files that matter."""
+"""What an editor hands to a model: the text around a cursor, and other files that matter."""
 
 import contextlib
 import re
@@ -7,11 +7,10 @@ from pathlib import Path
 
 from support.files import InputError, read_text, walk_files
 
-FILL = "<FILL>"             # marks the place to infill
+FILL = "<FILL>"             # marks where to infill
 IDENTIFIER = re.compile(r"[A-Za-z_]\w{2,}")
 LARGEST = 1_000_000         # bytes of a file that is considered
-# Files that use one another although their names end differently: a C file needs its header, a
-# .tsx file imports .ts files, a .pyi file declares what a .py file defines
+# Files that use one another although their suffixes differ, such as a C file and its header
 RELATED_SUFFIXES = [
     {".c", ".h", ".cc", ".hh", ".cpp", ".hpp", ".cxx", ".hxx", ".inl", ".cu", ".cuh", ".m", ".mm"},
     {".js", ".jsx", ".mjs", ".cjs", ".ts", ".tsx", ".mts", ".cts", ".vue", ".svelte"},
@@ -23,53 +22,69 @@ def split_at_cursor(text, path, line=None, column=None):
     """Split the text of a file where to infill -> (prefix, middle, suffix).
 
     The middle is empty at the mark <FILL> and at a line and column; with a line only, it is that
-    line. Lines and columns count from 1, in the text as an editor shows it.
+    line. Lines and columns count from 1, as in editors.
     """
     if line is None:
         if text.count(FILL) != 1:
             raise InputError(f"{path}: holds {text.count(FILL)} {FILL} marks, expected one; "
-                             "mark the place to fill or give --line N")
+                             "insert the mark or give --line N")
         prefix, suffix = text.split(FILL)
         return prefix, "", suffix
     lines = text.split("\n")
     if not 1 <= line <= len(lines):
         raise InputError(f"{path}: has lines 1 to {len(lines)}, there is no line {line}")
     length = len(lines[line - 1])
-    if column is not None and not 1 <= column <= length + 1:
-        raise InputError(f"{path}: line {line} has columns 1 to {length + 1}, not {column}")
-    line_start = sum(len(before) + 1 for before in lines[:line - 1])
-    start = line_start if column is None else line_start + column - 1
-    end = line_start + length if column is None else start
+    start = sum(len(before) + 1 for before in lines[:line - 1])
+    end = start + length
+    if column is not None:
+        if not 1 <= column <= length + 1:
+            raise InputError(f"{path}: line {line} has columns 1 to {length + 1}, not {column}")
+        start += column - 1
+        end = start
     return text[:start], text[start:end], text[end:]
 
 
 def relevant_files(folder, file, prefix, suffix, count=8):
-    """The files of a folder that have most in common with the code around a cursor -> a list of
-    (path, text), the most relevant last.
+    """The (path, text) of the files in a folder that have most in common with the code around a
+    cursor, the most relevant last.
 
     Each identifier that a file shares with that code counts 1 / (number of files that have it).
-    Candidates are text files of a related type, without links, hidden files and installed packages
-    (`walk_files`). Not published; ours.
+    Only text files with a related suffix are considered, no links, hidden files or installed
+    packages. Not published; ours.
     """
-    folder, file = Path(folder), Path(file)
+    folder = Path(folder)
+    file = Path(file)
     if not folder.is_dir():
         raise InputError(f"--repo {folder}: no such folder")
-    ending = file.suffix.lower()
-    related = next((group for group in RELATED_SUFFIXES if ending in group), {ending})
-    around = set(IDENTIFIER.findall(prefix[-2000:] + suffix[:1000]))
+    suffixes = {file.suffix.lower()}
+    for group in RELATED_SUFFIXES:
+        if suffixes <= group:
+            suffixes = group
     texts = {}
-    shared = {}                             # path -> the identifiers in common
     for path in walk_files(folder):
         name = path.relative_to(folder).as_posix()
-        if (path.suffix.lower() not in related or path.name[0] == "." or not name.isprintable()
-                or path.is_symlink() or path.resolve() == file.resolve()):
-            continue
-        with contextlib.suppress(InputError, OSError):      # not text, not readable, or just gone
-            if path.is_file() and path.stat().st_size < LARGEST:
-                texts[name] = read_text(path)
-                shared[name] = around & set(IDENTIFIER.findall(texts[name]))
+        if (path.suffix.lower() in suffixes and name.isprintable() and path.name[0] != "."
+                and not path.is_symlink() and path.resolve() != file.resolve()):
+            with contextlib.suppress(InputError, OSError):  # not text, not readable, or just gone
+                if path.is_file() and path.stat().st_size < LARGEST:
+                    texts[name] = read_text(path)
+    around = set(IDENTIFIER.findall(prefix[-2000:] + suffix[:1000]))
+    shared = {name: around & set(IDENTIFIER.findall(text)) for name, text in texts.items()}
     files_with = Counter(word for words in shared.values() for word in words)
     relevance = {name: sum(1 / files_with[word] for word in words)
                  for name, words in shared.items() if words}
     ranked = sorted(relevance, key=lambda name: (relevance[name], name))
     return [(name, texts[name]) for name in ranked[-count:]]
+
+
+def repository_at_cursor(folder, file, prefix, suffix):
+    """What a prompt tells about the repository around a file: its name, the file's path in it, and
+    other files. These are arguments of `infill_prompt` in fim.py."""
+    root = Path(folder).resolve()
+    path = Path(file).resolve()
+    if path.is_relative_to(root):
+        path = path.relative_to(root)
+    else:
+        path = Path(file)
+    return {"files": relevant_files(folder, file, prefix, suffix), "name": root.name,
+            "path": path.as_posix()}

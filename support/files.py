@@ -1,4 +1,4 @@
-"""Files, folders and downloads: what every stage does with them, and how a command ends."""
+"""Files, folders and downloads, and how a command ends."""
 
 import contextlib
 import dataclasses
@@ -14,27 +14,29 @@ import zlib
 from pathlib import Path
 
 import requests
+from requests.adapters import HTTPAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
+from urllib3.util import Retry
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used. The message is the one line that is shown."""
+    """Input from the user that cannot be used. The message is the one line that is shown."""
 
 
 def run(main):
     """Call a script's main(); bad input ends in one line on stderr and exit code 2."""
-    with contextlib.suppress(AttributeError):           # pytest's capture is no text file
-        sys.stdout.reconfigure(errors="replace")        # the name of a file may not be UTF-8
+    with contextlib.suppress(AttributeError):           # under pytest it is not a text file
+        sys.stdout.reconfigure(errors="replace")        # file names may not be UTF-8
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:                             # the reader, such as `head`, has enough
+    except BrokenPipeError:                             # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (InputError, OSError) as error:
-        line = str(error).replace("\n", "\\n")          # the name of a file may hold a line feed
+        line = str(error).replace("\n", "\\n")          # file names may contain line feeds
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -43,7 +45,7 @@ def run(main):
 
 def read_text(path, newline=None):
     """The text of a UTF-8 file; InputError if it is missing or not UTF-8.
-    newline: "" leaves line ends as they are, else each becomes a line feed."""
+    newline: "" keeps line ends as they are, None makes each a line feed."""
     try:
         with open(path, encoding="utf-8", newline=newline) as file:
             return file.read()
@@ -54,8 +56,8 @@ def read_text(path, newline=None):
 
 
 def read_json_text(path):
-    """The text of a .json or .jsonl file, which may be compressed (gzip). A byte order mark, which
-    some editors and shells write, is left out; it may announce UTF-16 or UTF-32."""
+    """The text of a .json or .jsonl file, which may be compressed (gzip). A byte order mark, as
+    some editors and shells write it, is removed; it also tells UTF-16 and UTF-32 apart."""
     try:
         data = Path(path).read_bytes()
         if data[:2] == b"\x1f\x8b":
@@ -75,7 +77,7 @@ def read_json(path):
     try:
         return json.loads(read_json_text(path))
     except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)      # it has none if a number or the nesting is too long
+        line = getattr(error, "lineno", 1)      # none if a number is too long or nesting too deep
         raise InputError(f"{path}, line {line}: not valid JSON; the file is incomplete or damaged, "
                          "copy or download it again") from None
 
@@ -83,12 +85,14 @@ def read_json(path):
 def read_rows(path):
     """The objects of a .jsonl file, or of a .json file with a list of them, which may be
     compressed: a list of (line number, dict). InputError names file and line."""
-    text, rows, number = read_json_text(path), [], 1
+    text = read_json_text(path)
+    rows = []
+    number = 1
     try:
         lines = json.loads(text) if text.startswith("[") else text.split("\n")
         for number, line in enumerate(lines, 1):
             if isinstance(line, str):
-                line = line.removeprefix("\ufeff").strip()      # files were joined with cat
+                line = line.removeprefix("\ufeff").strip()      # after `cat` of several files
                 if not line:
                     continue
                 line = json.loads(line)
@@ -99,7 +103,7 @@ def read_rows(path):
 
 
 def write_text(path, text):
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     beside = Path(f"{path}.writing")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
@@ -107,6 +111,16 @@ def write_text(path, text):
 
 def write_json(path, value):
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def made_from(folder, settings):
+    """The manifest of a folder; InputError if it was made from other settings."""
+    manifest = read_json(folder / "manifest.json")
+    for name, value in settings.items():
+        if manifest.get(name) != value:
+            raise InputError(f"{folder} was made from {name} {manifest.get(name)}, not {value}; "
+                             "give another --out, or --fresh to replace it")
+    return manifest
 
 
 @contextlib.contextmanager
@@ -137,24 +151,23 @@ def move_folder(source, target):
     shutil.rmtree(old, ignore_errors=True)
 
 
-# Folders without source code of the project itself: node_modules, bower_components, site-packages,
-# dist-packages, vendor and third_party hold copies of other projects; build, dist and __pycache__
-# hold what tools made from the sources. Folders whose names begin with a dot (.git, .tox) are
-# skipped as well. Names such as venv, env and target are not listed because they may be ordinary
-# packages (the standard library has one named venv). A virtual environment of any name is known by
-# what lies in it (pyvenv.cfg, conda-meta), and so is a cache (CACHEDIR.TAG, which Cargo writes).
+# Folders without source code of the project itself: copies of other projects, and what tools build
+# from the sources. Hidden folders (.git, .tox) are skipped as well. Names such as venv, env and
+# target are not listed because they may be ordinary packages (the standard library has a package
+# venv). Virtual environments and caches of any name are recognized by a file in them (pyvenv.cfg,
+# conda-meta; CACHEDIR.TAG, which Cargo writes).
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "bower_components", "site-packages",
                    "dist-packages", "vendor", "third_party", "build", "dist"}
 SKIPPED_IF_INSIDE = {"pyvenv.cfg", "conda-meta", "CACHEDIR.TAG"}
 
 
 def walk_files(root, skipped=SKIPPED_FOLDERS, on_error=None, on_skip=None):
-    """Yield the path of everything below root that is no folder: in each folder first its files,
-    then its subfolders, both in sorted order. No link to a folder is followed.
+    """Yield the path of every file below root: the files of a folder before its subfolders, both
+    sorted. Links to folders are not followed.
 
-    Below root, hidden folders and those of SKIPPED_IF_INSIDE or with a name in `skipped` are left
-    out; on_skip is called with the path of each. on_error is called with the OSError of a folder
-    that cannot be listed.
+    Hidden folders, those with a name in `skipped` and those that contain a file of
+    SKIPPED_IF_INSIDE are left out; on_skip is called with the path of each. on_error is called with
+    the OSError of a folder that cannot be listed.
     """
     for folder, subfolders, files in os.walk(root, onerror=on_error):
         folder = Path(folder)
@@ -171,23 +184,53 @@ def walk_files(root, skipped=SKIPPED_FOLDERS, on_error=None, on_skip=None):
 
 
 def cache_folder():
-    """Where downloaded files lie; the environment variable MINICODER_CACHE names another place."""
+    """Where downloaded files are kept; MINICODER_CACHE in the environment names another folder."""
     return Path(os.environ.get("MINICODER_CACHE", Path.home() / ".cache" / "minicoder"))
 
 
+# ------------------------------------------------------------------------------------------------
+# HTTP: one client for downloads and for LLM servers (llm_client.py)
+
+RETRIES = 4                 # of a request that fails
+RETRY_SECONDS = 1           # the unit of the pauses between them: 0, 2, 4 and 8
+LONGEST_PAUSE = 60          # seconds, whatever the server asks for
+BUSY = (408, 429, 500, 502, 503, 504)       # HTTP statuses after which a retry may help
+
+
+class PatientRetry(Retry):
+    """Pauses as long as the server asks in Retry-After, up to LONGEST_PAUSE."""
+
+    def get_retry_after(self, response):
+        seconds = super().get_retry_after(response)
+        return seconds and min(seconds, LONGEST_PAUSE)
+
+
+def http_session():
+    """A requests.Session that repeats a request while the server is busy; if there is no
+    connection, only once, so that a wrong address is reported without delay."""
+    retry = PatientRetry(RETRIES, connect=1, status_forcelist=BUSY, allowed_methods=None,
+                         backoff_factor=RETRY_SECONDS, raise_on_status=False)
+    session = requests.Session()
+    session.mount("http://", HTTPAdapter(max_retries=retry))
+    session.mount("https://", HTTPAdapter(max_retries=retry))
+    return session
+
+
 def download(url, part, largest):
-    """Append to the file part what it lacks of url. requests.RequestException: not all came;
-    InputError: more than `largest` bytes."""
+    """Append to the file `part` the bytes of url that it lacks.
+
+    Raises requests.RequestException if the transfer breaks off, InputError if the server refuses it
+    or if there are more than `largest` bytes.
+    """
     have = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
-    with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
-        if reply.status_code == 416 and have:               # nothing is lacking
+    with (http_session() as session,
+          session.get(url, headers=headers, stream=True, timeout=60) as reply):
+        if reply.status_code == 416 and have:               # the file is complete
             return
-        if reply.status_code == 429 or reply.status_code >= 500:
-            raise requests.RequestException(reply.status_code)
         if reply.status_code >= 400:
             raise InputError(f"{url}: the server answers {reply.status_code}")
-        if reply.status_code != 206:                        # it cannot resume: from the start
+        if reply.status_code != 206:                        # the server cannot resume: start again
             have = 0
         size = have + int(reply.headers.get("Content-Length", 0))
         bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem)
@@ -199,22 +242,19 @@ def download(url, part, largest):
 
 
 def fetch(url, path, sha256=None, largest=1 << 40):
-    """Download url to path, whole or not at all; an interrupted download is resumed.
+    """Download url to path unless it is there. After an interruption the next call resumes.
 
-    Raises InputError if the server has no such file, it is larger, or its SHA-256 is another one.
+    Raises InputError if there is no such file, if it is too large, or if its SHA-256 differs.
     """
     path, part = Path(path), Path(f"{path}.part")
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in (2, 1, 0):                                  # tries
-        try:
-            download(url, part, largest)
-            break
-        except requests.RequestException as error:          # a short reply is one of them
-            if not left:
-                raise InputError(f"{url}: cannot be downloaded ({type(error).__name__}); "
-                                 "the same command goes on where it stopped") from None
+    try:
+        download(url, part, largest)
+    except requests.RequestException as error:              # also if the server sends too little
+        raise InputError(f"{url}: cannot be downloaded ({type(error).__name__}); "
+                         "the same command continues where it stopped") from None
     if sha256 and hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
         part.unlink()
         raise InputError(f"{url}: not the expected file (its SHA-256 differs)")
@@ -223,22 +263,23 @@ def fetch(url, path, sha256=None, largest=1 << 40):
 
 
 def weight_names(folder):
-    """The safetensors files that a checkpoint folder's index lists; without an index, the one."""
+    """The safetensors files in the index of a checkpoint folder; without an index, the only one."""
     index = Path(folder) / "model.safetensors.index.json"
     if not index.exists():
         return ["model.safetensors"]
-    data = read_json(index)
-    found = data.get("weight_map") if isinstance(data, dict) else None
-    names = sorted(set(map(str, found.values()))) if isinstance(found, dict) else []
+    try:
+        names = sorted(set(map(str, read_json(index)["weight_map"].values())))
+    except (KeyError, TypeError, AttributeError):
+        names = []
     if not names or not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
         raise InputError(f"{index}: has no weight_map to safetensors files beside it")
     return names
 
 
 def hub_folder(name, weights=True):
-    """The local folder of a checkpoint: name itself if it is a folder, else fetched and cached.
+    """The local folder of a checkpoint, which is downloaded unless name is a folder.
 
-    name: a path, or a hub name such as Qwen/Qwen2.5-Coder-0.5B. weights=False leaves them out.
+    name: a path, or a hub name such as Qwen/Qwen2.5-Coder-0.5B. weights: whether they are needed.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -272,10 +313,10 @@ YARN_NUMBERS = ("factor", "original_max_position_embeddings", "attention_factor"
 
 
 def read_config(path, fields):
-    """Read a config.json of a Qwen2 model -> the values of these dataclass fields, by name.
+    """Read the config.json of a Qwen2 model -> {name: value} of these dataclass fields.
 
-    What the file leaves out gets the defaults of transformers. InputError: another kind of model,
-    or a value that is missing or out of range.
+    Missing values get the defaults of transformers. Raises InputError for another kind of model or
+    a value that is missing or out of range.
     """
     data = read_json(path)
 
@@ -314,15 +355,17 @@ def read_config(path, fields):
         require(all(isinstance(value, (int, float)) and value > 0 for value in numbers),
                 "rope_scaling has a value that is not a number above 0")
         if scaling.get("original_max_position_embeddings") is None:
-            # named, so that a longer max_position_embeddings later does not change the positions
+            # stated here so that a longer max_position_embeddings does not change the positions
             original = config["max_position_embeddings"]
             config["rope_scaling"] = {**scaling, "original_max_position_embeddings": original}
     return config
 
 
 def read_tensors(folder, shapes, ignored):
-    """The tensors of a checkpoint folder by name, memory-mapped. shapes: by name, what is expected;
-    ignored: names that may be there, but are not read."""
+    """The tensors of a checkpoint folder as {name: tensor}, memory-mapped.
+
+    shapes: the expected shape of each; ignored: names of tensors that are not read.
+    """
     state = {}
     for file in (folder / name for name in weight_names(folder)):
         if not file.exists():
@@ -333,7 +376,7 @@ def read_tensors(folder, shapes, ignored):
             with safe_open(file, framework="pt") as tensors:
                 names = sorted(set(tensors.keys()) - ignored)
             for name in names:
-                # opened once per tensor: a tensor that is released then frees its part of the file
+                # one open file per tensor, so that each can be released on its own
                 with safe_open(file, framework="pt") as tensors:
                     tensor = tensors.get_tensor(name)
                 shape, expected = tuple(tensor.shape), shapes.get(name, "no such tensor")
@@ -353,10 +396,11 @@ def read_tensors(folder, shapes, ignored):
 
 
 def write_tensors(folder, state):
-    """Write tensors by name as model.safetensors, or above SHARD_BYTES as several files with an
-    index. config.json must be there already: the files get its permissions, which follow the umask
-    (safetensors would let only the owner read them)."""
-    shards, size = [{}], 0
+    """Write {name: tensor} as model.safetensors, or above SHARD_BYTES as several files with an
+    index. The files get the permissions of config.json, which must exist: safetensors would let
+    only the owner read them."""
+    shards = [{}]
+    size = 0
     for name, tensor in state.items():
         if size and size + tensor.nbytes > SHARD_BYTES:
             shards.append({})
@@ -367,7 +411,7 @@ def write_tensors(folder, state):
     for i, shard in enumerate(shards, 1):
         stem = f"model-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else "model"
         weight_map.update(dict.fromkeys(shard, f"{stem}.safetensors"))
-        # written beside and renamed: the tensors may be memory-mapped from the file to be replaced
+        # written under another name, as the tensors may be mapped from the file to be replaced
         writing = folder / f"{stem}.writing"
         try:
             save_file(shard, writing, metadata={"format": "pt"})
@@ -375,7 +419,7 @@ def write_tensors(folder, state):
             raise InputError(f"{folder}: cannot be written, is the disk full? ({error})") from None
         shutil.copymode(folder / "config.json", writing)
         os.replace(writing, folder / f"{stem}.safetensors")
-    for old in folder.glob("model*.safetensors*"):          # of a checkpoint in other shards
+    for old in folder.glob("model*.safetensors*"):          # left by a checkpoint in other shards
         if old.name not in weight_map.values():
             old.unlink()
     if len(shards) > 1:
@@ -385,28 +429,30 @@ def write_tensors(folder, state):
 
 
 # ------------------------------------------------------------------------------------------------
-# Hugging Face's vocabulary files, in which each byte is written as a visible character: itself, if
-# it comes first in byte_order (the printable ones do), else one from 256 on (GPT-2's table)
+# Hugging Face's vocabulary files. Each byte is written as a visible character (GPT-2's table): a
+# printable byte, of which there are 188, as itself, all other bytes as the characters from 256 on
 
 
 def characters_of(byte_order):
-    """Byte -> its character; byte_order: all bytes in the order of their ids."""
+    """{byte: its character}; byte_order: all bytes in the order of their ids."""
     printable = sorted(byte_order[:188]) == byte_order[:188]
     assert printable, "byte_order must begin with the 188 printable bytes"
     return {byte: chr(byte if i < 188 else 256 + i - 188) for i, byte in enumerate(byte_order)}
 
 
 def read_vocabulary(folder, byte_order, required):
-    """Read tokenizer.json, or vocab.json and merges.txt -> (merges, special tokens by name).
+    """Read tokenizer.json, or vocab.json and merges.txt -> (merges, {special token: id}).
 
-    required: names of special tokens. InputError: not a tokenizer of Qwen's kind, or damaged.
+    required: the special tokens that must be there. Raises InputError for other kinds of tokenizers
+    and damaged files.
     """
     byte_of = {char: byte for byte, char in characters_of(byte_order).items()}
     path = folder / "tokenizer.json"
     try:
         if path.exists():
             data = read_json(path)
-            vocabulary, lines = data["model"]["vocab"], data["model"]["merges"]
+            vocabulary = data["model"]["vocab"]
+            lines = data["model"]["merges"]
             special = {token["content"]: token["id"] for token in data["added_tokens"]}
         else:
             path = folder / "merges.txt"
@@ -435,7 +481,7 @@ def read_vocabulary(folder, byte_order, required):
 
 def write_vocabulary(folder, byte_order, merges, special, *, hidden, pattern, end, chat_template):
     """Write tokenizer.json and tokenizer_config.json. hidden: the special tokens that decoding may
-    leave out; pattern: splits text into words; end: the token that ends a document."""
+    skip; pattern: splits text into pre-tokens; end: the token that ends a document."""
     char_of = characters_of(byte_order)
     pairs = [["".join(char_of[byte] for byte in part) for part in pair] for pair in merges]
     names = [*char_of.values(), *(left + right for left, right in pairs)]

@@ -1,16 +1,19 @@
 """Memory, time and cost of training the published sizes on N devices, counted from the shapes."""
 
-GPU, GPU_MEMORY_GB, GPU_FLOPS = "H100", 80, 989e12      # bf16, by its data sheet
+GPU = "H100"
+GPU_MEMORY_GB = 80
+GPU_FLOPS = 989e12              # in bf16, by its data sheet
 DOLLARS_PER_HOUR = 2.5
 MFU = 0.4                       # share of GPU_FLOPS that training reaches
-TOKENS, DAYS = 5.5e12, 30       # of the report; and the days for which a speed is given
+TOKENS = 5.5e12                 # of the report
+DAYS = 30                       # the table says how fast to train to be done in this time
 
 
 def memory_plan(config, shapes, args, devices, bf16, loss_rows, program_gb=0.0):
-    """GB on each of so many devices, by what they hold -> dict.
+    """The GB that training takes on each device, by purpose -> dict.
 
-    shapes: of all parameters, by name. bf16: whether activations are. loss_rows: how many tokens'
-    logits the loss holds at once. program_gb: what the process takes before there is a model.
+    shapes: of all parameters, by name. bf16: the dtype of activations (else fp32). loss_rows: the
+    number of tokens whose logits are in memory at once. program_gb: of the process without a model.
     """
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     all_weights = sum(sizes.values())
@@ -27,7 +30,7 @@ def memory_plan(config, shapes, args, devices, bf16, loss_rows, program_gb=0.0):
     # what autograd keeps per token of a block: norms in fp32, the inputs of all matmuls
     keys_and_values = 2 * config.num_key_value_heads * config.head_dim
     block = 8 * D + bytes_each * (4 * D + keys_and_values + 4 * F)
-    if not triton:                                          # eager attention keeps its weights
+    if not triton:                                  # eager attention keeps the attention weights
         block += bytes_each * config.num_attention_heads * T / 2
     # with checkpointed activations: the input of each block, and one block computed again
     per_token = bytes_each * D * L + block if args.checkpoint_activations else block * L
@@ -44,14 +47,18 @@ def memory_plan(config, shapes, args, devices, bf16, loss_rows, program_gb=0.0):
 
 
 def print_table(rows):
+    """Print rows of strings with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths)))
 
 
 def print_plan(heading, memories, flops_per_token, devices):
-    """Print what sizes need. memories: size -> (memory_plan(), GB with checkpointed activations);
-    flops_per_token: size -> FLOP of a training step per token."""
+    """Print the memory, time and cost of each size.
+
+    memories: size -> (memory_plan(), total GB with checkpointed activations); flops_per_token:
+    size -> FLOPs of a training step per token.
+    """
     print(heading)
     rows = [[size, *(f"{gb:.1f}" for gb in [*parts.values(), sum(parts.values()), checkpointed])]
             for size, (parts, checkpointed) in memories.items()]

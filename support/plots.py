@@ -10,6 +10,15 @@ def new_figure(**options):
     return Figure(**options)
 
 
+def save_curves(figure, path):
+    """Add a grid and, where curves have names, a legend; then write the file."""
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    figure.savefig(path, dpi=110)
+
+
 def plot_training(metrics, path, phase_start=0):
     """Training loss, and bits per byte of the validation set next to those of compressors.
 
@@ -20,8 +29,9 @@ def plot_training(metrics, path, phase_start=0):
     training, validation = figure.subplots(1, 2)
     steps = [row["step"] for row in metrics]
     losses = [row["loss"] for row in metrics]
-    near = len(metrics) // 20
-    means = [statistics.fmean(losses[max(0, i - near):i + near + 1]) for i in range(len(losses))]
+    window = len(metrics) // 20             # steps before and after
+    means = [statistics.fmean(losses[max(0, i - window):i + window + 1])
+             for i in range(len(losses))]
     training.plot(steps, losses, color="C0", alpha=0.3, label="one step")
     training.plot(steps, means, color="C0", label="moving average")
     training.set(title="Training", xlabel="step", ylabel="loss (nats per token)")
@@ -34,13 +44,10 @@ def plot_training(metrics, path, phase_start=0):
                 validation.axhline(measured[-1][name], ls="--", color=color,
                                    label=f"{name} {measured[-1][name]:.2f}")
         validation.set(title="Validation set: code", xlabel="step", ylabel="bits per byte")
-    for axes in (training, validation):
-        if phase_start:
+    if phase_start:
+        for axes in (training, validation):
             axes.axvline(phase_start, color="0.5", ls=":", label="repository phase begins")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    save_curves(figure, path)
 
 
 def plot_positions(curves, T, path):
@@ -52,9 +59,7 @@ def plot_positions(curves, T, path):
         axes.plot(centers, values, "o-", label=name)
     axes.set(title="Bits per byte by position", xlabel="position in the sequence (tokens)",
              ylabel="bits per byte of the validation set (code)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=110)
+    save_curves(figure, path)
 
 
 def plot_scores(rows, path):
@@ -67,9 +72,7 @@ def plot_scores(rows, path):
                   label=f"{source}: {len(scores):,}")
     axes.set(title="Checklist scores of the conversations", xlabel="score", yscale="log",
              ylabel="conversations")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=110)
+    save_curves(figure, path)
 
 
 def plot_preferences(metrics, path):
@@ -87,13 +90,11 @@ def plot_preferences(metrics, path):
         for name in names:
             axes.plot([row["step"] for row in metrics], [row[name] for row in metrics], label=name)
         axes.set(title=title, xlabel="step", ylabel=unit)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=110)
+    save_curves(figure, path)
 
 
 def plot_funnel(table, path):
-    """How many bytes were dropped for which reason, and the languages of what was kept.
+    """How many bytes were dropped for each reason, and the languages of the rest.
     table: group ("reason", "language") -> name -> {"bytes": ..., "text": ...}."""
     figure = new_figure(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -1,25 +1,24 @@
 """Patterns of private data in code, and the fixed values that replace them.
 
-A pattern that is too eager damages code, one that is too narrow leaks; most lines below are about
-what looks like private data and is none.
+A pattern that is too broad damages code, one that is too narrow leaks; most lines below exclude
+text that only looks like private data.
 """
 
 import ipaddress
 import re
 from collections import namedtuple
 
-# A pattern for private data, and what replaces it: a fixed text, or a function that looks at the
-# match and leaves it alone if it is something else. For speed: every match holds the string `mark`
-# and what the pattern `quick` finds, so that most texts need no search with the full pattern.
+# A pattern and its replacement: a fixed text, or a function that returns the match unchanged if it
+# is something else. For speed: a text without the string `mark` or without a match of the pattern
+# `quick` is not searched with the full pattern.
 Private = namedtuple("Private", "mark pattern fake quick", defaults=[re.compile("")])
 
-# Where an address or key may begin. The n of "\n" in a source file is no letter of a word.
+# Where an address or key may begin. The n of an escape "\n" in source code is not part of a word.
 BEGIN = r"(?:(?<=\\[abfnrtv])|(?<!\\)\b|(?<=\\)(?![abfnrtv]))"
 
-# Any top-level domain is taken, so what else looks like an address has to be named: labels and
-# scopes (this@Main.field), versions of packages (lib@1.2.3.tgz), files (icon@2x.png, which have an
-# ending that is no top-level domain), systemd units, and addresses that are reserved for examples.
-# The name git@ is that of a server, not of a person.
+# Any top-level domain counts, so NOT_EMAIL excludes whatever else looks like an address: labels and
+# scopes (this@Main.field), package versions (lib@1.2.3.tgz), files (icon@2x.png), systemd units,
+# addresses reserved for examples, and git@, which is the user of a server, not a person.
 EMAIL = re.compile(BEGIN + r"[\w.+-]{1,64}@(?:(?:[^\W_]|-)+\.)+(?:xn--[a-z0-9-]+|[^\W\d_]{2,24})"
                    r"(?!\w|-\w|\.\w|[@(\[])", re.IGNORECASE)
 DOMAIN = re.compile(r"@(?<=[\w.+-]@)(?:[^\W_]|-)+\.[^\W\d_]")
@@ -28,25 +27,25 @@ NOT_EMAIL = re.compile(
     r"[.-]|\.(?:png|jpe?g|gif|svg|webp|bmp|ico|tiff?|pdf|css|s[ac]ss|less|[cm]?[jt]sx?|json|html?|"
     r"xml|ya?ml|txt|java|class|jar|exe|dll|whl|tgz|tar|gz|service|socket|timer|weights?|bias|"
     r"values|data|grad)$|[@.]example\.[\w.]+$|\.(?:example|test|invalid|localhost)$", re.IGNORECASE)
-# What may stand before a matrix product (x = a@b.real), another one (a@b.inv@c.real), and the host
-# of a URL with a user's name (ssh://me@host.org)
+# What precedes a matrix product (x = a@b.real), and what precedes a second product (a@b.inv@c.real)
+# or the host of a URL with a user name (ssh://me@host.org)
 BEFORE_PRODUCT = re.compile(r"(?:[=(+*/,-]|\breturn)\s*$")
 NO_EMAIL_AFTER = re.compile(r"://[^\s/]*$|@[\w.]*$")
 
-# A password in a URL, unless a variable or a word such as "password" stands for it
+# A password in a URL, but not a variable or a placeholder such as "password"
 URL_PASSWORD = re.compile(
     r"(://[^\s:/@'\"`<>(){}]*:)"
     r"(?!(?:KEY|pass(?:word|wd)?|pwd?|secret|token|x+|\.+|\*+)@|[$%][\w({])"
     r"[^\s/'\"`<>(){}]+(?=@(?!localhost|127\.)[\w\[])", re.IGNORECASE)
 
-IPV4 = re.compile(r"\d(?:(?<=\\[abfnrtv]\d)|(?<![\w.]\d))"              # quicker with a digit first
+IPV4 = re.compile(r"\d(?:(?<=\\[abfnrtv]\d)|(?<![\w.]\d))"              # faster with a digit first
                   r"\d{0,2}(?:\.\d{1,3}){3}(?!\w|\.\w|-(?!\d+\.\d+\.))")
-# Public IPv6 addresses lie in 2000::/3, so that times, MAC addresses and std:: are none.
+# Public IPv6 addresses are in 2000::/3, which excludes times, MAC addresses and std::
 IPV6 = re.compile(r"[23](?:(?<=\\[abfnrtv][23])|(?<![\w:.][23]))[0-9a-f]{3}:(?:[0-9a-f]{0,4}:){1,6}"
                   r"(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-f]{1,4}|(?<=::))(?!\w|:[\w:]|\.\w)",
                   re.IGNORECASE)
-# What stands before a version of four numbers: version = "4.12.33.100", v 4.12.33.100, ["version",
-# lists of versions, pip install x==4.12.33.100, Chrome/4.12.33.100, and in tables other versions
+# What precedes a version of four numbers: version = "4.12.33.100", v 4.12.33.100, a list after
+# ["version", pip install x==4.12.33.100, Chrome/4.12.33.100, other versions in a table
 BEFORE_VERSION = re.compile(
     r"(?:(?:version\w*|(?:\b|_|pkg)(?:v|ver|rev|release|tag|firmware|section)s?)(?:\.\w+)?"
     r"(?: number)?(?: is)?[ \t\"'`*\]:=()>{\[,\d.-]*|"
@@ -54,7 +53,7 @@ BEFORE_VERSION = re.compile(
     r"(?<![\w.])\d+\.\d+\.\d+[ \t]+)$", re.IGNORECASE)
 DNS_SERVERS = {"8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"}
 
-# The prefixes of keys, as secret scanners know them, and what follows each; the last two lines are
+# The prefixes of keys, as in secret scanners, and what follows each. The last three lines are
 # Shopify, DigitalOcean, Databricks, Vault, Grafana, Groq, xAI and Replicate
 KEYS = {
     "AKIA": "[0-9A-Z]{16}", "ASIA": "[0-9A-Z]{16}",                                # AWS
@@ -86,7 +85,7 @@ def fake_email(match):
 
 
 def is_public(address):
-    """Whether an IP address is somebody's: not reserved, not that of a public DNS server."""
+    """Whether an IP address may identify somebody: not reserved, not a public DNS server."""
     try:
         return ipaddress.ip_address(address).is_global and address not in DNS_SERVERS
     except ValueError:
@@ -94,13 +93,13 @@ def is_public(address):
 
 
 def fake_ipv4(match):
-    """An address unless it is a version: most numbers below 10, or called one. 2.5.29. begins the
-    names of X.509's extensions."""
+    """Replaces public addresses. Not an address: a version, which has three numbers below 10 or is
+    called a version, and 2.5.29.*, the identifiers of X.509 extensions."""
     before = match.string[max(0, match.start() - 80):match.start()]
     small = sum(int(part) < 10 for part in match[0].split(".")) > 2
     version = small or match[0].startswith("2.5.29.") or BEFORE_VERSION.search(before)
-    if before.endswith("-"):                                # the end of a range of addresses, or a
-        version = version or not re.search(r"\d\.\d+-$", before)            # name-1.2.3.4
+    if before.endswith("-"):                                # a range of addresses, or name-1.2.3.4
+        version = version or not re.search(r"\d\.\d+-$", before)
     return match[0] if version or not is_public(match[0]) else "192.0.2.1"
 
 
@@ -126,7 +125,7 @@ PRIVATE = [
 
 
 def replace_private(text):
-    """E-mail addresses, public IP addresses, passwords in URLs and keys become fixed fakes."""
+    """Replace e-mail addresses, public IP addresses, passwords in URLs and keys by fixed values."""
     for private in PRIVATE:
         if private.mark in text and private.quick.search(text):
             text = private.pattern.sub(private.fake, text)

@@ -2,18 +2,18 @@
 
 How are code graders fooled? A simple one (grade_naive) runs program and test in one process. There
 the program can do whatever the test can: return an object that equals everything, replace
-AssertionError, or look up the stack for the variable that holds the result. So each check takes two
+AssertionError, or find the variable with the result on the stack. So each check takes two
 processes, which exchange nothing but plain data (support/values.py):
 
-    child         has the program and no test: it calls the function with the arguments it is sent
-    test runner   has the test and no program: check(candidate) calls a Proxy, which asks the child
+    child         has the program, not the test: it calls the function with the arguments it is sent
+    test runner   has the test, not the program: check(candidate) calls a Proxy that asks the child
 
-What the child prints and how it ends counts for nothing. Both run behind the layers of
+What the child prints, and how it ends, does not count. Both run behind the layers of
 support/supervisor.py, which keep them from files, the network, other processes and too much memory.
-docs/sandbox.md says what each layer stops, and what nothing stops. All three files use the standard
-library only, because a bare Python process runs them, too.
+docs/sandbox.md says what each layer stops. All three files use only the standard library, because
+they are also run by a bare Python process.
 
-Read first: grade_naive, child, Proxy, judge, Sandbox.check_in_two, grades.
+Read first: grade_naive, child, Proxy, judge, Sandbox.check_once.
 """
 
 import contextlib
@@ -22,33 +22,33 @@ import gc
 import itertools
 import json
 import os
+import queue
 import random
 import resource
 import select
 import socket
-import struct
 import subprocess
 import sys
 import sysconfig
-import threading
+import tempfile
 import time
 import traceback
 import types
 from collections import namedtuple
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from support.supervisor import ANSWER, COMMAND, END, SCRATCH, SCRIPT, cores
 from support.values import (ATOMS, Encoder, builtin_class, decode, encode, pack, read_exactly,
                             receive, send)
 
-MESSAGE_BYTES = 64 << 20    # of one answer by a child
-OUTPUT_BYTES = 1 << 20      # of what a program prints
+MESSAGE_BYTES = 64 << 20    # the most that a child may send at once
+OUTPUT_BYTES = 1 << 20      # the most that a program may print
 RUNNER_BYTES = 128 << 20    # a test runner that has grown beyond this is replaced
 
-# passed, why not ("wrong answer: ...", "timeout", ...), and whether one process did it (forgeable)
+# passed; why not ("wrong answer: ...", "timeout", ...); weak: by one process, so it may be forged
 Grade = namedtuple("Grade", "passed reason weak", defaults=[False])
-# What may stand before the colon of a reason. Scores print it, so a program must not choose it.
+# What a reason may begin with, before the colon. Scores print it, so no program may choose it.
 REASONS = ("wrong answer", "exception", "syntax", "no entry point", "timeout", "memory", "killed",
            "protocol")
 
@@ -57,12 +57,12 @@ REASONS = ("wrong answer", "exception", "syntax", "no entry point", "timeout", "
 
 
 def assemble(problem, completion):
-    """The program that a completion makes: what stands before it, it, and what stands after."""
+    """The whole program: the prompt, the completion and what follows it."""
     return problem["prompt"] + completion + problem.get("suffix", "")
 
 
 def grade_naive(problem, completion):
-    """Grade in this very process, as simple harnesses do. Only for programs that you trust!"""
+    """Grade in this very process, as simple graders do. Only for programs that you trust!"""
     names = {}
     try:
         exec(assemble(problem, completion), names)
@@ -74,57 +74,54 @@ def grade_naive(problem, completion):
 
 
 # ------------------------------------------------------------------------------------------------
-# Two processes: the child has the program, the test runner has the test
+# Two processes: the child has the program
 
 
 def load_program(program):
-    """Run a program as a module of its own -> its names. `if __name__ == "__main__"` is not run."""
+    """Run a program as a new module -> its names. `if __name__ == "__main__"` is false there."""
     module = types.ModuleType("completion")
-    sys.modules["completion"] = module                              # dataclasses look it up
+    sys.modules["completion"] = module                          # dataclasses look it up
     exec(compile(program, "completion.py", "exec"), module.__dict__)
     return module.__dict__
 
 
 def take(iterator, count):
-    """Up to `count` of the next items -> (items, None or the exception that came instead)."""
+    """Up to `count` more items -> (items, None or the exception that ended them)."""
     items = []
-    deadline = time.monotonic() + 0.01      # an item may take long that nobody asks for
+    deadline = time.monotonic() + 0.01      # the test may not need items that take longer
     try:
         while len(items) < count and time.monotonic() < deadline:
             items.append(next(iterator))
             if type(items[-1]) not in ATOMS:    # such as a list, which the next item may change
                 break
-    except BaseException as error:                                  # StopIteration, mostly
+    except BaseException as error:                              # mostly StopIteration
         return items, error
     return items, None
 
 
+def answer(action, iterators, arguments=(), old_nodes=()):
+    """What an action returns or raises, as a message to the test runner."""
+    raised = False
+    try:
+        result = action()
+    except BaseException as error:
+        result = error
+        raised = True
+    message = {"raised": raised, "name": type(result).__name__}
+    try:
+        message["data"] = Encoder(arguments, iterators).encode(result, old_nodes)
+    except TypeError as refused:
+        if not raised:
+            return {"refused": str(refused)}
+        error = builtin_class(result)(str(result))      # without arguments that cannot be sent
+        message["data"] = Encoder(arguments, iterators).encode(error, old_nodes)
+    return message
+
+
 def child(requests, replies):
-    """Load the program, then answer requests: call its function, or go on with an iterator."""
-    iterators = []
-
-    def reply(action, objects=(), known_nodes=()):
-        """Send what the action returns or raises."""
-        raised = False
-        try:
-            result = action()
-        except BaseException as error:
-            result, raised = error, True
-        message = {"raised": raised, "name": type(result).__name__}
-        encoder = Encoder(objects, iterators)
-        try:
-            message["data"] = encoder.encode(result, known_nodes)
-        except TypeError as refused:
-            if raised:                                              # its arguments cannot be sent
-                encoder = Encoder(objects, iterators)
-                error = builtin_class(result)(str(result))
-                message["data"] = encoder.encode(error, known_nodes)
-            else:
-                message["refused"] = str(refused)
-            encoder.exact = False
-        send(replies, {**message, "exact": encoder.exact})
-
+    """Load the program, then answer requests: call its function, or get items of an iterator."""
     program, entry_point = receive(requests)
+    iterators = []
     function = None
 
     def load():
@@ -132,24 +129,30 @@ def child(requests, replies):
         function = load_program(program).get(entry_point)
         return callable(function)
 
-    reply(load)
+    send(replies, answer(load, iterators))
     while True:
-        request = receive(requests)                                 # EOFError ends this process
+        request = receive(requests)                             # EOFError ends this process
         if "next" in request:
             number, count = request["next"]
-            reply(lambda: take(iterators[number], count))
+            message = answer(lambda: take(iterators[number], count), iterators)
         else:
             values, objects = decode(request["call"])
             count = len(values) - len(request["names"])
             named = dict(zip(request["names"], values[count:]))
-            reply(lambda: function(*values[:count], **named), objects, request["call"][1])
+            _, nodes = request["call"]
+            message = answer(lambda: function(*values[:count], **named), iterators, objects, nodes)
+        send(replies, message)
+
+
+# ------------------------------------------------------------------------------------------------
+# ... and the test runner has the test
 
 
 class Lost(BaseException):
-    """The child is gone or breaks the rules."""                # few tests catch a BaseException
+    """The child is gone or breaks the rules. Few tests catch a BaseException."""
 
 
-# Raised inside map() or a loop, these end it without a word: all(map(check_one, cases)) would pass.
+# Raised inside map() or a loop, these end it silently: all(map(check_one, cases)) would pass.
 # So they arrive as RuntimeError, as from a generator (PEP 479), unless the test names them.
 SILENT = (StopIteration, StopAsyncIteration, GeneratorExit)
 
@@ -157,38 +160,39 @@ SILENT = (StopIteration, StopAsyncIteration, GeneratorExit)
 class Proxy:
     """Stands for the child's function in the test runner.
 
-    fault: why the check has failed, whatever the test says. exact: whether all values arrived as
-    what they were.
+    fault: why the check has failed, whatever the test says. raised: the child's last exception.
     """
 
     def __init__(self, requests, replies, job):
-        self.requests, self.replies, self.job = requests, replies, job
+        self.requests = requests
+        self.replies = replies
+        self.job = job
         self.__name__ = job["entry_point"]
-        self.fault, self.raised, self.reason, self.exact, self.calls = None, None, None, True, 0
+        self.fault = self.raised = self.reason = None
+        self.calls = 0
         self.silent = []                    # errors that may have ended a loop of the test
 
     def lose(self, reason):
         self.fault = self.fault or reason
         raise Lost
 
-    def ask(self, request, objects=()):
+    def ask(self, request, arguments=()):
         """Send a request -> the value that comes back; raises what the child raised."""
         if self.fault or select.select([self.replies], [], [], 0)[0]:
-            self.lose("protocol: an answer before it was asked")
+            self.lose("protocol: an answer before the request")
         try:
             send(self.requests, request)
             reply = receive(self.replies, MESSAGE_BYTES)
-            self.exact = self.exact and reply["exact"] is True
             if "refused" in reply:
                 self.lose(f"protocol: {reply['refused']}")
-            value, _ = decode(reply["data"], objects, self.remote_iterator)
+            value, _ = decode(reply["data"], arguments, self.remote_iterator)
             if reply["raised"] and not isinstance(value, BaseException):
                 raise TypeError("no exception")
         except (EOFError, OSError):
             self.lose("killed")
         except MemoryError:
-            self.lose("memory: too large an answer")
-        except Exception as problem:                # whatever one can provoke with false data
+            self.lose("memory: the answer is too large")
+        except Exception as problem:                # whatever false data can provoke
             self.lose(f"protocol: not an answer ({problem})")
         if reply["raised"]:
             self.throw(value, reply.get("name"))
@@ -201,11 +205,12 @@ class Proxy:
             error = RuntimeError(f"{kind} raised")
         elif isinstance(error, SILENT):
             self.silent.append(error)
-        self.raised, self.reason = error, describe(error, name)
+        self.raised = error
+        self.reason = describe(error, name)
         raise error
 
     def start(self):
-        """Hand the program over; raises Lost if it cannot be loaded."""
+        """Send the program; raises Lost if it cannot be loaded."""
         try:
             if not self.ask([self.job["program"], self.job["entry_point"]]):
                 self.lose(f"no entry point: {self.job['entry_point']} is not defined")
@@ -220,9 +225,7 @@ class Proxy:
         try:
             values = encoder.encode((*args, *kwargs.values()))
         except TypeError as refused:
-            self.exact = False
             self.lose(f"protocol: {refused}")
-        self.exact = self.exact and encoder.exact
         self.calls += 1
         return self.ask({"call": values, "names": list(kwargs)}, encoder.objects)
 
@@ -230,7 +233,7 @@ class Proxy:
         """The items of an iterator that stays in the child: it may never end."""
         received = 0
         while True:
-            # At most a hundredth more than was asked for: it may search for more in vain.
+            # At most a hundredth more than the test needs: finding more may take forever.
             items, error = self.ask({"next": [number, min(1000, 1 + received // 100)]})
             received += len(items)
             yield from items
@@ -248,7 +251,7 @@ def seen_by_test(error):
 
 
 def describe(error, name):
-    """An exception as a reason; name: of its class."""
+    """An exception as a reason; name: of its class, as the program calls it."""
     text = ""
     with contextlib.suppress(BaseException):
         text = str(error)[:200]
@@ -256,11 +259,22 @@ def describe(error, name):
     return f"{kind}: {name}: {text}".removesuffix(": ")
 
 
+def failed_line(test, error):
+    """What went wrong in a test: its message, or the line that failed."""
+    if isinstance(error, AssertionError) and str(error):
+        return str(error)
+    lines = [0] + [line for frame, line in traceback.walk_tb(error.__traceback__)
+                   if frame.f_code.co_filename == "<test>"]
+    text = test.split("\n")[lines[-1] - 1].strip()
+    if isinstance(error, AssertionError):
+        return text
+    return f"{describe(error, type(error).__name__)} in {text}"
+
+
 def judge(names, job, function):
     """Let the test's check() call a function -> {"passed", "reason"}."""
-    test = job["test"]
     try:
-        exec(compile(test, "<test>", "exec"), names)
+        exec(compile(job["test"], "<test>", "exec"), names)
         check = names["check"]
         names[job["entry_point"]] = function                    # a test may call it by name
         check(function)
@@ -272,27 +286,21 @@ def judge(names, job, function):
             raise                                               # Lost; or the test ends the process
         if isinstance(error, MemoryError):
             return {"passed": False, "reason": "memory: in the test"}
-        lines = [0] + [line for frame, line in traceback.walk_tb(error.__traceback__)
-                       if frame.f_code.co_filename == "<test>"]
-        where = test.split("\n")[lines[-1] - 1].strip()
-        if not isinstance(error, AssertionError):
-            where = f"{describe(error, type(error).__name__)} in {where}"
-        elif str(error):
-            where = str(error)
-        return {"passed": False, "reason": f"wrong answer: {where[:200]}"}
+        reason = failed_line(job["test"], error)[:200]
+        return {"passed": False, "reason": f"wrong answer: {reason}"}
 
 
 def names_for_test(job):
-    """What a test finds: DATA, the names of the problem's own program, its REFERENCE solution."""
+    """The names that a test can use: DATA, REFERENCE, and those of the problem's own program."""
     names = {}
-    with contextlib.suppress(Exception):                        # a prompt alone may be no program
+    with contextlib.suppress(Exception):                        # a prompt alone may not run
         names = load_program(job["helpers"])
     data, _ = decode(job["data"])
     return {**names, "DATA": data, "REFERENCE": names.get(job["entry_point"])}
 
 
 def run_check(job, requests, replies):
-    """Let a test judge the child at the other end of two pipes -> {"passed", "reason", "exact"}."""
+    """Let a test judge the child at the other end of two pipes -> {"passed", "reason"}."""
     proxy = Proxy(requests, replies, job)
     result = {"passed": False}
     try:
@@ -305,60 +313,56 @@ def run_check(job, requests, replies):
     except Lost:
         pass
     if proxy.fault:                                             # even if the test has caught Lost
-        result = {"passed": False, "reason": proxy.fault}
-    return {**result, "exact": proxy.exact}
+        return {"passed": False, "reason": proxy.fault}
+    return result
+
+
+def run_check_inside(job):
+    """The same for values that cannot be sent: here the program can forge its result."""
+    try:
+        names = names_for_test(job)
+        names.update(load_program(job["program"]))
+        return judge(names, job, names[job["entry_point"]])
+    except BaseException as error:
+        return {"passed": False, "reason": describe(error, type(error).__name__)}
 
 
 def test_runner(control):
-    """Do job after job: each comes with the two pipes to a new child."""
+    """Do one job after another: each comes with the two pipes to a new child."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, control) as connection:
         while True:
             _, pipes, _, _ = socket.recv_fds(connection, 1, 2)
             if not pipes:
                 return
             job = receive(control)
-            random.seed()                                       # no child knows the test's numbers
-            result = run_check(job, *pipes)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-            send(control, {**result, "worn": peak > RUNNER_BYTES})
+            random.seed()                   # no child may know the random numbers of the test
+            result = run_check_inside(job) if job["inside"] else run_check(job, *pipes)
+            peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+            send(control, {**result, "worn": peak_bytes > RUNNER_BYTES})
             for fd in pipes:
                 os.close(fd)
             del job
-            gc.collect()                                        # what the test's frames still hold
+            gc.collect()                    # what exceptions hold in the frames of the test
 
 
-def one_process(requests, replies):
-    """Program and test in one process, for values that cannot be sent: it can forge its result."""
-    job = receive(requests)
-    try:
-        names = names_for_test(job)
-        names.update(load_program(job["program"]))
-        result = judge(names, job, names[job["entry_point"]])
-    except BaseException as error:
-        result = {"passed": False, "reason": describe(error, type(error).__name__)}
-    send(replies, result)
-
-
-CHILD, RUNNER, ONE_PROCESS = b"c", b"r", b"1"
-ROLES = {CHILD: child, RUNNER: test_runner, ONE_PROCESS: one_process}
-
+CHILD, RUNNER = b"c", b"r"
+ROLES = {CHILD: child, RUNNER: test_runner}
 
 # ------------------------------------------------------------------------------------------------
 # Grading
 
-
-NUMBERS = itertools.count()
+NUMBERS = itertools.count()     # of sandboxes: each uses another core
 
 
 class SandboxError(OSError):
-    """This system cannot lock programs in."""
+    """This system cannot isolate programs well enough."""
 
 
 class Sandbox:
-    """Grades and runs programs, one at a time. To be closed.
+    """Grades and runs programs, one at a time. Close it after use.
 
-    weak: go on where the system offers too few layers; else SandboxError. without: names of layers
-    to leave out, to see what they are for.
+    weak: continue where the system offers too few layers, instead of raising SandboxError.
+    without: names of layers to leave out, to see what they are for.
     """
 
     def __init__(self, weak=False, without=()):
@@ -370,16 +374,16 @@ class Sandbox:
         self.options = {
             "packages": packages, "without": list(without), "number": os.getpid() + next(NUMBERS),
             "readable": sorted(path for path in readable if path and os.access(path, os.R_OK))}
-        self.cannot_cross = {}
+        self.needs_one_process = {}                             # problem -> True or False
         self.start()
         missing = {"rlimits", "no-new-privileges", "seccomp"} - set(self.layers)
         if not weak and (missing or not {"mounts", "Landlock"} & set(self.layers)):
             self.close()
-            raise SandboxError("this system offers too little to lock programs in ("
+            raise SandboxError("this system offers too little to isolate programs ("
                                f"{', '.join(self.layers)}); --weak-sandbox runs them all the same")
 
     def start(self):
-        """Start the supervisor, a bare Python that has neither our modules nor our environment."""
+        """Start the supervisor, a bare Python process without our modules and environment."""
         folder = str(Path(__file__).resolve().parent.parent)
         code = (f"import sys; sys.path.insert(0, {folder!r}); "
                 "from support import sandbox, supervisor; del sys.path[0]; "
@@ -400,109 +404,89 @@ class Sandbox:
             self.close()
             raise SandboxError(error)
 
-    def command(self, role, pid=0, seconds=0.0, fds=()):
+    def command(self, role, fds=(), pid=0, seconds=0.0):
         """Let the supervisor fork or end a process -> its id, or how it ended."""
         socket.send_fds(self.control, [COMMAND.pack(role, pid, seconds)], fds)
-        answer = read_exactly(self.control.fileno(), ANSWER.size, time.monotonic() + seconds + 30)
-        return ANSWER.unpack(answer)[0]
+        reply = read_exactly(self.control.fileno(), ANSWER.size, time.monotonic() + seconds + 30)
+        return ANSWER.unpack(reply)[0]
 
-    def check_in_two(self, job, deadline):
+    def check_once(self, job, deadline):
         """Let a test runner judge a child -> its result."""
+        if job["inside"]:                       # the program must not see what was there before
+            self.end_runner()
         if not self.runner:
             self.runner, theirs = socket.socketpair()
             with theirs:
-                self.runner_pid = self.command(RUNNER, seconds=1e6, fds=[theirs.fileno()])
-        requests, replies = os.pipe(), os.pipe()                # (read end, write end)
+                self.runner_pid = self.command(RUNNER, [theirs.fileno()], seconds=1e6)
+        child_reads, runner_writes = os.pipe()
+        runner_reads, child_writes = os.pipe()
+        pid = None
         try:
-            socket.send_fds(self.runner, [b"j"], [requests[1], replies[0]])
+            socket.send_fds(self.runner, [b"j"], [runner_writes, runner_reads])
             send(self.runner.fileno(), job)
-            pid = self.command(CHILD, 0, job["timeout"], [requests[0], replies[1]])
+            if not job["inside"]:
+                pid = self.command(CHILD, [child_reads, child_writes], seconds=job["timeout"])
         finally:
-            for fd in (*requests, *replies):
+            for fd in (child_reads, runner_writes, runner_reads, child_writes):
                 os.close(fd)
         result = None
         with contextlib.suppress(TimeoutError, EOFError):
             result = receive(self.runner.fileno(), deadline=deadline)
         late = time.monotonic() >= deadline
-        status = self.command(END, pid)
-        if late and result is None:
-            with contextlib.suppress(TimeoutError, EOFError):   # it sees that the child is gone
-                result = receive(self.runner.fileno(), deadline=time.monotonic() + 0.2)
-        if result is None or result["worn"]:
-            self.command(END, self.runner_pid)
+        status = self.command(END, pid=pid) if pid else 0
+        if result is None or result["worn"] or job["inside"]:
+            self.end_runner()
+        return final_result(result or {"reason": "killed: the test itself"}, status, late)
+
+    def end_runner(self):
+        if self.runner:
+            self.command(END, pid=self.runner_pid)
             self.runner.close()
             self.runner = None
-        return self.outcome(result or {"reason": "killed: the test itself"}, status, late)
-
-    def check_in_one(self, job, deadline):
-        """Let one process be program and test -> its result, which it may forge."""
-        output, status, late = self.exchange(ONE_PROCESS, pack(job), deadline)
-        result = {"reason": "killed"}
-        with contextlib.suppress(ValueError, TypeError, RecursionError):        # none, or nonsense
-            result.update(json.loads(output[4:]))
-        return self.outcome(result, status, late)
-
-    def outcome(self, result, status, late):
-        """A result of which a program may have chosen the text after the colon, and no more."""
-        kind, _, text = str(result["reason"]).partition(":")
-        if late:
-            kind, text = "timeout", ""
-        elif kind == "killed" and not text:
-            text = f" signal {-status}" if status < 0 else f" it ended with {status}"
-        passed = not late and result.get("passed") is True
-        if passed or kind not in REASONS:
-            kind, text = ("passed", "") if passed else ("protocol", " no known reason")
-        text = "".join(letter if letter.isprintable() else "?" for letter in text[:300])
-        return {"passed": passed, "reason": f"{kind}:{text}".removesuffix(":"),
-                "exact": late or result.get("exact") is not False}
 
     def exchange(self, role, data, deadline):
         """Give a process its input -> (its output, how it ended, whether that was too late)."""
-        (stdin, write), (read, stdout) = os.pipe(), os.pipe()
-        output, data = bytearray(), memoryview(data)
-        with open(write, "wb", 0) as write, open(read, "rb", 0) as read:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            stdin = os.open(file.name, os.O_RDONLY)
+        read, stdout = os.pipe()
+        output = b""
+        with open(read, "rb", 0) as pipe:
             try:
-                pid = self.command(role, 0, deadline - time.monotonic(), [stdin, stdout])
+                pid = self.command(role, [stdin, stdout], seconds=deadline - time.monotonic())
             finally:
                 os.close(stdin)
                 os.close(stdout)
-            os.set_blocking(write.fileno(), False)
-            while len(output) <= OUTPUT_BYTES and time.monotonic() < deadline:
-                left = max(0, deadline - time.monotonic())
-                readable, writable, _ = select.select([read], [write] if data else [], [], left)
-                if writable:
-                    try:
-                        data = data[os.write(write.fileno(), data):]
-                    except OSError:
-                        data = b""                              # it reads no more
-                    if not data:
-                        write.close()
-                if readable:
-                    part = os.read(read.fileno(), 1 << 16)
-                    if not part:
-                        break
-                    output += part
-        left = deadline - time.monotonic() if len(output) <= OUTPUT_BYTES else 0
-        return output, self.command(END, pid, max(0, left)), time.monotonic() >= deadline
+            while len(output) <= OUTPUT_BYTES:
+                seconds = max(0, deadline - time.monotonic())
+                ready, _, _ = select.select([pipe], [], [], seconds)
+                part = pipe.read(1 << 16) if ready else b""
+                if not part:
+                    break                                       # the end, or too late
+                output += part
+        seconds = 0 if len(output) > OUTPUT_BYTES else deadline - time.monotonic()
+        status = self.command(END, pid=pid, seconds=seconds)
+        return output, status, time.monotonic() >= deadline
 
     def try_twice(self, action, job, timeout):
-        """Do a job. Where no readable answer comes, a new supervisor gets the job once more."""
+        """Do a job. If no readable answer comes, a new supervisor gets the job once more."""
         for _ in range(2):
             try:
                 return action(job, time.monotonic() + timeout)
-            except (OSError, EOFError, ValueError, LookupError, TypeError, struct.error):
+            except Exception:                                   # whatever false data can cause
                 self.close()
                 self.start()
-        return self.outcome({"reason": "killed: the sandbox gives no readable answer"}, 0, False)
+        return final_result({"reason": "killed: the sandbox gives no readable answer"}, 0, False)
 
-    def check(self, program, entry_point, helpers, test, timeout, inside=False, data=None):
-        """Load a program and let a test check its entry point -> passed, reason, exact.
+    def check(self, program, entry_point, helpers, test, timeout, *, inside=False, data=None):
+        """Load a program and let a test check its entry point -> {"passed", "reason"}.
 
-        helpers: a program whose names the test may use; data: its DATA, encoded; inside: in one.
+        helpers: a program whose names the test may use. inside: in one process. data: encoded.
         """
         job = {"program": program, "entry_point": entry_point, "helpers": helpers, "test": test,
-               "data": data or encode(None), "timeout": timeout}
-        return self.try_twice(self.check_in_one if inside else self.check_in_two, job, timeout)
+               "data": data or encode(None), "timeout": timeout, "inside": inside}
+        return self.try_twice(self.check_once, job, timeout)
 
     def grade(self, problem, completion, timeout=3.0):
         """Grade one completion of a problem -> Grade."""
@@ -511,22 +495,26 @@ class Sandbox:
     def grade_program(self, problem, program, timeout=3.0):
         """Grade a whole program as the answer to a problem -> Grade.
 
-        If the problem's own solution fails and a value of it cannot be sent as what it is (such as
-        an object of a class of its own), the problem is graded in one process. So only the problem
+        If the problem's own solution passes in one process but not in two (as a value cannot be
+        sent, such as an object of its own class), the problem is graded in one. So only the problem
         decides that, never the program.
         """
-        own = assemble(problem, problem.get("canonical_solution") or "    pass\n")
-        rest = problem["entry_point"], own, problem["test"], timeout
-        data = encode(problem.get("inputs"))
-        result, weak = self.check(program, *rest, data=data), False
-        if not result["passed"] and problem.get("canonical_solution"):
-            key = problem_key(problem)
-            if key not in self.cannot_cross:
-                own_result = self.check(own, *rest, data=data)
-                self.cannot_cross[key] = not own_result["passed"] and not own_result["exact"]
-            weak = self.cannot_cross[key]
-            if weak:
-                result = self.check(program, *rest, inside=True, data=data)
+        solution = problem.get("canonical_solution")
+        helpers = assemble(problem, solution or "    pass\n")
+        check = functools.partial(
+            self.check, entry_point=problem["entry_point"], helpers=helpers, test=problem["test"],
+            timeout=timeout, data=encode(problem.get("inputs")))
+        result = check(program)
+        if result["passed"] or not solution:
+            return Grade(result["passed"], result["reason"])
+        key = problem["test"], helpers
+        if key not in self.needs_one_process:
+            kind = check(helpers)["reason"].split(":")[0]
+            self.needs_one_process[key] = (kind in ("protocol", "exception", "wrong answer")
+                                           and check(helpers, inside=True)["passed"])
+        weak = self.needs_one_process[key]
+        if weak:
+            result = check(program, inside=True)
         return Grade(result["passed"], result["reason"], weak)
 
     def run(self, source, stdin="", timeout=3.0):
@@ -551,53 +539,47 @@ class Sandbox:
             self.runner.close()
         self.control.close()
         try:
-            self.process.wait(1)                                # it may be at work
+            self.process.wait(1)                                # it may be busy
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
 
-def problem_key(problem):
-    return problem["prompt"], problem["test"], problem.get("canonical_solution")
+def final_result(result, status, late):
+    """A result whose reason is a known one. At most the text after its colon is the program's."""
+    kind, _, text = str(result["reason"]).partition(":")
+    passed = not late and result.get("passed") is True
+    if late:
+        kind, text = "timeout", ""
+    elif passed:
+        kind, text = "passed", ""
+    elif kind not in REASONS:
+        kind, text = "protocol", " no known reason"
+    elif kind == "killed" and not text:
+        text = f" signal {-status}" if status < 0 else f" it ended with {status}"
+    text = "".join(letter if letter.isprintable() else "?" for letter in text[:300])
+    return {"passed": passed, "reason": f"{kind}:{text}".removesuffix(":")}
 
 
 def grades(pairs, workers=None, timeout=3.0, weak=False):
-    """Yield the Grade of each (problem, whole program), in order; one sandbox per core.
-
-    A problem has prompt, entry_point and test, as in HumanEval. SandboxError: see Sandbox.
-    """
+    """Yield the Grade of each (problem, whole program), in order; one sandbox per core. A problem
+    has prompt, entry_point and test, as in HumanEval."""
     pairs = list(pairs)
-    keys = [problem_key(problem) for problem, _ in pairs]
-    results, waiting, lock = [Future() for _ in pairs], list(range(len(pairs))), threading.Lock()
+    workers = max(1, min(workers or cores(), len(pairs)))
+    idle = queue.SimpleQueue()
 
-    def work(sandbox):
-        last = None
-        while True:
-            with lock:
-                if not waiting:
-                    return
-                # Not two samples of one problem in a row: one might leave a sign for the next.
-                number = next((number for number in waiting if keys[number] != last), waiting[0])
-                waiting.remove(number)
-            try:
-                results[number].set_result(sandbox.grade_program(*pairs[number], timeout))
-            except BaseException as error:
-                results[number].set_exception(error)
-            last = keys[number]
-
-    def stop():
-        with lock:
-            waiting.clear()
+    def grade_pair(pair):
+        problem, program = pair
+        sandbox = idle.get()
+        try:
+            return sandbox.grade_program(problem, program, timeout)
+        finally:
+            idle.put(sandbox)
 
     with contextlib.ExitStack() as stack:
-        for _ in range(max(1, min(workers or cores(), len(pairs)))):
-            sandbox = stack.enter_context(contextlib.closing(Sandbox(weak)))
-            thread = threading.Thread(target=work, args=(sandbox,))
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(stop)                                # first, should nobody read on
-        for result in results:
-            yield result.result()
+        for _ in range(workers):
+            idle.put(stack.enter_context(contextlib.closing(Sandbox(weak))))
+        yield from stack.enter_context(ThreadPoolExecutor(workers)).map(grade_pair, pairs)
 
 
 def grade_all(pairs, workers=None, timeout=3.0, weak=False):

@@ -1,10 +1,8 @@
-"""Sources of code and text: folders, archives, JSON Lines, GitHub, what is installed, what is
-generated -> files with their bytes, or with the reason why they have none.
+"""Sources of code and text -> files with their bytes, or with the reason why they are not read.
 
-Nothing is unpacked to the disk and no link is followed.
+Nothing is unpacked to disk, and no link is followed.
 """
 
-import functools
 import gzip
 import json
 import lzma
@@ -21,64 +19,54 @@ from support import synthetic
 from support.files import SKIPPED_FOLDERS, InputError, cache_folder, fetch, walk_files
 from support.llm_client import check_server
 
-# Files that one process reads together: some of a folder (names), or all of any other source.
-# kind: which part of the mixture the source is; place: the source without its kind
+# Files that one process reads together: some files of a folder (names), or all of another source.
+# kind: which part of the mixture they are for; place: the source without its kind
 Batch = namedtuple("Batch", "kind source place repo names", defaults=[None])
-# data: the bytes, or None for the reason given
+# data: the bytes, or None for the given reason
 File = namedtuple("File", "path repo data size reason", defaults=[None])
 
 KINDS = ("code", "grounding", "text", "math")
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
 TABLES = (".jsonl", ".jsonl.gz")
-INSTALLED = {"stdlib": "the standard library", "packages": "the installed packages",
-             "generated": "generated text"}     # a folder of such a name is given as ./stdlib
 STDLIB_SKIPPED = {"test", "tests", "idle_test", "encodings", "pydoc_data", "lib-dynload"}
 LARGEST_FILE = 1_000_000    # bytes
-LARGEST_ARCHIVE = 2 << 30   # bytes that an archive may have, and may unpack to
+LARGEST_ARCHIVE = 2 << 30   # bytes, both packed and unpacked
 BATCH_FILES = 256
 
 
-def kind_and_place(source):
-    """The two parts of [kind:]place; the kind is code if it is not given."""
-    kind, colon, place = source.partition(":")
-    return (kind, place) if colon and kind in KINDS else ("code", source)
-
-
-def explain_place(source):
-    """Say so if there is a folder whose name means something else."""
-    kind, place = kind_and_place(source)
-    if place in INSTALLED and Path(place).is_dir():
-        prefix = source.removesuffix(place)
-        print(f"--source {source}: {INSTALLED[place]}; for the folder {place} give "
-              f"{prefix}./{place}")
+def source_flag(parser):
+    parser.add_argument("--source", action="append", metavar="[KIND:]PLACE",
+                        help="a folder, .tar.gz, .jsonl or github:owner/name[@ref]; `stdlib` or "
+                        "`packages`, the installed ones (give a folder of that name as "
+                        f"./packages); with one of {', '.join(KINDS)} as its kind; also "
+                        "`math:generated` and `code:generated`; repeatable (default: stdlib, "
+                        "text:stdlib and math:generated; from --size small on packages too)")
 
 
 def file_batches(source):
     """The batches of a source, [kind:]place, in the order of their paths.
 
-    kind: code (default), grounding, text or math. place: a folder, a .tar.gz archive, a .jsonl file
-    with a text field (for code a path, too), github:owner/name[@ref], stdlib or packages (what is
-    installed), or generated (code and math only).
+    kind: code (default), grounding, text or math. place: a folder; an archive such as .tar.gz; a
+    .jsonl file with a text field (and a path, for code); github:owner/name[@ref]; stdlib or
+    packages, the installed ones; or generated, for code and math.
     """
-    kind, place = kind_and_place(source)
+    kind, colon, place = source.partition(":")
+    if not colon or kind not in KINDS:
+        kind, place = "code", source
     if source.encode(errors="replace").decode() != source:
         raise InputError(f"--source {source}: its name is not UTF-8")
+    if "://" in place:                                      # not printed, it may contain a password
+        raise InputError("--source: URLs are not read; download the files and give their folder, a "
+                         "GitHub repository as --source github:owner/name[@ref], or an LLM teacher "
+                         "as --teacher URL")
     if place.startswith("github:"):
         return [Batch(kind, source, str(fetch_github(place)), place.split(":")[1])]
-    is_url = re.match("https?://", place, re.IGNORECASE)
-    if is_url or (github_place(place) and not Path(place).exists()):
-        refuse_url(place)
     if place == "generated":
         if kind not in ("code", "math"):
             raise InputError(f"--source {source}: expected math:generated or code:generated")
         return [Batch(kind, source, place, "synthetic")]
-    if place.endswith(ARCHIVES + TABLES):
-        if not Path(place).is_file():
-            raise InputError(f"--source {source}: no such file")
+    if place.endswith(ARCHIVES + TABLES) and Path(place).is_file():
         return [Batch(kind, source, place, Path(place).name.split(".")[0])]
-    if Path(place).is_file():
-        raise InputError(f"--source {source}: this type of file is not read; give a folder, an "
-                         f"archive ({', '.join(ARCHIVES)}) or JSON Lines ({', '.join(TABLES)})")
     return folder_batches(kind, source, place)
 
 
@@ -87,17 +75,18 @@ def folder_batches(kind, source, place):
     root = Path({"stdlib": paths["stdlib"], "packages": paths["purelib"]}.get(place, place))
     root = root.resolve()
     if not place or not root.is_dir():
-        raise InputError(f"--source {source}: no such folder; expected a folder, an archive "
+        problem = "cannot be read" if Path(place).is_file() else "no such file or folder"
+        raise InputError(f"--source {source}: {problem}; expected a folder, an archive "
                          f"({', '.join(ARCHIVES)}), JSON Lines ({', '.join(TABLES)}), stdlib, "
-                         "packages, generated or github:owner/name, with code:, grounding:, text: "
-                         "or math: before it or not")
-    names = []                  # of files, and of folders that are skipped, to account for them
+                         "packages, generated or github:owner/name, with or without code:, "
+                         "grounding:, text: or math: in front")
+    names = []                  # of files and, to account for them, of skipped folders
 
     def on_error(error):
         names.append(Path(error.filename).relative_to(root).as_posix())
 
     def on_skip(folder):
-        if folder.name != "__pycache__":                    # it never holds anything but bytecode
+        if folder.name != "__pycache__":                    # holds nothing but bytecode
             names.append(folder.relative_to(root).as_posix() + "/")
 
     skipped = SKIPPED_FOLDERS | (STDLIB_SKIPPED if place == "stdlib" else set())
@@ -110,35 +99,10 @@ def folder_batches(kind, source, place):
 
 
 def teacher_batch(url):
-    """The programs that an LLM teacher writes. Only --teacher gets here: a --source is never sent
-    the key in OPENAI_API_KEY."""
+    """The programs of an LLM teacher. They have a flag of their own, --teacher, because a --source
+    must never be sent the key in OPENAI_API_KEY."""
     check_server(url)
     return Batch("code", f"teacher:{url}", url, "synthetic")
-
-
-# ------------------------------------------------------------------------------------------------
-# GitHub
-
-
-def github_place(url):
-    """github:owner/name[@ref] for the URL of a GitHub repository or of a page of it, else None."""
-    match = re.match(r"(?:(?:https?|ssh|git)://)?(?:[^/@\s]*@)?(?:www\.)?github\.com(?::\d+)?[/:]"
-                     r"([\w.-]+)/([\w.-]+?)(?:\.git)?(?:/(?:tree|blob|commits?|raw)/([\w.-]+))?"
-                     r"(?=[/?#]|$)", url, re.IGNORECASE)
-    if not match:
-        return None
-    owner, name, ref = match.groups()
-    return f"github:{owner}/{name}" + (f"@{ref}" if ref else "")
-
-
-def refuse_url(url):
-    """Raise InputError for a source that is a URL, without the secrets that may be in it."""
-    shown = re.sub(r"//[^/]*@", "//", url).partition("?")[0]
-    advice = "download it and give the file or folder, or an LLM teacher as --teacher URL"
-    place = github_place(url)
-    if place:
-        advice = f"for a GitHub repository give --source {place}"
-    raise InputError(f"--source {shown}: URLs are not read; {advice}")
 
 
 def fetch_github(place):
@@ -172,29 +136,31 @@ def read_batch(batch):
             yield File(Path(batch.place).name, batch.repo, None, 0, "archive broken from here on")
 
 
-def checked(name, repo, size, is_regular, read):
-    """A file with what read() gives, unless it is too large or no regular file."""
+def refusal(size, is_regular):
+    """Why a file is not read, or None."""
     if not is_regular:                                      # reading a pipe would never end
-        return File(name, repo, None, 0, "link or no plain file")
-    if size > LARGEST_FILE:
-        return File(name, repo, None, size, "over 1 MB")
-    return File(name, repo, read(), size)
+        return "link or no plain file"
+    return "over 1 MB" if size > LARGEST_FILE else None
 
 
 def read_file(path, name, repo):
-    size = 0
     if name.endswith("/"):
         return File(name, repo, None, 0, "skipped folder")
+    data = None
+    size = 0
     try:
         status = path.lstat()
-        size = status.st_size
+        is_regular = stat.S_ISREG(status.st_mode)
+        size = status.st_size if is_regular else 0
         name.encode()
-        return checked(name, repo, size, stat.S_ISREG(status.st_mode), path.read_bytes)
+        reason = refusal(size, is_regular)
+        if not reason:
+            data = path.read_bytes()
     except UnicodeError:
         reason = "name not UTF-8"
     except OSError:
         reason = "unreadable"
-    return File(name, repo, None, size, reason)
+    return File(name, repo, data, size, reason)
 
 
 def read_archive(batch):
@@ -206,19 +172,16 @@ def read_archive(batch):
                 raise InputError(f"{batch.place}: unpacks to more than {LARGEST_ARCHIVE >> 30} GB")
             if member.isdir():
                 continue
+            reason = refusal(member.size, member.isfile())
             if member.name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", member.name):
-                yield File(member.name, batch.repo, None, member.size, "path leaves the archive")
-                continue
-            read = functools.partial(member_bytes, archive, member)
-            yield checked(member.name, batch.repo, member.size, member.isfile(), read)
-
-
-def member_bytes(archive, member):
-    return archive.extractfile(member).read()
+                reason = "path leaves the archive"
+            data = None if reason else archive.extractfile(member).read()
+            size = member.size if member.isfile() else 0
+            yield File(member.name, batch.repo, data, size, reason)
 
 
 def read_table(batch):
-    """The rows of a .jsonl file with a text (or content) field; a broken row is a file, too."""
+    """The rows of a .jsonl file with a text (or content) field. A broken row counts as a file."""
     opener = gzip.open if batch.place.endswith(".gz") else open
     with opener(batch.place, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(4 * LARGEST_FILE), b""), 1):
@@ -230,7 +193,9 @@ def read_table(batch):
             except (ValueError, AttributeError, RecursionError):
                 yield File(name, batch.repo, None, len(line), "no row with a text")
                 continue
-            yield checked(name, str(row.get("repo", batch.repo)), len(data), True, lambda: data)
+            reason = refusal(len(data), True)
+            repo = str(row.get("repo", batch.repo))
+            yield File(name, repo, None if reason else data, len(data), reason)
 
 
 def synthetic_files(batch):

@@ -1,10 +1,10 @@
-"""Forks processes and locks them in: the layers of the sandbox.
+"""Forks processes and isolates them: the layers of the sandbox.
 
-A Supervisor is started as a bare Python process. It forks what it is asked for and ends it in time;
-it never sees a program or a test, so that no process it forks inherits one. What each layer stops
-is in docs/sandbox.md.
+A Supervisor is started as a bare Python process. It forks processes on request and ends them in
+time. It never sees a program or a test, so no process that it forks inherits one. What each layer
+stops is in docs/sandbox.md.
 
-Read first: Supervisor.lock_in, CALLS, CONDITIONS, seccomp_filter, enter_mounts.
+Read first: Supervisor.isolate, CALLS, CONDITIONS, seccomp_filter, enter_mounts.
 """
 
 import atexit
@@ -32,14 +32,15 @@ MEMORY_BYTES = 1 << 30      # of address space for a process
 SCRATCH = "/scratch"        # the one folder where a program may write: empty for each program
 SCRATCH_BYTES = 16 << 20
 MOST_FILES = 64             # that a process may have open
-COMMAND, ANSWER = struct.Struct("<cid"), struct.Struct("<i")    # role, process, seconds; a number
-SCRIPT, END = b"s", b"e"    # roles: start a script; end a process
+COMMAND = struct.Struct("<cid")     # role, id of a process, seconds
+ANSWER = struct.Struct("<i")        # the id of a new process, or how one ended
+SCRIPT, END = b"s", b"e"            # roles: start a script; end a process
 
 # ------------------------------------------------------------------------------------------------
-# What a program may ask of Linux (seccomp). To everything else the answer is "no such call":
+# The system calls that a program may make (seccomp). All others fail with "no such call": those for
 # processes, signals, sockets that lead outside, ...
 
-# name, its number on x86-64, on aarch64 (-: it has none)
+# name, number on x86-64, number on aarch64 (-: it has none)
 CALLS = """
 read 0 63, write 1 64, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62,
 mmap 9 222, mprotect 10 226, munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135,
@@ -56,7 +57,7 @@ prlimit64 302 261, epoll_create1 291 20, epoll_ctl 233 21, epoll_wait 232 -, epo
 eventfd2 290 19, socketpair 53 199, sendto 44 206, recvfrom 45 207, getsockname 51 204, ioctl 16 29,
 fcntl 72 25
 """
-# Where there is a private folder: writing in it. Everything else is mounted read-only.
+# Calls for writing, allowed where there is a private folder. All other files are read-only there.
 WRITING_CALLS = """
 mkdir 83 -, mkdirat 258 34, rmdir 84 -, unlink 87 -, unlinkat 263 35, rename 82 -, renameat 264 38,
 renameat2 316 276, ftruncate 77 46, fsync 74 82, fdatasync 75 83, chdir 80 49, chmod 90 -,
@@ -66,21 +67,21 @@ ALL_BITS, FUTEX_PRIVATE, FIONBIO = (1 << 32) - 1, 128, 0x5421
 THREAD_FLAGS, CLONE_DETACHED = 0x3D0F00, 0x400000
 F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC = 1, 2, 3, 1030
 # Calls that are allowed only if, for each (argument, mask, values), argument & mask is one of the
-# values; and the error that they end with otherwise
+# values; and the error with which they fail otherwise
 CONDITIONS = {
     # A thread of this process, as the C library starts it: no process, no pidfd, no namespace.
-    # Who joins a thread waits where others could see it; told "try again", it does try again.
+    # Joining a thread waits on a futex that others could share; after EAGAIN it tries again.
     "clone": ([(0, ALL_BITS & ~CLONE_DETACHED, [THREAD_FLAGS])], errno.EAGAIN),
     "futex": ([(1, FUTEX_PRIVATE, [FUTEX_PRIVATE])], errno.EAGAIN),
-    # Clocks, cores and limits of this process only.
+    # Only the clocks, cores and limits of this process.
     "clock_gettime": ([(0, 1 << 31, [0])], errno.EACCES),
     "clock_nanosleep": ([(0, 1 << 31, [0])], errno.EACCES),
     "sched_getaffinity": ([(0, ALL_BITS, [0])], errno.EACCES),
     "prlimit64": ([(0, ALL_BITS, [0])], errno.EACCES),
-    # asyncio wakes itself by a pair of connected Unix sockets, which it makes non-blocking.
+    # asyncio wakes itself with a pair of connected Unix sockets, which it makes non-blocking.
     "socketpair": ([(0, ALL_BITS, [socket.AF_UNIX]), (1, 0xF, [socket.SOCK_STREAM])],
                    errno.EACCES),
-    # Not its standard streams: all processes share what they stand for, so one could leave a sign.
+    # Not the standard streams: all processes share their flags, so one could leave a sign.
     "ioctl": ([(0, ALL_BITS, range(3, MOST_FILES)), (1, ALL_BITS, [FIONBIO])], errno.EACCES),
     "fcntl": ([(1, ALL_BITS, [F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC])], errno.EACCES),
 }
@@ -89,26 +90,29 @@ READ_ONLY_CONDITIONS = {"open": ([(1, NOT_FOR_READING, [0])], errno.EACCES),
                         "openat": ([(2, NOT_FOR_READING, [0])], errno.EACCES)}
 
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}        # as the kernel numbers them
-# The instructions of classic BPF that the program needs, and offsets in what it reads
+# Instructions of classic BPF, the offsets of what they read, and the results of a filter
 LOAD, AND, JUMP_IF_EQUAL, RETURN = 0x20, 0x54, 0x15, 0x06
 NUMBER, MACHINE, ARGUMENTS = 0, 4, 16
 ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 
 
 def seccomp_filter(machine, writing=False):
-    """The BPF program that answers every system call, packed; None on other machines.
+    """The BPF program that decides about every system call, packed; None on other machines.
 
-    An instruction is (code, steps to jump if true, if false, operand).
+    An instruction is (code, instructions to skip if true, if false, operand).
     """
     if machine not in MACHINES:
         return None
     column = 1 + list(MACHINES).index(machine)
     program = [(LOAD, 0, 0, MACHINE), (JUMP_IF_EQUAL, 1, 0, MACHINES[machine]),
                (RETURN, 0, 0, KILL), (LOAD, 0, 0, NUMBER)]
-    calls, conditions = CALLS, {**CONDITIONS, **READ_ONLY_CONDITIONS}
+    calls = CALLS.split(",")
+    conditions = dict(CONDITIONS)
     if writing:
-        calls, conditions = CALLS + "," + WRITING_CALLS, CONDITIONS
-    for call in calls.split(","):
+        calls += WRITING_CALLS.split(",")
+    else:
+        conditions |= READ_ONLY_CONDITIONS
+    for call in calls:
         fields = call.split()
         if fields[column] == "-":
             continue
@@ -117,7 +121,7 @@ def seccomp_filter(machine, writing=False):
         for argument, mask, values in reversed(checks):
             passed = len(rule)
             rule = [(RETURN, 0, 0, ERROR | refusal), *rule]
-            for value in values:            # if equal, jump over the other values and the refusal
+            for value in values:            # if equal, skip the other values and the refusal
                 rule = [(JUMP_IF_EQUAL, len(rule) - passed, 0, value), *rule]
             rule = [(LOAD, 0, 0, ARGUMENTS + 8 * argument), (AND, 0, 0, mask), *rule]
         program += [(JUMP_IF_EQUAL, 0, len(rule), int(fields[column])), *rule]
@@ -126,16 +130,17 @@ def seccomp_filter(machine, writing=False):
 
 
 # ------------------------------------------------------------------------------------------------
-# The other layers. Calls of Linux that Python has no function for go through the C library.
+# The other layers. System calls without a Python function go through the C library.
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 8, 22, 38
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
-MOUNT_SETATTR, AT_RECURSIVE, READ_ONLY_MOUNT = 442, 0x8000, 1 | 2 | 4   # and no setuid, no devices
+MOUNT_SETATTR, AT_RECURSIVE = 442, 0x8000
+READ_ONLY_MOUNT = struct.pack("4Q", 1 | 2 | 4, 0, 0, 0)     # nor setuid, nor devices
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 CAPABILITY_VERSION_3, CAP_SYS_ADMIN = 0x20080522, 1 << 21
-NOBODY = 2_000_000_000      # from here on users have no files
+NOBODY = 2_000_000_000      # users with this number or a higher one own no files
 PRELOADED = """__future__ math cmath string itertools heapq bisect copy statistics typing hashlib
 dataclasses enum textwrap unicodedata calendar numbers tempfile""".split()
 
@@ -154,40 +159,46 @@ def system(name, *args):
     return result
 
 
+def mount(source, target, options=None, flags=MS_NOSUID | MS_NODEV):
+    """Mount a folder or file in a second place or, with options, a new tmpfs."""
+    kind = None if options is None else b"tmpfs"
+    system("mount", source.encode(), target.encode(), kind, flags, options)
+
+
 def enter_mounts(readable):
     """Move to an empty, read-only file system that holds what is readable, and SCRATCH.
 
-    Other users than root may do so in a user namespace, if the system lets them.
+    Users other than root may do so in a user namespace, if the system lets them.
     """
-    user, group = os.getuid(), os.getgid()
+    user = os.getuid()
+    group = os.getgid()
     system("unshare", CLONE_NEWNS | (CLONE_NEWUSER if user else 0))
     if user:
         for file, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"),
                            ("gid_map", f"{group} {group} 1")):
             Path("/proc/self", file).write_text(line)
-    system("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
-    system("mount", b"tmpfs", b"/proc", b"tmpfs", MS_NOSUID | MS_NODEV, None)
-    umask = os.umask(0o666)     # the folders on the way can be passed through, but not listed
-    for path in [*readable, SCRATCH]:
+    mount("", "/", flags=MS_REC | MS_PRIVATE)       # what follows is not seen outside
+    mount("tmpfs", "/proc", b"")
+    umask = os.umask(0o666)     # parent folders can be passed through, but not listed
+    for path in readable:
         target = Path("/proc" + path)
-        if path == SCRATCH or Path(path).is_dir():
+        if Path(path).is_dir():
             target.mkdir(parents=True, exist_ok=True)
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.touch()
-        if path != SCRATCH:
-            system("mount", path.encode(), str(target).encode(), None, MS_BIND | MS_REC, None)
-    system("syscall", MOUNT_SETATTR, -100, b"/proc", AT_RECURSIVE,
-           struct.pack("4Q", READ_ONLY_MOUNT, 0, 0, 0), 32)
+        mount(path, str(target), flags=MS_BIND | MS_REC)
+    os.mkdir("/proc" + SCRATCH)
+    system("syscall", MOUNT_SETATTR, -100, b"/proc", AT_RECURSIVE, READ_ONLY_MOUNT, 32)
     os.umask(umask)
     os.chroot("/proc")
     os.chdir("/")
 
 
 def enter_landlock(readable):
-    """From here on files are opened for reading only, and only below the readable paths."""
+    """From now on, files can be opened only for reading and only below the readable paths."""
     version = system("syscall", LANDLOCK_CREATE, None, 0, 1)
-    rights = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1   # all that it knows
+    rights = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1   # all of that version
     ruleset = system("syscall", LANDLOCK_CREATE, struct.pack("Q", rights), 8, 0)
     for path in readable:
         file = os.open(path, os.O_PATH)
@@ -199,19 +210,20 @@ def enter_landlock(readable):
 
 
 def leave_root(capabilities):
-    """Become a user without files, and without root's rights but for these capabilities."""
+    """Become a user without files, and without the rights of root except these capabilities."""
     if os.getuid() == 0:
         system("prctl", PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        # A user of its own, as limits count by user; a container may know only the second one.
-        for user in (NOBODY + os.getpid(), 65534):
-            with contextlib.suppress(OSError):
-                os.setgroups([])
-                os.setresgid(user, user, user)
-                os.setresuid(user, user, user)
-                break
-        else:
-            raise OSError("root's rights cannot be given up")
+        try:
+            set_user(NOBODY + os.getpid())      # a different one each time: limits count by user
+        except OSError:                         # a container may not map it
+            set_user(65534)
     set_capabilities(capabilities)
+
+
+def set_user(number):
+    os.setgroups([])
+    os.setresgid(number, number, number)
+    os.setresuid(number, number, number)
 
 
 def set_capabilities(bits):
@@ -221,10 +233,10 @@ def set_capabilities(bits):
 
 def set_limits(**limits):
     for name, value in limits.items():
-        with contextlib.suppress(AttributeError):                   # macOS lacks some
-            kind = getattr(resource, f"RLIMIT_{name}")
-            most = resource.getrlimit(kind)[1]
-            value = value if most == resource.RLIM_INFINITY else min(value, most)
+        kind = getattr(resource, f"RLIMIT_{name}", None)            # macOS lacks some
+        if kind is not None:
+            hard = resource.getrlimit(kind)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(kind, (value, value))
 
 
@@ -233,8 +245,10 @@ def set_limits(**limits):
 
 def script():
     """Run a program as a script. The program itself comes first on its standard input."""
-    program, module = receive(0), types.ModuleType("__main__")
-    sys.modules["__main__"], sys.argv = module, ["program.py"]
+    program = receive(0)
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    sys.argv = ["program.py"]
     try:
         exec(compile(program, "program.py", "exec"), module.__dict__)
     except SystemExit as end:
@@ -252,58 +266,67 @@ class Supervisor:
     """The process behind a Sandbox.
 
     roles: role -> the function that a new process runs, with the descriptors that come with the
-    command. A script has these as its standard input and output.
+    command. number: chooses the core.
     """
 
     def __init__(self, roles, readable, packages, without, number):
         self.roles = roles
         if hasattr(os, "sched_setaffinity"):
-            # All that it forks takes turns, and is woken faster on one core than on several.
+            # Its processes take turns, and one core wakes them faster than several.
             allowed = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {allowed[number % len(allowed)]})
         for name in PRELOADED:                              # forks need not read them again
             importlib.import_module(name)
         sys.path += packages
         sys.set_int_max_str_digits(0)
-        builtins.exit = builtins.quit = sys.exit            # which -S leaves out
-        self.null, self.threads = os.open(os.devnull, os.O_RDWR), None
-        with contextlib.suppress(OSError):                  # this system has none
-            self.threads = os.open("/proc/loadavg", os.O_RDONLY)
-        self.layers, self.filter = ["rlimits"], None
+        builtins.exit = builtins.quit = sys.exit            # which python -S leaves out
+        self.null = os.open(os.devnull, os.O_RDWR)
+        self.load = None
+        with contextlib.suppress(OSError):                  # not on this system
+            self.load = os.open("/proc/loadavg", os.O_RDONLY)
+        self.layers = ["rlimits"]
+        self.filter = None
+        self.add_layers(readable, without)
+        gc.collect()
+        gc.freeze()                                         # so that forks copy less
+        send(0, [self.layers, self.fault()])
+
+    def add_layers(self, readable, without):
+        """Add those layers that this system offers, and name them in self.layers."""
         for name, enter in (
                 ("no-new-privileges", lambda: system("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)),
                 ("mounts", lambda: enter_mounts(readable)),
                 ("Landlock", lambda: enter_landlock(readable))):
             if name not in without and "mounts" not in self.layers:     # one of the two is enough
-                with contextlib.suppress(OSError, AttributeError):      # not on this system
+                with contextlib.suppress(OSError, AttributeError):
                     enter()
                     self.layers.append(name)
-        if sys.platform == "linux":                         # each fork mounts a folder of its own
+        if sys.platform == "linux":                         # each fork mounts a private folder
             leave_root(CAP_SYS_ADMIN if "mounts" in self.layers else 0)
-        gc.collect()
-        gc.freeze()                                         # so that forks copy less
         steps = seccomp_filter(platform.machine(), writing="mounts" in self.layers)
         if steps and "seccomp" not in without:
             self.steps = ctypes.create_string_buffer(steps)
             self.filter = struct.pack("HP", len(steps) // 8, ctypes.addressof(self.steps))
-            if self.trial(lambda: None):                    # not on this system
-                self.filter = None
-            else:
+            if self.trial(lambda: None) == 0:
                 self.layers.append("seccomp")
-        fault = None
-        if self.trial(lambda: None):
-            fault = "this system does not let us lock in a process"
-        elif self.trial(lambda: importlib.import_module("csv")):
-            fault = ("programs that run without root's rights cannot read Python's library, "
-                     f"{os.path.dirname(os.__file__)}: install Python where every user may read it")
-        send(0, [self.layers, fault])
+            else:
+                self.filter = None
+
+    def fault(self):
+        """Why no program could run here, or None."""
+        if self.trial(lambda: None) != 0:
+            return "this system does not let us isolate a process"
+        if self.trial(lambda: importlib.import_module("csv")) != 0:
+            return ("programs that run without root's rights cannot read Python's library, "
+                    f"{os.path.dirname(os.__file__)}: install Python where every user may read it")
 
     def trial(self, body):
-        """Run body() in a locked-in process -> 0, or how it failed."""
-        return os.waitpid(self.fork(body, 9), 0)[1]
+        """Run body() in an isolated process -> 0, or how it failed."""
+        _, status = os.waitpid(self.fork(body, 9), 0)
+        return status
 
     def fork(self, body, seconds, keep=(), standard=()):
-        """Start a locked-in process that runs body() -> its id.
+        """Start an isolated process that runs body() -> its id.
 
         keep: the descriptors that it keeps; standard: those that become its standard streams.
         """
@@ -313,7 +336,8 @@ class Supervisor:
             return pid
         status = 1
         try:
-            self.lock_in(seconds, threads, keep, standard)
+            self.redirect(keep, standard)
+            self.isolate(seconds, threads)
             body()
             status = 0
         except MemoryError:
@@ -321,18 +345,8 @@ class Supervisor:
         finally:
             os._exit(status)
 
-    def lock_in(self, seconds, threads, keep, standard):
-        """Add the layers that are not there since the supervisor's start."""
-        os.setsid()
-        scratch_bytes = 0
-        if "mounts" in self.layers:
-            scratch_bytes = SCRATCH_BYTES
-            system("unshare", CLONE_NEWNS)
-            system("mount", b"tmpfs", SCRATCH.encode(), b"tmpfs", MS_NOSUID | MS_NODEV,
-                   f"size={SCRATCH_BYTES},nr_inodes=1000,mode=1777".encode())
-        if sys.platform == "linux":
-            set_capabilities(0)
-            system("prctl", PR_SET_PDEATHSIG, 9, 0, 0, 0)           # end with the supervisor
+    def redirect(self, keep, standard):
+        """Close all descriptors but these."""
         for target, fd in enumerate((*standard, self.null, self.null, self.null)[:3]):
             os.dup2(fd, target)
         lowest = 3
@@ -340,24 +354,36 @@ class Supervisor:
             os.closerange(lowest, fd)
             lowest = fd + 1
         os.closerange(lowest, 1 << 16)
+
+    def isolate(self, seconds, threads):
+        """Add the layers that each process needs for itself."""
+        os.setsid()
+        scratch_bytes = 0
+        if "mounts" in self.layers:
+            scratch_bytes = SCRATCH_BYTES
+            system("unshare", CLONE_NEWNS)
+            mount("tmpfs", SCRATCH, f"size={SCRATCH_BYTES},nr_inodes=1000,mode=1777".encode())
+        if sys.platform == "linux":
+            set_capabilities(0)
+            system("prctl", PR_SET_PDEATHSIG, 9, 0, 0, 0)           # end with the supervisor
         set_limits(CORE=0, FSIZE=scratch_bytes, NOFILE=MOST_FILES, AS=MEMORY_BYTES,
-                   CPU=int(seconds) + 2,
-                   NPROC=threads)
+                   CPU=int(seconds) + 2, NPROC=threads)
         if self.filter:
             system("prctl", PR_SET_SECCOMP, 2, self.filter, 0, 0)
 
     def thread_limit(self):
-        """How many threads the user may have, those outside included: 512 more than there are."""
+        """How many threads the user may have: 512 more than there are on the whole system."""
         if not self.filter:
             return 0                            # without seccomp, this is what forbids processes
-        if self.threads is None:
+        if self.load is None:
             return 512
-        of_all_users = os.pread(self.threads, 99, 0).split()[3].split(b"/")[1]     # "running/all"
-        return int(of_all_users) + 512
+        running_of_all = os.pread(self.load, 99, 0).split()[3]      # such as 2/345
+        return int(running_of_all.split(b"/")[1]) + 512
 
     def end(self, pid, seconds):
         """Give a process some seconds to end, then kill it and its group -> how it ended."""
-        deadline, ended, status = time.monotonic() + seconds, 0, 0
+        deadline = time.monotonic() + seconds
+        ended = 0
         while not ended and time.monotonic() < deadline:
             ended, status = os.waitpid(pid, os.WNOHANG)
             time.sleep(0 if ended else 0.001)

@@ -11,52 +11,55 @@ from support.sandbox import Sandbox, SandboxError
 from support.tasks import training_tasks
 
 FILES = 512                 # of a synthetic source; not published; ours
-PROBLEMS_IN_FILE = 12       # likewise
+PROBLEMS_IN_FILE = 12       # not published; ours
 PEOPLE = "Ada Ben Chen Dana Emil Fatima Grace Hugo Ines Jun Kofi Lena Mira Noah Olga Priya".split()
 THINGS = "apples books coins eggs flowers marbles pencils shells stamps tickets".split()
 
 
 def worked_problems(number):
     """Word problems with worked answers, in the form in which evaluate.py asks GSM8K's."""
-    draw = random.Random(number)
-    return "\n\n".join(worked_problem(draw) for _ in range(PROBLEMS_IN_FILE)) + "\n"
+    rng = random.Random(number)
+    return "\n\n".join(worked_problem(rng) for _ in range(PROBLEMS_IN_FILE)) + "\n"
 
 
-def worked_problem(draw):
-    """One problem: what somebody has goes through some steps, each an equation that holds."""
-    who, friend = draw.sample(PEOPLE, 2)
-    what, have = draw.choice(THINGS), draw.randrange(3, 60)
-    story, work = [f"{who} has {have} {what}."], []
-    for _ in range(draw.randrange(1, 5)):
-        n, step = draw.randrange(2, 30), draw.randrange(6)
+def worked_problem(rng):
+    """One problem: a number of things changes in some steps; the answer has one equation each."""
+    person, friend = rng.sample(PEOPLE, 2)
+    things, count = rng.choice(THINGS), rng.randrange(3, 60)
+    story, work = [f"{person} has {count} {things}."], []
+    for _ in range(rng.randrange(1, 5)):
+        n, step = rng.randrange(2, 30), rng.randrange(6)
+        if step == 2:
+            n = n % 4 + 2                                   # keeps products small
+        divisors = [d for d in range(2, 10) if count % d == 0 and count > d]
         if step == 0:
-            story.append(f"{friend} gives {who} {n} more.")
-            equation, new = f"{have} + {n}", have + n
-        elif step == 1 and n < have:
-            story.append(f"{who} loses {n} of them.")
-            equation, new = f"{have} - {n}", have - n
-        elif step == 2 and have * (n := n % 4 + 2) < 5000:
-            story.append(f"Then {who} finds a box, and now has {n} times as many.")
-            equation, new = f"{have} * {n}", have * n
-        elif step == 3 and (divisors := [d for d in range(2, 10) if have % d == 0 and have > d]):
-            n = draw.choice(divisors)
-            story.append(f"{who} shares them equally among {n} people and keeps one share.")
-            equation, new = f"{have} / {n}", have // n
-        elif step == 4 and have % 4 == 0:
-            story.append(f"{who} sells a quarter of them.")
-            equation, new = f"{have} * 3 / 4", have * 3 // 4
-        else:
-            bags, size = n % 5 + 2, draw.randrange(2, 12)
-            story.append(f"{who} buys {bags} bags with {size} {what} each.")
-            equation, new = f"{have} + {bags} * {size}", have + bags * size
-        work.append(f"Now {who} has {equation} = {new} {what}.")
-        have = new
-    return (f"Question: {' '.join(story)} How many {what} does {who} have?\n"
-            "Let's think step by step\n" + "\n".join(work) + f"\nThe answer is {have}.")
+            story.append(f"{friend} gives {person} {n} more.")
+            equation, result = f"{count} + {n}", count + n
+        elif step == 1 and n < count:
+            story.append(f"{person} loses {n} of them.")
+            equation, result = f"{count} - {n}", count - n
+        elif step == 2 and count * n < 5000:
+            story.append(f"Then {person} finds a box, and now has {n} times as many.")
+            equation, result = f"{count} * {n}", count * n
+        elif step == 3 and divisors:
+            n = rng.choice(divisors)
+            story.append(f"{person} shares them equally among {n} people and keeps one share.")
+            equation, result = f"{count} / {n}", count // n
+        elif step == 4 and count % 4 == 0:
+            story.append(f"{person} sells a quarter of them.")
+            equation, result = f"{count} * 3 / 4", count * 3 // 4
+        else:                                               # also where a step does not work out
+            bags, size = n % 5 + 2, rng.randrange(2, 12)
+            story.append(f"{person} buys {bags} bags with {size} {things} each.")
+            equation, result = f"{count} + {bags} * {size}", count + bags * size
+        work.append(f"Now {person} has {equation} = {result} {things}.")
+        count = result
+    return (f"Question: {' '.join(story)} How many {things} does {person} have?\n"
+            "Let's think step by step\n" + "\n".join(work) + f"\nThe answer is {count}.")
 
 
 def grammar_programs():
-    """FILES programs from the task grammar, each with its tests. None is of a held-out split."""
+    """FILES programs with their tests, from tasks of the grammar that are not held out."""
     return [f"{task['prompt']}{task['canonical_solution']}\n\n{task['test']}\n\n"
             f"check({task['entry_point']})\n" for task in training_tasks(0, FILES)]
 
@@ -69,9 +72,11 @@ TEACHER_PROGRAM = (             # the report does not publish its prompts; ours
 
 
 def teacher_programs(url, files):
-    """Yield FILES programs by a teacher, each inspired by a piece of one of the files, and why one
-    is dropped, else None: it must print in the sandbox what the teacher said (in the report, an
-    executor checks the synthetic code)."""
+    """Programs by an LLM teacher, each inspired by 40 lines of one of the files.
+
+    Yields FILES pairs (program, None), or (program, reason) if it is dropped: it must print in the
+    sandbox what the teacher said it prints (the report checks synthetic code with an executor).
+    """
     conversations = []
     for number in range(FILES):
         rng = random.Random(f"snippet {number}")
@@ -99,11 +104,11 @@ TEACHER_SCORE = ("How well does this document explain its code to a reader who w
 
 
 def teacher_scores(url, texts):
-    """Quality scores from 0 to 5 by a teacher who sees the first 4,000 characters: the last such
-    number in its answer; 0 if there is none."""
+    """Quality scores from 0 to 5 by an LLM teacher that sees the first 4,000 characters: the last
+    such number in its answer, or 0 without one."""
+    questions = [user(TEACHER_SCORE + text[:4000]) for text in texts]
     scores = []
-    for answer in ask_all(url, [user(TEACHER_SCORE + text[:4000]) for text in texts],
-                          temperature=0):
+    for answer in ask_all(url, questions, temperature=0):
         answer = re.sub(r"(?s)<think>.*</think>|(/|out of) ?5\b", "", answer)
         numbers = re.findall(r"(?<![\d.])[0-5](?:\.\d+)?(?![\d.]*\d)", answer)
         scores.append(float(numbers[-1]) if numbers else 0.0)

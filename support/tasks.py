@@ -1,9 +1,9 @@
 """The task grammar: small programming problems with reference solutions and tests.
 
-assets/grammar.txt lists operations: what type each takes and gives, two ways to phrase it in
-English, and its Python. A chain of one to three operations whose types fit is a task. It has the
-fields of HumanEval: a prompt, the body of its solution, and a test, which expects what that
-solution returns. This is the prompt of one task:
+assets/grammar.txt lists operations: the input and output type, two English phrasings, and the
+Python code of each. A chain of one to three operations whose types fit is a task. It has the fields
+of a HumanEval problem: a prompt, the body of the solution, and a test, whose expected results are
+computed by the solution. This is the prompt of one task:
 
     def compute(values, limit):
         \"\"\"Keep the numbers greater than limit, then take the sum.
@@ -12,8 +12,8 @@ solution returns. This is the prompt of one task:
         32
         \"\"\"
 
-A tenth of all chains, and a tenth of the parameters of every chain, are held out by a hash of what
-they are: no seed ever trains on them, and both sets measure generalization.
+A tenth of all chains, and a tenth of the parameters of each chain, are held out, chosen by a hash:
+no seed ever trains on them, and both sets measure generalization.
 """
 
 import functools
@@ -40,11 +40,12 @@ FUNCTIONS = ["solve", "convert", "process", "transform", "compute", "answer", "a
              "evaluate", "handle", "prepare", "work"]
 TWO_ARGUMENTS = 0.25    # of the tasks with a number: it becomes the second argument
 HELD_OUT = 0.1          # of the chains, and of the parameters of each chain
-LONGEST_EXAMPLE = 60    # characters of the arguments and the result of the example in a prompt
+# Characters of the arguments and the result of the example in a prompt: the best, and the most
+EXAMPLE_LENGTH, LONGEST_EXAMPLE = 24, 60
 
 
 def read_grammar(path):
-    """The operations in a grammar file; InputError names the line that is none."""
+    """The operations in a grammar file; InputError names a line that cannot be read."""
     operations, types = [], None
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -71,7 +72,7 @@ def fill_in(text, parameters):
 
 
 def chains_of(depth):
-    """All sequences of `depth` operations in which each takes the type that the last one gives."""
+    """All sequences of `depth` operations in which each accepts the output type of the previous."""
     chains = [(operation,) for operation in operations()]
     for _ in range(depth - 1):
         chains = [(*chain, operation) for chain in chains for operation in operations()
@@ -84,8 +85,8 @@ def chains_of(depth):
 
 
 def draw_parameters(chain, rng):
-    """Parameters for each operation of a chain, and which of them, if any, becomes an argument of
-    the function: ([{"k": 12, "c": "ab"}, {}], (0, "k")), or None as the second."""
+    """Parameters for each operation of a chain, and which of them becomes an argument of the
+    function: ([{"k": 12, "c": "ab"}, {}], (0, "k")), or None as the second if none does."""
     def letters():
         return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 3)))
 
@@ -103,8 +104,8 @@ def draw_parameters(chain, rng):
 
 
 def draw_value(value_type, rng, numbers, letters):
-    """An argument of a type. The numbers and letters of the task occur in it, so that, for example,
-    some values lie above a limit and others below."""
+    """A random argument of a type, made from the numbers and letters of the task, so that, for
+    example, some values lie above a limit and others below."""
     def number():
         return rng.choice([*numbers, rng.randint(-30, 120), rng.randint(0, 9)]) + rng.randint(-1, 1)
 
@@ -121,8 +122,8 @@ def draw_value(value_type, rng, numbers, letters):
 
 
 def write_program(chain, parameters, argument, rng):
-    """Parameters as those of draw_parameters() -> the docstring's sentence, the first line of the
-    function, and its body with one line per operation."""
+    """A chain and its parameters from draw_parameters() -> the docstring's sentence, the first line
+    of the function, and its body with one line per operation."""
     variables = {value_type: names[0] for value_type, names in VARIABLES.items()}
     first = rng.choice(VARIABLES[chain[0].input_type])
     variables[chain[0].input_type] = first
@@ -161,7 +162,7 @@ def draw_cases(function, chain, parameters, argument, rng):
 
 def make_task(chain, rng):
     """A task from a chain: HumanEval's fields, and the `parameters` that its text states. None if
-    the drawn calls say too little: all give the same, or none is short enough for an example."""
+    the drawn calls are a poor test: all return the same, or none is short enough to be shown."""
     parameters, argument = draw_parameters(chain, rng)
     sentence, head, body = write_program(chain, parameters, argument, rng)
     name = head[len("def "):head.index("(")]
@@ -170,13 +171,13 @@ def make_task(chain, rng):
     cases = draw_cases(namespace[name], chain, parameters, argument, rng)
     if len(set(cases.values())) < 2:
         return None
-    telling = [case for case in cases.items() if len(case[0]) > 3]      # not "[]" or "7"
-    if not telling:
+    # the example should be neither trivial ("[]", "7") nor long
+    examples = [(call, result) for call, result in cases.items()
+                if len(call) > 3 and len(call + result) <= LONGEST_EXAMPLE]
+    if not examples:
         return None
-    call, result = min(telling, key=lambda case: abs(len(case[0] + case[1]) - 24))
-    if len(call + result) > LONGEST_EXAMPLE:
-        return None
-    if argument:
+    call, result = min(examples, key=lambda example: abs(len("".join(example)) - EXAMPLE_LENGTH))
+    if argument:                                # the text names it instead of stating its value
         index, key = argument
         del parameters[index][key]
     asserts = "".join(f"    assert candidate({arguments}) == {expected}\n"

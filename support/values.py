@@ -1,13 +1,13 @@
 """Values over a pipe: how the processes of the sandbox exchange arguments, results and exceptions.
 
-A value is sent as JSON: a list of nodes, one for each object in it that is no number, text or None.
-A node is [name of its type, its parts...]; the part [n] stands for the object of node n. So lists
-may share lists, contain themselves, and be nested to any depth.
+A value is sent as JSON: [part, nodes]. The part of a number, text or None is the value itself. Any
+other object has a node, [name of its type, its parts...], and its part is [number of the node]. So
+lists can share lists, contain themselves, and be nested to any depth.
 
-The receiver makes only real values of the types in MUTABLE, IMMUTABLE and SPECIAL, of plain parts.
+The receiver builds values of a fixed list of types only: those in MUTABLE, IMMUTABLE and SPECIAL.
 Nothing that a program defines is ever called there.
 
-Read first: MUTABLE, IMMUTABLE, Encoder, decode.
+Read first: MUTABLE, IMMUTABLE, Encoder, Decoder.
 """
 
 import array
@@ -33,12 +33,11 @@ from operator import attrgetter
 # ------------------------------------------------------------------------------------------------
 # Messages
 
-
 to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def pack(message):
-    """JSON data as bytes: the length in four of them, then the text."""
+    """JSON data as bytes: four bytes with the length, then the text."""
     data = to_json(message).encode(errors="surrogatepass")
     return struct.pack("<I", len(data)) + data
 
@@ -50,7 +49,8 @@ def send(fd, message):
 
 
 def receive(fd, limit=1 << 31, deadline=None):
-    """Read one message. EOFError at the end of the pipe, ValueError if it is none, TimeoutError."""
+    """Read one message; raises EOFError at the end of the pipe, ValueError if it is not a message,
+    and TimeoutError after the deadline."""
     [size] = struct.unpack("<I", read_exactly(fd, 4, deadline))
     if size > limit:
         raise ValueError(f"a message of {size:,} bytes")
@@ -71,10 +71,13 @@ def read_exactly(fd, size, deadline=None):
 
 
 # ------------------------------------------------------------------------------------------------
-# Types
+# Types that can be sent
 
 ATOMS = (bool, int, float, str, type(None))     # sent as themselves
-LONG_INT = 4096             # bits; the decimal digits of longer ones take quadratic time
+PLAIN = {int: int.__int__, float: float.__float__, str: str.__str__}    # from values of subclasses
+LONG_INT = 4096             # bits; converting longer ones to decimal takes quadratic time
+BUILTINS = {name: value for name, value in vars(builtins).items()
+            if isinstance(value, type) or value in (Ellipsis, NotImplemented)}
 
 
 def to_text(data):
@@ -82,7 +85,7 @@ def to_text(data):
 
 
 def pairs_of(base):
-    """What takes a mapping apart: [key, value, key, value, ...]."""
+    """A function from a mapping to its parts: [key, value, key, value, ...]."""
     return lambda mapping: [part for pair in base.items(mapping) for part in pair]
 
 
@@ -95,41 +98,39 @@ def default_factory(mapping):
     return getattr(mapping.default_factory, "__name__", None)
 
 
-# Types whose values may contain themselves: they are made empty, and filled when all others exist.
-# type -> (the parts of a value, an empty one made of the parts, how to fill it with them)
+# Types whose values can contain themselves. They are created empty, and filled once all other
+# values exist: type -> (value to parts, parts to empty value, how to fill a value with parts)
 MUTABLE = {
     list: (list.__iter__, lambda *_: [], list.extend),
     set: (set.__iter__, lambda *_: set(), set.update),
     dict: (pairs_of(dict), lambda *_: {}, add_pairs),
     Counter: (pairs_of(dict), lambda *_: Counter(), add_pairs),
     OrderedDict: (pairs_of(OrderedDict), lambda *_: OrderedDict(), add_pairs),
-    defaultdict: (
-        lambda value: [default_factory(value), *pairs_of(dict)(value)],
-        lambda factory, *_: defaultdict(BUILTIN_VALUES.get(factory)),
-        lambda value, parts: add_pairs(value, parts[1:])),
-    deque: (
-        lambda value: [value.maxlen, *value],
-        lambda maxlen, *_: deque(maxlen=maxlen),
-        lambda value, parts: value.extend(parts[1:])),
-    bytearray: (
-        to_text,
-        lambda *_: bytearray(),
-        lambda value, parts: value.extend(base64.b64decode(parts[0]))),
+    defaultdict: (lambda value: [default_factory(value), *pairs_of(dict)(value)],
+                  lambda factory, *_: defaultdict(BUILTINS.get(factory)),
+                  lambda value, parts: add_pairs(value, parts[1:])),
+    deque: (lambda value: [value.maxlen, *value],
+            lambda maxlen, *_: deque(maxlen=maxlen),
+            lambda value, parts: value.extend(parts[1:])),
+    bytearray: (to_text, lambda *_: bytearray(),
+                lambda value, parts: value.extend(base64.b64decode(parts[0]))),
 }
-BUILTIN_VALUES = {name: value for name, value in vars(builtins).items()
-                  if isinstance(value, type) or value in (Ellipsis, NotImplemented)}
 
 
 def match_parts(match):
-    """A re.Match as what finds it again: the pattern, the text, where it begins, where to end."""
+    """The pattern, text, start and end with which a re.Match is found again."""
     where = match.string, match.start(), match.endpos
     again = match.re.match(*where)
     if again is None or again.regs != match.regs:
-        raise TypeError("a match that depends on what stands before it cannot be sent")
+        raise TypeError("a match that depends on the text before it cannot be sent")
     return match.re, *where
 
 
-# All others: type -> (the parts of a value, how to make it of them)
+def make_from_text(base, text):
+    return base(text)
+
+
+# All other types: type -> (value to parts, parts to value)
 IMMUTABLE = {
     tuple: (tuple.__iter__, lambda *parts: parts),
     frozenset: (frozenset.__iter__, lambda *parts: frozenset(parts)),
@@ -137,22 +138,8 @@ IMMUTABLE = {
     memoryview: (lambda value: [value.tobytes()], memoryview),
     array.array: (lambda value: [value.typecode, *value],
                   lambda code, *items: array.array(code, items)),
-    complex: (attrgetter("real", "imag"), complex),
-    range: (attrgetter("start", "stop", "step"), range),
-    slice: (attrgetter("start", "stop", "step"), slice),
-    fractions.Fraction: (attrgetter("numerator", "denominator"), fractions.Fraction),
-    decimal.Decimal: (lambda value: [str(value)], decimal.Decimal),
-    datetime.date: (attrgetter("year", "month", "day"), datetime.date),
-    datetime.time: (attrgetter("hour", "minute", "second", "microsecond", "tzinfo"), datetime.time),
-    datetime.datetime: (
-        attrgetter("year", "month", "day", "hour", "minute", "second", "microsecond", "tzinfo"),
-        datetime.datetime),
-    datetime.timedelta: (attrgetter("days", "seconds", "microseconds"), datetime.timedelta),
     datetime.timezone: (datetime.timezone.__getinitargs__, datetime.timezone),
     time.struct_time: (lambda value: [tuple(value)], time.struct_time),
-    uuid.UUID: (lambda value: [str(value)], lambda text: uuid.UUID(text)),
-    pathlib.PosixPath: (lambda value: [str(value)], pathlib.PosixPath),
-    pathlib.PurePosixPath: (lambda value: [str(value)], pathlib.PurePosixPath),
     re.Pattern: (attrgetter("pattern", "flags"), re.compile),
     re.Match: (match_parts, lambda pattern, *where: pattern.match(*where)),
     ChainMap: (attrgetter("maps"), ChainMap),
@@ -161,11 +148,22 @@ IMMUTABLE = {
     type({}.values()): (iter, lambda *values: dict(enumerate(values)).values()),
     type({}.items()): (iter, lambda *pairs: dict(pairs).items()),
 }
+CLOCK = "hour minute second microsecond tzinfo"
+# Types with a constructor that takes these attributes
+FROM_ATTRIBUTES = {
+    complex: "real imag", range: "start stop step", slice: "start stop step",
+    fractions.Fraction: "numerator denominator", datetime.date: "year month day",
+    datetime.time: CLOCK, datetime.datetime: "year month day " + CLOCK,
+    datetime.timedelta: "days seconds microseconds"}
+for base, names in FROM_ATTRIBUTES.items():
+    IMMUTABLE[base] = attrgetter(*names.split()), base
+FROM_TEXT = (decimal.Decimal, uuid.UUID, pathlib.PosixPath, pathlib.PurePosixPath)
+for base in FROM_TEXT:
+    IMMUTABLE[base] = (lambda value: [str(value)]), functools.partial(make_from_text, base)
+
 BASES = {*ATOMS, *MUTABLE, *IMMUTABLE}
 BY_NAME = {base.__name__: base for base in (*MUTABLE, *IMMUTABLE)}
-# Types that are made of numbers and text only: their constructors would take more than is ever sent
-OF_ATOMS = {"complex", "range", "Fraction", "Decimal", "date", "timedelta", "UUID", "PosixPath",
-            "PurePosixPath"}
+FROM_ATOMS = {base.__name__ for base in (*FROM_ATTRIBUTES, *FROM_TEXT)} - {"slice"}
 NUMPY_KINDS = "biufcSUmM"   # of dtypes: numbers, text and dates, but no Python objects
 WIDE = {"i": "i8", "u": "u8", "f": "f8", "c": "c16"}
 # Exceptions that show their arguments as attributes
@@ -180,46 +178,11 @@ def make_numpy(kind, dtype, data, *shape):
     return values.copy() if kind == "ndarray" else values[()]
 
 
-def widened(values):
-    """Numbers of a child in their widest dtype. In a narrow one, a test would round the number that
-    it expects: np.float16("inf") == 1e9 is true."""
-    import numpy
-    kind = values.dtype.kind
-    if kind not in WIDE:
-        return values
-    wide = values.astype(numpy.promote_types(values.dtype, WIDE[kind]))
-    return wide if isinstance(values, numpy.ndarray) else wide[()]
-
-
-def check_parts(kind, parts):
-    """Raise TypeError for parts that the encoder never sends. A class must not become an attribute
-    of a name that the child chooses, as a test might call it: result.startswith("ab")."""
-    if kind in OF_ATOMS and not all(type(part) in ATOMS for part in parts):
-        raise TypeError(f"parts of a {kind}")
-    if kind in ("time", "datetime") and any(isinstance(part, bytes) for part in parts):
-        raise TypeError(f"parts of a {kind}")
-    shows_arguments = kind in ("namedtuple", "slice", "struct_time")
-    if kind == "exception":
-        shows_arguments = issubclass(BUILTIN_VALUES[parts[0]], WITH_MEMBERS)
-    if shows_arguments and any(isinstance(part, type) for part in parts):
-        raise TypeError(f"a class in a {kind}")
-
-
-def check_attributes(error):
-    """The same for the attributes of an exception, when they are all there. numpy would read some
-    of its own (__array_interface__ names an address in memory)."""
-    attributes = dict(vars(error))                          # not the dict of an argument
-    for name, value in attributes.items():
-        if isinstance(value, type) or (name.startswith("__") and name != "__notes__"):
-            raise TypeError(f"the attribute {name} of an exception")
-    error.__dict__ = attributes
-
-
 def make_exception(name, attributes, cause, *args):
-    kind = BUILTIN_VALUES[name]
+    kind = BUILTINS[name]
     if not issubclass(kind, BaseException):
         raise TypeError(name)
-    for base in kind.__mro__:                   # the nearest that takes these arguments
+    for base in kind.__mro__:                   # the nearest class that takes these arguments
         with contextlib.suppress(TypeError):
             error = base(*args)
             break
@@ -229,13 +192,13 @@ def make_exception(name, attributes, cause, *args):
 
 @functools.cache
 def namedtuple_class(name, fields):
-    return namedtuple(name, fields, rename=True)    # it may have been made so, too
+    return namedtuple(name, fields, rename=True)    # the sender may have renamed fields, too
 
 
-# Kinds of nodes that are not named after a type: how to make a value of the parts
+# Kinds of nodes that are not named after a type -> parts to value
 SPECIAL = {
     "int": lambda digits: int(digits, 16),
-    "builtin": BUILTIN_VALUES.__getitem__,
+    "builtin": BUILTINS.__getitem__,
     "iterator": lambda *items: iter(items),
     "namedtuple": lambda name, fields, *items: namedtuple_class(name, fields)(*items),
     "exception": make_exception,
@@ -243,6 +206,44 @@ SPECIAL = {
 }
 
 # ------------------------------------------------------------------------------------------------
+# What a test runner refuses from a child, so that no value influences how a test compares it
+
+
+def check_parts(kind, parts):
+    """Raise TypeError for parts that the encoder never sends. A class must not become an attribute
+    whose name the child chooses, as a test might call it: result.startswith("ab")."""
+    if kind in FROM_ATOMS and not all(type(part) in (*ATOMS, datetime.timezone) for part in parts):
+        raise TypeError(f"parts of a {kind}")
+    shows_arguments = kind in ("namedtuple", "slice", "struct_time")
+    if kind == "exception":
+        shows_arguments = issubclass(BUILTINS[parts[0]], WITH_MEMBERS)
+    if shows_arguments and any(isinstance(part, type) for part in parts):
+        raise TypeError(f"a class in a {kind}")
+
+
+def check_attributes(error):
+    """The same for the attributes of an exception. numpy would read some special ones
+    (__array_interface__ holds an address in memory)."""
+    attributes = dict(vars(error))                          # not the dict of an argument
+    for name, value in attributes.items():
+        if isinstance(value, type) or (name.startswith("__") and name != "__notes__"):
+            raise TypeError(f"the attribute {name} of an exception")
+    error.__dict__ = attributes
+
+
+def widened(values):
+    """Numbers in their widest dtype. In a narrow one, a test would round the number that it
+    expects: np.float16("inf") == 1e9 is true."""
+    import numpy
+    kind = values.dtype.kind
+    if kind not in WIDE:
+        return values
+    wide = values.astype(numpy.promote_types(values.dtype, WIDE[kind]))
+    return wide if isinstance(values, numpy.ndarray) else wide[()]
+
+
+# ------------------------------------------------------------------------------------------------
+# Values to nodes
 
 
 def builtin_class(error):
@@ -256,26 +257,28 @@ def is_same(node, other):
 
 
 class Encoder:
-    """Makes nodes of values. exact: whether all of them arrive as what they are.
+    """Turns values into nodes.
 
-    objects: what the first nodes stand for; when a function returns, the arguments that it got.
-    iterators: the list where iterators stay; their place in it is sent. Without: all their items.
+    objects: what the first nodes stand for, such as the arguments of the function that returns.
+    iterators: the list where iterators stay, as only their index is sent; if None, their items are.
     """
 
     def __init__(self, objects=(), iterators=None):
-        self.objects, self.iterators, self.exact = list(objects), iterators, True
+        self.objects = list(objects)
+        self.iterators = iterators
         self.numbers = {id(value): number for number, value in enumerate(self.objects)}
 
-    def encode(self, value, known_nodes=()):
-        """A value as JSON data: [part, nodes]. Nodes that are as in known_nodes become None."""
-        part, nodes = self.part(value), []
-        for number, value in enumerate(self.objects):           # more come in the meantime
-            known = known_nodes[number] if number < len(known_nodes) else None
-            if known and BY_NAME.get(known[0]) not in MUTABLE and known[0] != "numpy":
+    def encode(self, value, old_nodes=()):
+        """A value as JSON data: [part, nodes]. Nodes that are as in old_nodes become None."""
+        part = self.part(value)
+        nodes = []
+        for number, value in enumerate(self.objects):           # the list grows meanwhile
+            old = old_nodes[number] if number < len(old_nodes) else None
+            if old and BY_NAME.get(old[0]) not in MUTABLE and old[0] != "numpy":
                 nodes.append(None)                              # it cannot change
             else:
                 node = self.node(value)
-                nodes.append(None if is_same(node, known) else node)
+                nodes.append(None if is_same(node, old) else node)
         return [part, nodes]
 
     def part(self, value):
@@ -283,67 +286,55 @@ class Encoder:
         kind = type(value)
         if kind in ATOMS and (kind is not int or value.bit_length() <= LONG_INT):
             return value
-        if kind not in BASES:
-            plain = {int: int.__int__, float: float.__float__, str: str.__str__}.get(
-                self.base(value))
-            if plain:                                           # such as an IntEnum: what it holds
-                return self.part(plain(value))
+        if kind not in BASES and self.base(value) in PLAIN:     # such as an IntEnum
+            return self.part(PLAIN[self.base(value)](value))
         if id(value) not in self.numbers:
             self.numbers[id(value)] = len(self.objects)
             self.objects.append(value)
         return [self.numbers[id(value)]]
 
     def base(self, value):
-        """The nearest class of a value that can be sent; None: there is none."""
+        """The nearest class of a value that can be sent, or None."""
         kind = type(value)
         if kind in BASES:
             return kind
         for base in kind.__mro__:
             numpy = base.__module__ == "numpy" and base.__name__ in ("ndarray", "generic")
             if base in BASES or numpy:
-                self.exact = self.exact and (
-                    base is kind or kind.__module__ in ("builtins", "numpy"))
                 return base
 
     def node(self, value):
-        """[name of its type, its parts...]. TypeError: it cannot be sent."""
-        base, kind = self.base(value), type(value)
+        """[name of its type, its parts...]; raises TypeError if the value cannot be sent."""
+        base = self.base(value)
+        kind = type(value)
         if base is tuple and hasattr(kind, "_fields"):
             return ["namedtuple", kind.__name__, " ".join(kind._fields), *map(self.part, value)]
         if base in MUTABLE or base in IMMUTABLE:
-            parts = (MUTABLE if base in MUTABLE else IMMUTABLE)[base][0](value)
-            if base is defaultdict and value.default_factory is not None:
-                known = BUILTIN_VALUES.get(default_factory(value)) is value.default_factory
-                self.exact = self.exact and known           # a lambda stays behind
-            return [base.__name__, *map(self.part, parts)]
+            to_parts = (MUTABLE.get(base) or IMMUTABLE[base])[0]
+            return [base.__name__, *map(self.part, to_parts(value))]
         if base is int:
             return ["int", hex(value)]
-        if base is not None:
+        if base is not None:                                    # of numpy
             if value.dtype.kind not in NUMPY_KINDS:
                 raise TypeError(f"an array of dtype {value.dtype} cannot be sent")
-            if self.iterators is not None and value.dtype.kind in WIDE:     # from a child: widened
-                self.exact = self.exact and value.dtype.itemsize >= int(WIDE[value.dtype.kind][1:])
-            return ["numpy", base.__name__, value.dtype.str, *to_text(value.tobytes()),
-                    *value.shape]
+            data = to_text(value.tobytes())
+            return ["numpy", base.__name__, value.dtype.str, *data, *value.shape]
         if isinstance(value, BaseException):
             return ["exception", *map(self.part, self.exception_parts(value))]
+        if hasattr(kind, "__next__") and self.iterators is None:
+            return ["iterator", *map(self.part, value)]         # all its items
         if hasattr(kind, "__next__"):
-            if self.iterators is None:
-                self.exact = False                              # as it is used up here
-                return ["iterator", *map(self.part, value)]
-            self.exact = self.exact and kind.__module__ in ("builtins", "itertools")
             self.iterators.append(value)
             return ["iterator", len(self.iterators) - 1]
         name = value.__name__ if kind is type else str(value)[:20]
-        if kind in (type, type(...), type(NotImplemented)) and BUILTIN_VALUES.get(name) is value:
+        if kind in (type, type(...), type(NotImplemented)) and BUILTINS.get(name) is value:
             return ["builtin", name]
         raise TypeError(f"a value of type {kind.__name__} cannot be sent")
 
     def exception_parts(self, error):
         """The name of its builtin class, its attributes, its cause and its arguments."""
         builtin = builtin_class(error)
-        self.exact = self.exact and builtin is type(error)
-        args = builtin.__reduce__(error)[1]                     # of an OSError the file's name, too
+        args = builtin.__reduce__(error)[1]                     # of an OSError the file name, too
         if isinstance(error, BaseExceptionGroup):
             args = error.message, tuple(error.exceptions)
         elif type(error).__str__ is not builtin.__str__:
@@ -355,65 +346,91 @@ def encode(value):
     return Encoder().encode(value)
 
 
+# ------------------------------------------------------------------------------------------------
+# Nodes to values
+
 MISSING = object()
 
 
-def decode(data, objects=(), make_iterator=None):
-    """The inverse of Encoder.encode -> (value, the objects of its nodes); raises on false data.
+class Decoder:
+    """Turns nodes into objects; raises some exception if the nodes are false.
 
-    objects: those that the first nodes stand for; they are changed to what the nodes say.
-    make_iterator: makes an iterator whose items stay at the other end, which is then a child: its
-    data are checked and its numbers widened, so that it cannot influence how a test compares.
+    arguments: what the first nodes stand for; they are changed to what the nodes say.
+    make_iterator: for data of a child, which are checked; it makes an iterator whose items stay
+    there. None: the data can be trusted.
     """
-    from_child = make_iterator is not None
-    part, nodes = data
-    objects, given = list(objects), len(objects)
 
-    def resolve(part):
+    def __init__(self, nodes, arguments, make_iterator):
+        self.nodes = nodes
+        self.arguments = arguments
+        self.make_iterator = make_iterator
+        self.objects = list(arguments)
+        for kind, *parts in nodes[len(arguments):]:
+            base = BY_NAME.get(kind)
+            self.objects.append(MUTABLE[base][1](*parts) if base in MUTABLE else MISSING)
+
+    def create_missing(self):
+        """Create the immutable objects, each as soon as all its parts exist."""
+        waiting = [number for number, value in enumerate(self.objects) if value is MISSING]
+        while waiting:
+            later = []
+            for number in reversed(waiting):        # parts mostly have higher numbers
+                kind, *parts = self.nodes[number]
+                parts = [self.resolve(part) for part in parts]
+                if any(part is MISSING for part in parts):
+                    later.append(number)
+                else:
+                    self.objects[number] = self.create(kind, parts)
+            if len(later) == len(waiting):
+                raise ValueError("an immutable value that contains itself")
+            waiting = later
+
+    def create(self, kind, parts):
+        if self.make_iterator:
+            if kind == "iterator":
+                return self.make_iterator(*parts)
+            check_parts(kind, parts)
+        make = SPECIAL[kind] if kind in SPECIAL else IMMUTABLE[BY_NAME[kind]][1]
+        value = make(*parts)
+        return widened(value) if self.make_iterator and kind == "numpy" else value
+
+    def resolve(self, part):
+        """The object of a part; MISSING if it is yet to be created."""
         if type(part) in ATOMS:
             return part
         [number] = part
-        return objects[range(len(objects))[number]]             # an index, or an exception
+        return self.objects[range(len(self.objects))[number]]   # or an IndexError or TypeError
 
-    def make(kind, *parts):
-        if kind == "iterator" and from_child:
-            return make_iterator(*parts)
-        if from_child:
-            check_parts(kind, parts)
-        value = SPECIAL[kind](*parts) if kind in SPECIAL else IMMUTABLE[BY_NAME[kind]][1](*parts)
-        return widened(value) if from_child and kind == "numpy" else value
-
-    for kind, *parts in nodes[given:]:
-        base = BY_NAME.get(kind)
-        objects.append(MUTABLE[base][1](*parts) if base in MUTABLE else MISSING)
-    waiting = [number for number, value in enumerate(objects) if value is MISSING]
-    while waiting:                                  # for parts that have yet to be made
-        later = []
-        for number in reversed(waiting):
-            kind, *parts = nodes[number]
-            parts = list(map(resolve, parts))
-            if any(part is MISSING for part in parts):
-                later.append(number)
-            else:
-                objects[number] = make(kind, *parts)
-        if len(later) == len(waiting):
-            raise ValueError("an immutable value that contains itself")
-        waiting = later
-    for number, (value, node) in enumerate(zip(objects, nodes, strict=True)):
-        if not node:                                            # it is as it was
-            continue
-        base = BY_NAME.get(node[0])
-        if number < given:
-            before = Encoder().base(value)
-            if before is not base and (before.__name__, node[0]) != ("ndarray", "numpy"):
-                raise ValueError(f"a {before.__name__} that became a {node[0]}")
+    def fill(self):
+        """Give mutable objects their contents, and arguments their new ones."""
+        for number, (value, node) in enumerate(zip(self.objects, self.nodes, strict=True)):
+            if not node:                                        # an argument that is unchanged
+                continue
+            kind, *parts = node
+            base = BY_NAME.get(kind)
+            is_argument = number < len(self.arguments)
+            if is_argument:
+                self.check_type(value, kind)
             if base in MUTABLE:
-                base.clear(value)
-        if base in MUTABLE:
-            MUTABLE[base][2](value, list(map(resolve, node[1:])))
-        elif number < given:                                    # an array
-            value[...] = make(*node)
-    for value in objects[given:]:
-        if from_child and isinstance(value, BaseException):
+                if is_argument:
+                    base.clear(value)
+                MUTABLE[base][2](value, [self.resolve(part) for part in parts])
+            elif is_argument:                                   # an array, which keeps its shape
+                value[...] = self.create(kind, parts)
+
+    def check_type(self, argument, kind):
+        base = Encoder().base(argument)
+        if base is not BY_NAME.get(kind) and (base.__name__, kind) != ("ndarray", "numpy"):
+            raise ValueError(f"a {base.__name__} that became a {kind}")
+
+
+def decode(data, arguments=(), make_iterator=None):
+    """The inverse of Encoder.encode -> (value, the objects of its nodes). See Decoder."""
+    part, nodes = data
+    decoder = Decoder(nodes, arguments, make_iterator)
+    decoder.create_missing()
+    decoder.fill()
+    for value in decoder.objects[len(arguments):]:
+        if make_iterator and isinstance(value, BaseException):
             check_attributes(value)
-    return resolve(part), objects
+    return decoder.resolve(part), decoder.objects

@@ -1,17 +1,18 @@
-"""What tests share: where reference data lies, a small tokenizer, a small model, fixed weights."""
+"""Shared by the tests: reference data, a small model and tokenizer, and a script run in-process."""
 
+import contextlib
 import gzip
 import importlib
+import io
 import json
 import math
 import os
-import signal
 import sys
-import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -24,10 +25,15 @@ from model import CausalLM, Config, save_model  # noqa: E402
 from support.files import run  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
+# One thread, here and in the processes that tests start: the same bits in both, and models this
+# small gain nothing from a second thread.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              intermediate_size=48, vocab_size=96, max_position_embeddings=64)
 YARN = {"type": "yarn", "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
-# name -> what differs from SMALL; also the cases of golden.json
+# The models of golden.json: name -> changes to SMALL
 CASES = {"tied": {}, "untied": dict(tie_word_embeddings=False, rms_norm_eps=1e-5),
          "yarn": dict(rope_scaling=YARN, rope_theta=1e4)}
 
@@ -51,68 +57,8 @@ class Stack:
 '''
 
 
-LONG = {"test_data.py", "test_grader.py", "test_kernels.py"}    # they take as long as the others
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtestloop(session):
-    """Run half of the tests in a copy of this process, as most of them keep one core busy; its
-    reports come through a file, when both halves have ended."""
-    config, option = session.config, session.config.option
-    halves = [[item for item in session.items if (item.path.name in LONG) == own]
-              for own in (False, True)]
-    if (not all(halves) or option.collectonly or option.usepdb or option.trace or option.setupshow
-            or sys.platform == "darwin"):               # where a fork is not safe
-        return (yield)
-    config._tmp_path_factory.getbasetemp()              # one for both
-    threads = max(torch.get_num_threads() // 2, 1)      # who waits for a busy core waits long
-    torch.set_num_threads(threads)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    reports = tempfile.TemporaryFile("w+")
-    child = os.fork()
-    session.items[:] = halves[child == 0]
-    if child == 0:
-        capture = config.pluginmanager.getplugin("capturemanager")
-        capture.stop_global_capturing()                 # else both would write into one
-        capture.start_global_capturing()
-        config.pluginmanager.unregister(name="terminalreporter")
-        config.pluginmanager.register(Reports(config, reports))
-        status = 1
-        try:
-            result = yield
-            status = 0
-            return result
-        finally:
-            os._exit(status)
-    try:
-        result = yield
-    except BaseException:
-        os.kill(child, signal.SIGINT)
-        os.waitpid(child, 0)
-        raise
-    status = os.waitpid(child, 0)[1]
-    reports.seek(0)
-    for line in reports:
-        report = config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
-        config.hook.pytest_runtest_logreport(report=report)
-    if status and not option.maxfail:                   # with -x it ends at a failure
-        pytest.exit("the process with the other half of the tests ended early", 1)
-    return result
-
-
-class Reports:
-    """Writes what became of each test into a file, a line each."""
-
-    def __init__(self, config, file):
-        self.config, self.file = config, file
-
-    def pytest_runtest_logreport(self, report):
-        report = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
-        print(json.dumps(report), file=self.file, flush=True)
-
-
 def reference_data(name):
-    """The path of a reference file, its .gz unpacked by the caller; skips where it is absent."""
+    """The path of a file of the reference data; skips the test if there is none."""
     path = DATA / name
     if not path.exists():
         pytest.skip(f"no {name} in {DATA} (set MINICODER_DATA)")
@@ -147,29 +93,33 @@ def published_folder(tmp_path_factory):
     """The published vocabulary as a folder with vocab.json and merges.txt."""
     folder = tmp_path_factory.mktemp("published")
     for name in ("vocab.json", "merges.txt"):
-        packed = reference_data(f"tokenizer/{name}.gz")
-        (folder / name).write_bytes(gzip.decompress(packed.read_bytes()))
+        compressed = reference_data(f"tokenizer/{name}.gz")
+        (folder / name).write_bytes(gzip.decompress(compressed.read_bytes()))
+    return folder
+
+
+def write_code_folder(folder):
+    """Write a small source tree: eight modules of two files each, all different."""
+    for module in "abcdefgh":
+        (folder / module).mkdir(parents=True)
+        for n in range(2):
+            functions = [f"def {module}_{n}_{i}(value, other={i}):\n"
+                         f"    \"\"\"Add {i} to {module}.\"\"\"\n"
+                         f"    result = value * {i * 7 + n} + other\n"
+                         f"    return result - len('{module * i}')\n\n"
+                         for i in range(25)]
+            (folder / module / f"part{n}.py").write_text("\n".join(functions))
     return folder
 
 
 @pytest.fixture
 def code_folder(tmp_path):
-    """A small source tree: eight modules of two files each, all different."""
-    for module in "abcdefgh":
-        (tmp_path / "code" / module).mkdir(parents=True)
-        for n in range(2):
-            lines = [f"def {module}_{n}_{i}(value, other={i}):\n"
-                     f"    \"\"\"Add {i} to {module}.\"\"\"\n"
-                     f"    result = value * {i * 7 + n} + other\n"
-                     f"    return result - len('{module * i}')\n\n"
-                     for i in range(25)]
-            (tmp_path / "code" / module / f"part{n}.py").write_text("\n".join(lines))
-    return tmp_path / "code"
+    return write_code_folder(tmp_path / "code")
 
 
 def script_folder(out, stage, monkeypatch):
-    """A root folder with data and a random model with context for 512 tokens as out/<stage>; what
-    sft.py builds and measures is made small."""
+    """Fill the root folder `out` with data and a random model as out/<stage>, with a context of 512
+    tokens, and reduce what sft.py builds and measures."""
     import sft
     documents = [{
         "text": f"def add_{i}(value):\n    \"\"\"Add {i} to a value and give it back.\"\"\"\n"
@@ -186,9 +136,9 @@ def script_folder(out, stage, monkeypatch):
     save_model(CausalLM(Config(32, 2, 4, 2, 48, vocab_size=tokenizer.vocab_size,
                                max_position_embeddings=512)), out / stage)
     tokenizer.save(out / stage)
-    less = dict(TASKS=100, FUNCTIONS=20, SPANS=1, ANSWER_TOKENS=4, TEACHER_ANSWERS=2,
-                TEACHER_QUESTIONS=4)
-    for name, value in less.items():
+    smaller = dict(TASKS=100, FUNCTIONS=20, SPANS=1, ANSWER_TOKENS=4, TEACHER_ANSWERS=2,
+                   TEACHER_QUESTIONS=4)
+    for name, value in smaller.items():
         monkeypatch.setattr(sft, name, value)
     problems, ladder = sft.held_out_problems, sft.find_problems
     monkeypatch.setattr(sft, "held_out_problems", lambda split: problems(split)[:9])
@@ -196,8 +146,28 @@ def script_folder(out, stage, monkeypatch):
     return out
 
 
+def run_script(script, *flags):
+    """Run main() of a script as the command line does, but in this process, as the start of another
+    takes longer than most tests -> returncode, stdout, stderr."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    code = 0
+    with (mock.patch("sys.argv", [str(ROOT / script), *map(str, flags)]),
+          contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr)):
+        try:
+            run(importlib.import_module(Path(script).stem).main)
+        except SystemExit as end:
+            code = end.code
+    return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
+
+
+@pytest.fixture
+def typed():
+    """typed("fim.py", *flags): run_script()."""
+    return run_script
+
+
 class Teacher(BaseHTTPRequestHandler):
-    """An OpenAI-compatible server; `answers` of the class says what comes."""
+    """An OpenAI-compatible server that answers with server.answer(request body)."""
 
     def do_GET(self):
         known = self.headers.get("Authorization") in self.server.keys
@@ -217,37 +187,20 @@ class Teacher(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """typed("fim.py", *flags): a script as on the command line, but without a process of its own,
-    whose start takes longer than most tests."""
-    def call(script, *flags):
-        capsys.readouterr()
-        monkeypatch.setattr("sys.argv", [str(ROOT / script), *map(str, flags)])
-        code = 0
-        try:
-            run(importlib.import_module(Path(script).stem).main)
-        except SystemExit as end:
-            code = end.code
-        printed = capsys.readouterr()
-        return SimpleNamespace(returncode=code, stdout=printed.out, stderr=printed.err)
-
-    return call
-
-
 def answered(text):
     return 200, {"choices": [{"message": {"content": text}}]}
 
 
 @pytest.fixture
 def teacher(tmp_path, monkeypatch):
-    """A local teacher: set .answer, look at .asked."""
-    from support import llm_client
+    """A local LLM teacher: set .answer, read the requests in .asked."""
+    from support import files, llm_client
     monkeypatch.setenv("MINICODER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(llm_client, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(files, "RETRY_SECONDS", 0)
     llm_client.first_model.cache_clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
-    server.asked, server.url = [], f"http://127.0.0.1:{server.server_port}/v1"
+    server.asked = []
+    server.url = f"http://127.0.0.1:{server.server_port}/v1"
     server.keys = [None, "Bearer secret"]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server

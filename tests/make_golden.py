@@ -17,10 +17,6 @@ from types import SimpleNamespace
 import torch
 from conftest import CASES, CODE, DATA, SMALL, fill_weights
 
-if sys.argv[1:] != ["preferences"]:
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
-
 from tokenizer import PATTERN, SPECIAL_TOKENS
 
 CHAT = [{"role": "user", "content": "Add 1 to n."},
@@ -30,12 +26,13 @@ CHAT = [{"role": "user", "content": "Add 1 to n."},
 PROMPT = [5, 17, 3, 88, 42, 9, 61, 30, 2, 77, 54, 11]
 
 
-def logits(different):
-    settings = {**SMALL, **different}
+def logits(changes):
+    """Logits and greedy text of a small model of transformers."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    settings = {"tie_word_embeddings": True, **SMALL, **changes}
     scaling = settings.pop("rope_scaling", None) or {"rope_type": "default"}
     theta = settings.pop("rope_theta", 1e6)
-    config = Qwen2Config(**{"tie_word_embeddings": True, **settings},
-                         rope_parameters={**scaling, "rope_theta": theta})
+    config = Qwen2Config(**settings, rope_parameters={**scaling, "rope_theta": theta})
     model = fill_weights(Qwen2ForCausalLM(config)).eval()
     with torch.no_grad():
         out = model(torch.tensor([PROMPT])).logits[0]
@@ -46,6 +43,8 @@ def logits(different):
 
 
 def merges():
+    """The merges that tokenizers learns from CODE."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -59,36 +58,37 @@ def merges():
 
 
 def chat():
-    """Ids of a chat by the published template and vocabulary, and the places of what its assistant
-    says with the <|im_end|> after it, found in the text."""
+    """The ids of CHAT by the published template and vocabulary, and the indices of the assistant's
+    answers, each with its <|im_end|>."""
+    from transformers import Qwen2TokenizerFast
     with tempfile.TemporaryDirectory() as folder:
         for name in ("vocab.json", "merges.txt"):
-            packed = (DATA / "tokenizer" / f"{name}.gz").read_bytes()
-            (Path(folder) / name).write_bytes(gzip.decompress(packed))
+            compressed = (DATA / "tokenizer" / f"{name}.gz").read_bytes()
+            (Path(folder) / name).write_bytes(gzip.decompress(compressed))
         published = Qwen2TokenizerFast.from_pretrained(folder)
     published.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS[1:]})
     template = (DATA / "tokenizer" / "Qwen2.5-Instruct.chat_template.jinja").read_text()
     text = published.apply_chat_template(CHAT, chat_template=template, tokenize=False)
     encoded = published(text, return_offsets_mapping=True)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     answers = [(text.index(turn["content"]), turn["content"] + "<|im_end|>") for turn in CHAT[1::2]]
-    learned = [i for i, (start, _) in enumerate(offsets)
+    learned = [i for i, (start, _) in enumerate(encoded["offset_mapping"])
                if any(first <= start < first + len(answer) for first, answer in answers)]
-    return {"messages": CHAT, "ids": ids, "learned": learned}
+    return {"messages": CHAT, "ids": encoded["input_ids"], "learned": learned}
 
 
 def preferences():
-    """TRL's losses, rewards and gradients for log-probabilities, sums of answers or their means."""
+    """TRL's losses, rewards and gradients for log-probabilities, summed over answers or averaged.
+    """
     from trl import DPOTrainer
     rows = [(torch.rand(5, generator=torch.Generator().manual_seed(i)) - 1.2) * 40
             for i in range(4)]
     lengths = torch.tensor([[12.0, 7, 30, 21, 9], [10.0, 9, 28, 33, 9]])
     golden = []
-    for kind, theirs in (("sigmoid", "sigmoid"), ("length", "sigmoid"), ("ipo", "ipo")):
+    for kind, loss_type in (("sigmoid", "sigmoid"), ("length", "sigmoid"), ("ipo", "ipo")):
         trainer = SimpleNamespace(
             accelerator=SimpleNamespace(device="cpu"), reference_free=False, beta=0.3,
             f_divergence_type="reverse_kl", f_divergence_params=None, label_smoothing=0,
-            loss_type=theirs)
+            loss_type=loss_type)
         inputs = [row / (1 if kind == "sigmoid" else lengths[i % 2]) for i, row in enumerate(rows)]
         inputs = [row.clone().requires_grad_() for row in inputs]
         losses, chosen, rejected = DPOTrainer.dpo_loss(trainer, *inputs)
@@ -107,6 +107,5 @@ if __name__ == "__main__":
         golden["preferences"] = preferences()
     else:
         golden.update({"prompt": PROMPT, "merges": merges(), "chat": chat(),
-                       **{name: logits(different) for name, different in CASES.items()}})
+                       **{name: logits(changes) for name, changes in CASES.items()}})
     path.write_text(json.dumps(golden) + "\n")
-    print(path, path.stat().st_size, "bytes")

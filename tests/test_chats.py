@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 
 import pytest
 from conftest import reference_data
@@ -16,124 +17,88 @@ from support.chats import (
 from support.files import InputError
 from tokenizer import assistant_parts
 
-CHAT = [{"role": "user", "content": "Add 1 to n."},
-        {"role": "assistant", "content": "```python\nn + 1\n```"},
-        {"role": "user", "content": "And 2?"},
-        {"role": "assistant", "content": "n + 2"}]
-
 
 def turns(*contents, roles=("user", "assistant")):
-    """Turns by a user and an assistant, one after the other."""
+    """Turns of a user and an assistant, in alternation."""
     return [{"role": role, "content": content}
             for role, content in zip(itertools.cycle(roles), contents)]
 
 
+CHAT = turns("Add 1 to n.", "```python\nn + 1\n```", "And 2?", "n + 2")
 SYSTEM = {"role": "system", "content": "Be brief."}
 CALL = {"name": "add", "arguments": {"a": 1, "b": 2}}
-SIGNATURE = {"name": "add", "description": "Add two numbers."}
-WRAPPED = {"type": "function", "function": SIGNATURE}
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Add two numbers."}}]
 CALLED = [{"role": "user", "content": "1 + 2?"},
           {"role": "assistant", "content": "", "tool_calls": [CALL]},
           {"role": "tool", "content": "3"}, {"role": "assistant", "content": "It is 3."}]
 
 
 @pytest.mark.parametrize("row, messages", [
-    ({"messages": CHAT}, CHAT),
-    # Alpaca: the input is a part of the question, the history comes before it
+    # OpenAI, with metadata
+    ({"messages": CHAT, "id": 7, "source": "x", "tags": ["a"], "meta": {"n": 1}, "score": 0.5,
+      "documents": None, "images": []}, CHAT),
+    ({"messages": [CALLED[0], {**CALLED[1], "content": None},
+                   {**CALLED[2], "tool_call_id": "1", "name": "add"}, CALLED[3]]}, CALLED),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"},
+                                                {"type": "text", "text": "b"}]}, CHAT[1]]},
+     [*turns("a\nb"), CHAT[1]]),
+    # ShareGPT
+    ({"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "a"},
+                        {"from": "gpt", "value": "b"}], "id": "x"}, [SYSTEM, *turns("a", "b")]),
+    ({"conversations": [
+        {"from": "human", "value": "1 + 2?"}, {"from": "function_call", "value": json.dumps(CALL)},
+        {"from": "observation", "value": "3"}, {"from": "gpt", "value": "It is 3."}]}, CALLED),
+    # Alpaca, Orca
     ({"instruction": "a", "input": "b", "output": "c"}, turns("a\nb", "c")),
-    ({"instruction": "Say hi.", "input": "", "output": "hi", "history": [], "system": ""},
-     turns("Say hi.", "hi")),
-    ({"instruction": "And in Rust?", "output": "fn f()", "system": "Be brief.",
-      "history": [["In C?", "int f()"], ["In Go?", "func f()"]]},
-     [SYSTEM, *turns("In C?", "int f()", "In Go?", "func f()", "And in Rust?", "fn f()")]),
-    ({"instruction": "a", "context": "b", "response": "c"}, turns("a\nb", "c")),     # Dolly
-    ({"system_prompt": "Be brief.", "question": "a", "response": "c"},               # Orca
-     [SYSTEM, *turns("a", "c")]),
+    ({"instruction": "a", "input": "", "output": "c", "history": [], "system": ""},
+     turns("a", "c")),
+    ({"system_prompt": "Be brief.", "question": "a", "response": "c"}, [SYSTEM, *turns("a", "c")]),
     # prompt and completion: earlier answers are context, as in TRL
     ({"prompt": "a", "completion": "b"}, turns("a", "b")),
     ({"prompt": turns("a", "b", "c"), "completion": turns("d", roles=["assistant"])},
      [*turns("a"), {"role": "assistant", "content": "b", "weight": 0}, *turns("c", "d")]),
-    ({"prompt": "Add 1 to n.", "prompt_id": "x", "messages": CHAT}, CHAT),           # UltraChat
-    # ShareGPT
-    ({"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "a"},
-                        {"from": "gpt", "value": "b"}], "id": "x"}, [SYSTEM, *turns("a", "b")]),
-    ({"system": "Be brief.", "conversations": [{"from": "human", "value": "a"},
-                                               {"from": "gpt", "value": "b"}]},
-     [SYSTEM, *turns("a", "b")]),
-    ({"conversations": [
-        {"from": "human", "value": "1 + 2?"}, {"from": "function_call", "value": json.dumps(CALL)},
-        {"from": "observation", "value": "3"}, {"from": "gpt", "value": "It is 3."}]}, CALLED),
-    # OpenAI
-    ({"messages": [CALLED[0], {**CALLED[1], "content": None},
-                   {**CALLED[2], "tool_call_id": "1", "name": "add"}, CALLED[3]]}, CALLED),
-    ({"messages": [CALLED[0], {"role": "assistant", "content": None, "function_call": CALL},
-                   {"role": "function", "name": "add", "content": "3"}, CALLED[3]]}, CALLED),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"},
-                                                {"type": "text", "text": "b"}]}, CHAT[1]]},
-     [*turns("a\nb"), CHAT[1]]),
+    # UltraChat repeats the first turn
+    ({"prompt": "Add 1 to n.", "prompt_id": "x", "messages": CHAT}, CHAT),
     # turns that are not learned
-    ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}, CHAT[2], {**CHAT[3], "weight": 1}]},
-     [CHAT[0], {**CHAT[1], "weight": 0}, *CHAT[2:]]),
-    ({"messages": [CHAT[0], {**CHAT[1], "train": False}, {**CHAT[2], "train": False},
-                   {**CHAT[3], "loss": True}]}, [CHAT[0], {**CHAT[1], "weight": 0}, *CHAT[2:]]),
-    # metadata
-    ({"messages": CHAT, "id": 7, "source": "x", "language": "c", "tags": ["a"], "meta": {"n": 1},
-      "score": 0.5, "documents": None, "images": []}, CHAT)])
+    ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}, {**CHAT[2], "train": False},
+                   {**CHAT[3], "loss": True}]}, [CHAT[0], {**CHAT[1], "weight": 0}, *CHAT[2:]])])
 def test_formats_of_conversations(row, messages):
     assert normalize_conversation(row) == {"messages": messages, "source": "file"}
 
 
-@pytest.mark.parametrize("row", [{"tools": [WRAPPED]}, {"tools": json.dumps([WRAPPED])},
-                                 {"functions": [SIGNATURE]},
-                                 {"functions": json.dumps([SIGNATURE])}])
-def test_signatures_of_tools_are_kept(row):
-    assert normalize_conversation({**row, "messages": CALLED})["tools"] == [WRAPPED]
-
-
-PIXEL = {"type": "image_url", "image_url": {"url": "x.png"}}
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+def test_tool_signatures_are_kept(tools):
+    assert normalize_conversation({"tools": tools, "messages": CALLED})["tools"] == TOOLS
 
 
 @pytest.mark.parametrize("row, reason", [
     ({"messages": CHAT[1:]}, "roles out of order"), ({"messages": CHAT[:3]}, "roles out of order"),
     ({"system": "Be long.", "messages": [SYSTEM, *CHAT]}, "roles out of order"),
-    ({"messages": CHAT[:1]}, "no assistant turn"), ({"text": "x"}, "no assistant turn"),
-    ({"messages": 3}, "a question, an answer or messages are neither text nor a list"),
+    ({"text": "x"}, "no assistant turn"),
     ({"instruction": "2 + 2?", "output": 4},
      "a question, an answer or messages are neither text nor a list"),
-    ({"messages": ["hello"]}, "a turn is not an object with role and content"),
     ({"messages": [{"role": "narrator", "content": "x"}]}, "unknown role 'narrator'"),
-    ({"messages": [{"content": "x"}]}, "unknown role 'None'"),
     ({"messages": [CHAT[0], {"role": "assistant", "content": " "}]}, "empty content"),
-    ({"messages": [{"role": "user", "content": [PIXEL]}, CHAT[1]]},
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, CHAT[1]]},
      "the content of a user message is not text"),
     ({"messages": [{**CHAT[0], "images": ["x.png"]}, CHAT[1]]},
      "the field 'images' is not supported here"),
     ({"messages": [CHAT[0], {**CHAT[1], "reasoning_content": "Hm."}]},
      "the field 'reasoning_content' is not supported here"),
-    ({"messages": CHAT, "documents": ["x"]}, "the field 'documents' is not supported here"),
-    ({"messages": CHAT, "instruction": "x"}, "the field 'instruction' is not supported here"),
+    ({"instruction": "x", "output": "y", "history": [["a", "b"]]},
+     "the field 'history' is not supported here"),
     ({"messages": CHAT, "conversations": CHAT}, "both 'messages' and 'conversations' are given"),
-    ({"instruction": "x", "output": "y", "history": [["a"]]},
-     "history is not a list of [question, answer] pairs"),
-    ({"instruction": "x", "output": "y", "history": "a"},
-     "history is not a list of [question, answer] pairs"),
-    ({"messages": [CHAT[0], {**CHAT[1], "weight": 0.5}]},
-     "a turn's weight is neither 0 nor 1"),
-    ({"messages": [CHAT[0], {**CHAT[1], "weight": 1, "train": False}]},
-     "both 'weight' and 'train' are given"),
+    ({"messages": [CHAT[0], {**CHAT[1], "weight": 0.5}]}, "a turn's weight is neither 0 nor 1"),
     ({"messages": [{**CHAT[0], "train": True}, CHAT[1]]}, "a user turn is to be learned"),
     ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "no turn is to be learned"),
-    ({"messages": CALLED, "tools": "add"}, "tools are not a JSON list of objects"),
-    ({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "b"}]},
-     "a function call is not JSON")])
-def test_rows_that_say_more_than_can_be_learned_are_skipped(row, reason):
+    ({"messages": CALLED, "tools": "add"}, "tools are not a JSON list of objects")])
+def test_rows_that_cannot_be_learned_as_they_are(row, reason):
     with pytest.raises(InputError) as error:
         normalize_conversation(row)
     assert str(error.value) == reason
 
 
 def test_unused_rows_and_fields_are_counted(tmp_path, capsys):
-    """A byte order mark is no reason to skip a row."""
     path = tmp_path / "rows.jsonl"
     rows = [{"messages": CHAT, "id": 1}, {"messages": CHAT, "id": 2}, {"messages": CHAT[:1]}, {},
             {"instruction": "Say hi.", "output": "hi", "topic": "x", "id": 3}, {"text": "x"},
@@ -155,100 +120,71 @@ def test_unused_rows_and_fields_are_counted(tmp_path, capsys):
     assert "--data: ignored fields: id (2 rows), topic (1 rows)\n" in printed
 
 
-def test_a_broken_file_is_named(tmp_path):
+@pytest.mark.parametrize("text, problem", [
+    ('{"instruction": "a", "output": "b"}\n{"instr', "line 2: not a JSON"), ("", "it is empty"),
+    ('{"text": "x"}\n', "no usable row; line 1: no assistant turn; expected messages")])
+def test_a_file_that_cannot_be_used_is_named(tmp_path, text, problem):
     path = tmp_path / "rows.jsonl"
-    for text, problem in (('{"instruction": "a", "output": "b"}\n{"instr', "line 2: not a JSON"),
-                          ("[" * 9 ** 5, "line 1: not a JSON object"), ("", "it is empty"),
-                          ('{"text": "x"}\n', "no usable row; line 1: no assistant turn")):
-        path.write_text(text)
-        with pytest.raises(InputError, match=problem):
-            read_data([path], normalize_conversation, assistant_parts, "messages")
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"rows.jsonl.*{problem}"):
+        read_data([path], normalize_conversation, assistant_parts, "messages")
 
 
 # ---- preference pairs
 
-
-def asked(text):
-    return {"role": "user", "content": text}
+FIRST = turns("q1", "a1", "q2")             # the turns that both sides share
 
 
-def answer(text):
-    return {"role": "assistant", "content": text}
-
-
-FIRST = [asked("q1"), answer("a1"), asked("q2")]        # the turns that both sides share
+def ending(*messages):
+    """The two sides of a pair: the messages, then "good" or "bad" as the answer."""
+    return {side: [*messages, {"role": "assistant", "content": text}]
+            for side, text in (("chosen", "good"), ("rejected", "bad"))}
 
 
 @pytest.mark.parametrize("row, prompt", [
-    # standard, and with the prompt as turns
-    ({"prompt": "q", "chosen": "good", "rejected": "bad"}, [asked("q")]),
-    ({"prompt": [asked("q")], "chosen": [answer("good")], "rejected": [answer("bad")]},
-     [asked("q")]),
+    # TRL: the prompt as text or as turns, or whole conversations without a prompt
+    ({"prompt": "q", "chosen": "good", "rejected": "bad"}, turns("q")),
+    ({"prompt": turns("q"), **ending()}, turns("q")),
+    (ending(SYSTEM, *FIRST), [SYSTEM, *FIRST]),
+    # turns that follow the prompt, or repeat it, with or without the system message
+    ({"prompt": "q1", **ending(*FIRST[1:])}, FIRST),
+    ({"prompt": "q1", **ending(SYSTEM, *FIRST)}, [SYSTEM, *FIRST]),
+    ({"prompt": [SYSTEM, FIRST[0]], **ending(*FIRST)}, [SYSTEM, *FIRST]),
+    # Orca; UltraFeedback, with the chosen side again as messages; ShareGPT's turns
     ({"system": "Be brief.", "question": "q", "chosen": "good", "rejected": "bad"},
-     [SYSTEM, asked("q")]),
-    # turns that follow on the prompt
-    ({"prompt": "q1", "chosen": [*FIRST[1:], answer("good")],
-      "rejected": [*FIRST[1:], answer("bad")]}, FIRST),
-    # whole conversations, with and without their first turns as the prompt
-    ({"chosen": [*FIRST, answer("good")], "rejected": [*FIRST, answer("bad")]}, FIRST),
-    ({"chosen": [SYSTEM, *FIRST, answer("good")], "rejected": [SYSTEM, *FIRST, answer("bad")]},
-     [SYSTEM, *FIRST]),
-    ({"prompt": "q1", "chosen": [*FIRST, answer("good")], "rejected": [*FIRST, answer("bad")]},
-     FIRST),
-    ({"prompt": "q1", "chosen": [SYSTEM, *FIRST, answer("good")],
-      "rejected": [SYSTEM, *FIRST, answer("bad")]}, [SYSTEM, *FIRST]),
-    ({"prompt": [SYSTEM, FIRST[0]], "chosen": [*FIRST, answer("good")],
-      "rejected": [*FIRST, answer("bad")]}, [SYSTEM, *FIRST]),
-    # UltraFeedback: the chosen side again as messages
-    ({"prompt": "q1", "prompt_id": "x", "messages": [*FIRST, answer("good")], "score_chosen": 8,
-      "chosen": [*FIRST, answer("good")], "rejected": [*FIRST, answer("bad")]}, FIRST),
-    # a conversation in ShareGPT's format and the answers beside it
+     [SYSTEM, *turns("q")]),
+    ({"prompt": "q1", "prompt_id": "x", "score_chosen": 8, "messages": ending(*FIRST)["chosen"],
+      **ending(*FIRST)}, FIRST),
     ({"conversations": [{"from": "human", "value": "q"}],
       "chosen": {"from": "gpt", "value": "good"}, "rejected": {"from": "gpt", "value": "bad"}},
-     [asked("q")])])
+     turns("q"))])
 def test_formats_of_pairs(row, prompt):
     assert normalize_pair(row) == {"prompt": prompt, "chosen": "good", "rejected": "bad",
                                    "source": "file"}
 
 
 @pytest.mark.parametrize("row, reason", [
-    ({"prompt": "q", "chosen": "a"}, "chosen or rejected is missing or empty"),
     ({"prompt": "q", "chosen": "a", "rejected": ""}, "chosen or rejected is missing or empty"),
-    ({"prompt": "q", "chosen": "a", "rejected": " "}, "empty content"),
-    ({"prompt": 3, "chosen": "a", "rejected": "b"},
-     "a question, an answer or messages are neither text nor a list"),
     ({"chosen": "Human: q Assistant: a", "rejected": "Human: q Assistant: b"},
      "chosen and rejected are texts without a prompt"),
     ({"prompt": "q", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same"),
-    ({"chosen": [asked("q"), answer("a")], "rejected": [asked("other"), answer("b")]},
+    ({"chosen": turns("q1", "a", "q2", "c"), "rejected": turns("q1", "b", "q2", "d")},
      "chosen and rejected differ before their last turn"),
-    ({"chosen": [*FIRST, answer("a")],
-      "rejected": [FIRST[0], answer("other"), FIRST[2], answer("b")]},
-     "chosen and rejected differ before their last turn"),
-    ({"prompt": "q1", "chosen": [answer("a"), asked("q2"), answer("c")],
-      "rejected": [answer("b"), asked("q2"), answer("d")]},
-     "chosen and rejected differ before their last turn"),
-    ({"prompt": [SYSTEM, asked("q")], "rejected": "b",
-      "chosen": [{**SYSTEM, "content": "Be long."}, asked("q"), answer("a")]},
-     "roles out of order"),
-    ({"prompt": "other", "chosen": [*FIRST, answer("a")], "rejected": [*FIRST, answer("b")]},
-     "roles out of order"),
-    ({"chosen": FIRST, "rejected": FIRST[:1]}, "roles out of order"),
-    ({"prompt": "q", "chosen": "a", "rejected": "b", "images": ["x"]},
-     "the field 'images' is not supported here"),
-    ({"prompt": "q", "chosen": [{**answer("a"), "weight": 0}], "rejected": "b"},
-     "weights are not supported in pairs"),
-    ({"prompt": "q", "rejected": "b", "chosen": [
-        {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}]}]},
+    ({"prompt": [SYSTEM, *turns("q")], "rejected": "b",
+      "chosen": [{**SYSTEM, "content": "Be long."}, *turns("q", "a")]}, "roles out of order"),
+    ({"prompt": "other", **ending(*FIRST)}, "roles out of order"),
+    ({"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "weight": 0}],
+      "rejected": "b"}, "weights are not supported in pairs"),
+    ({"prompt": "q", "chosen": [{"role": "assistant", "tool_calls": [CALL]}], "rejected": "b"},
      "the answer calls a tool")])
-def test_rows_that_are_no_pair_are_skipped(row, reason):
+def test_rows_that_are_no_pair(row, reason):
     with pytest.raises(InputError) as error:
         normalize_pair(row)
     assert str(error.value) == reason
 
 
 def test_real_pairs():
-    """Repaired real functions and the faulty ones; five are equal, as the repair is elsewhere."""
+    """Real functions before and after a repair; five are equal, as the repair is elsewhere."""
     path = reference_data("instruct/thealgorithms_fix_pairs.jsonl.gz")
     pairs, summary = read_data([path], normalize_pair, assistant_parts, "pairs")
     assert summary["skipped"] == {"chosen and rejected are the same": [5, f"{path}, line 40"]}
@@ -257,13 +193,18 @@ def test_real_pairs():
 
 
 def test_a_judge_is_asked_in_both_orders():
-    """Ties, unclear replies and a preference for the first answer are no verdict."""
+    """Ties, unclear replies and a preference for the first answer make no pair."""
     replies = ["A", "**B**", "Answer B is better.", "A", "A", "A", "A tie.", "B",
                "B is better than A", "A", "no idea", ""]
-    questions = []
-    verdicts = ask_judge([(f"question {i}", "one", "two") for i in range(6)],
-                         lambda requests: questions.extend(requests) or replies)
-    assert verdicts == ["A", "B", "tie", "tie", "unclear", "unclear"]
-    first, second = (request[0]["content"] for request in questions[2:4])
+    requests, counts = [], Counter()
+    questions = [turns(f"question {i}") for i in range(8)]
+    answers = [("one", True), ("two", True)] * 6
+    answers += [("one", True), ("one", True), ("one", True), ("two", False)]    # equal; cut off
+    pairs = ask_judge(questions, answers, counts, lambda asked: requests.extend(asked) or replies)
+    assert pairs == [
+        {"prompt": questions[0], "chosen": "one", "rejected": "two", "source": "judge"},
+        {"prompt": questions[1], "chosen": "two", "rejected": "one", "source": "judge"}]
+    assert counts == {"judged tie": 2, "judged unclear": 2} and len(requests) == 12
+    first, second = (request[0]["content"] for request in requests[2:4])
     assert first.index("one") < first.index("two") and second.index("two") < second.index("one")
-    assert len(questions) == 12 and "question 1" in first and "question 1" in second
+    assert "question 1" in first and "question 1" in second
