@@ -1,6 +1,6 @@
 """Source trees to documents, documents to token files, token files to batches.
 
-Most of a raw crawl is not worth training on. This file names the language of each file, drops
+Most of a raw crawl is not worth training on. This lesson detects each file's language, drops
 generated, minified, encoded or broken files by rules, replaces private data, drops near duplicates
 and text that resembles a benchmark, filters text about code in four stages, holds out whole modules
 for validation, and accounts for every byte it dropped (report, section 3.1; with thresholds of
@@ -10,9 +10,9 @@ The default corpus is what every machine has: the Python standard library withou
 prose of its docstrings, generated word problems and, for sizes from `small` on, the installed
 packages. Code, text and mathematics are mixed 70:20:10 (report, section 3.1.2).
 
-The corpus is tokenized once, into files that every process maps into its memory. A sequence is a
-pure function of (seed, step, j): the only state of the loader is the step, and a batch is the same
-on one device and on eight.
+The corpus is tokenized once, into files that every process memory-maps. Each sequence of a run is a
+pure function of the seed and the sequence's index: the only state of the loader is the step, and a
+batch is the same on one device and on eight.
 
 Models and optimizers are in model.py and pretrain.py, the FIM format is in fim.py.
 
@@ -78,10 +78,6 @@ ENCODED = re.compile(r"[a-zA-Z0-9+/\n=]{64,}|(?:\b(?:0x|\\x)?[0-9a-fA-F]{2}(?:,|
                      r"|(?:\\u[0-9a-fA-F]{4}){8,}")
 
 
-def alphabetic_share(text, lines):
-    return sum(map(str.isalpha, text)) / len(text)
-
-
 def encoded(text, lines):
     """The longest run of base64, hexadecimal or \\u data, and the share of all of them."""
     runs = [len(match[0]) for match in ENCODED.finditer(text)]
@@ -109,7 +105,8 @@ RULES = [
     Rule("longest line of data", lambda text, lines: max(map(len, lines)),
          lambda n: n > 100_000, DATA),
     Rule("mean line", lambda text, lines: len(text) / len(lines), lambda n: n > 100, CODE),
-    Rule("few letters", alphabetic_share, lambda share: share < 0.25, CODE - {"assembly"} | DATA),
+    Rule("few letters", lambda text, lines: sum(map(str.isalpha, text)) / len(text),
+         lambda share: share < 0.25, CODE - {"assembly"} | DATA),
     Rule("generated", generated_by, bool, CODE | DATA),
     Rule("encoded data", encoded, lambda runs: runs[0] > 1024 or runs[1] > 0.5),
     Rule("XML", lambda text, lines: "<?xml version=" in text[:100], bool, CODE),  # DeepSeek-Coder
@@ -150,7 +147,7 @@ def generator(seed, purpose, index):
 NEAR = 0.7                  # Jaccard similarity of near duplicates; value from The Stack
 NEAR_VALIDATION = 0.5       # the same, between validation and training documents; ours
 SHINGLE = 5                 # words of a shingle; not published; ours
-BANDS, ROWS = 18, 7         # of a signature; a pair at 0.8 is missed once in 69 times
+BANDS, ROWS = 18, 7         # of a signature; 1 of 69 pairs of similarity 0.8 is missed
 
 
 def shingles(text):
@@ -221,10 +218,10 @@ def near_duplicates(signatures, load):
 class Contamination:
     """Finds runs of ten words that a text shares with benchmark problems (report, section 5).
 
-    Words are letters, digits and underscores; what stands between them does not count, so that
-    reformatted code is found. Ours: a run needs eight different words, where all numbers are one
-    word, which excludes 1 2 3 4 ... and for i in range n for j in range n. Problem statements of 3
-    to 9 words are searched as a whole (DeepSeek-Coder, section 2.4).
+    Words are letters, digits and underscores; what is between them does not count, so that
+    reformatted code is found. Ours: a run needs eight different words, and all numbers count as
+    one. That excludes 1 2 3 4 ... as well as loops such as for i in range n for j in range n.
+    Problem statements of 3 to 9 words are searched as a whole (DeepSeek-Coder, section 2.4).
     """
 
     N = 10
@@ -232,7 +229,7 @@ class Contamination:
     SOLUTIONS = ("canonical_solution", "code", "solution", "answer", "test", "test_list")
 
     def __init__(self, files):
-        problems = defaultdict(dict)                # n -> hash of n words -> problem
+        problems = defaultdict(dict)            # n -> hash of n words -> name of the problem
         for file in files:
             for number, row in read_rows(file):
                 problem_id = row.get("task_id", row.get("id", number))
@@ -240,9 +237,10 @@ class Contamination:
                 for field in (*self.STATEMENTS, *self.SOLUTIONS):
                     for ngram, n in self.ngrams_of(row.get(field, ""), field in self.STATEMENTS):
                         problems[n].setdefault(ngram, name)
-        self.problems = dict(sorted(problems.items()))
-        self.hashes = {n: np.sort(np.fromiter(names, np.uint64, len(names)))
-                       for n, names in self.problems.items()}
+        self.problems = dict(sorted(problems.items()))          # hit() tries short runs first
+        # the same hashes in order: numpy looks up all runs of a text at once
+        self.hashes = {n: np.sort(np.fromiter(name_of, np.uint64, len(name_of)))
+                       for n, name_of in self.problems.items()}
 
     def ngrams_of(self, text, is_statement):
         """Yield (hash, number of words) of what a training text must not share with a field."""
@@ -259,15 +257,16 @@ class Contamination:
             yield ngram, len(words)
 
     def hit(self, text):
-        """[the problem, the shared words] of the first shared run, or None."""
+        """[the problem, the shared words] of the first of the shortest shared runs, or None."""
         words = words_in(text)
-        for n, names in self.problems.items():
+        for n, name_of in self.problems.items():
             ngrams = ngram_hashes(words, n)
-            nearest = np.searchsorted(self.hashes[n], ngrams) % len(names)
-            hits = np.flatnonzero(self.hashes[n][nearest] == ngrams)
+            # the first hash that is not smaller; beyond the last, number 0, which differs as well
+            index = np.searchsorted(self.hashes[n], ngrams) % len(name_of)
+            hits = np.flatnonzero(self.hashes[n][index] == ngrams)
             if len(hits):
                 start = hits[0]
-                return [names[int(ngrams[start])], " ".join(words[start:start + n])]
+                return [name_of[int(ngrams[start])], " ".join(words[start:start + n])]
         return None
 
 
@@ -285,7 +284,7 @@ GROUNDING_SAMPLE = 2000         # documents whose quality is measured in a stage
 
 def quality_score(text):
     """The share of the identifiers in a document's code that its prose mentions. Ten is added to
-    their number, so that a document with a single identifier does not score high."""
+    the number of identifiers, so that a document with a single one does not score high."""
     prose, code = prose_and_code(text)
     identifiers = set(re.findall(r"[A-Za-z_]\w{2,}", code)) - set(keyword.kwlist)
     return len(identifiers & set(re.findall(r"\w+", prose))) / (len(identifiers) + 10)
@@ -296,8 +295,8 @@ def coarse_to_fine(texts, scores_of, shares=GROUNDING_STAGES):
 
     scores_of(texts): quality scores, which may be expensive. Each stage scores a sample of the
     remaining documents. A classifier, which sees only words, learns which of them score above the
-    median, and the stage keeps the share of documents that it ranks highest. So the median rises
-    from stage to stage.
+    median, and the stage keeps the share of documents that it ranks highest. The median therefore
+    rises from stage to stage.
     """
     texts = np.array(texts, object)
     sizes = np.array([len(text.encode()) for text in texts])
@@ -361,21 +360,22 @@ def encoded_documents(documents, tokenizer):
 def repository_chunks(documents, tokenizer, length):
     """Yield the documents of one repository as ids in the report's layout (figure 4), dependencies
     first, in chunks of whole files. A chunk has at most `length` ids unless one file is longer."""
+    name = documents[0]["repo"]
+
     def to_ids(files):
-        *before, (path, text) = files
+        *before, (path, text) = files       # repository_ids() ends with the path of the last file
         return repository_ids(tokenizer, name, before, path) + tokenizer.encode(text)
 
-    name = documents[0]["repo"]
     files = []
     used = 0
     for document in dependency_order(documents):
         file = document["path"], document["text"]
-        size = len(tokenizer.encode("\n".join(file))) + 2          # <|file_sep|>, a line end
+        size = len(tokenizer.encode("\n".join(file))) + 2      # <|file_sep|>, the line end after it
         if files and used + size > length:
             yield to_ids(files)
             files = []
-        if not files:
-            used = len(tokenizer.encode(name)) + 2                  # <|repo_name|>, a line end
+        if not files:                                           # <|repo_name|> and a line end
+            used = len(tokenizer.encode(name)) + 2
         files.append(file)
         used += size
     yield to_ids(files)
@@ -465,16 +465,16 @@ class TokenFile:
     def start(self, index):
         """Where chunk `index` of the series begins in the file."""
         epoch, i = divmod(index, self.chunks)
-        if epoch != self.epoch:
+        if epoch != self.epoch:                             # else as in the last call
             rng = generator(self.seed, f"order {self.kind}", epoch)
-            self.offset = int(rng.integers(self.T))
+            self.offset = int(rng.integers(self.T))         # chunks begin elsewhere in each epoch
             self.order = rng.permutation(self.chunks)
             self.epoch = epoch
         return self.offset + int(self.order[i]) * self.T
 
     def chunk(self, index):
         start = self.start(index)
-        return self.ids[start:start + self.T + 1].tolist()
+        return self.ids[start:start + self.T + 1].tolist()  # the last id is only a target
 
 
 class Sequence:
@@ -485,7 +485,7 @@ class Sequence:
 
     def add(self, ids, targets):
         """Append a segment. targets: one for each id, -100 where there is no loss."""
-        self.document_starts += [len(self.input_ids)] * len(ids)
+        self.document_starts += [len(self.input_ids)] * len(ids)    # the index of its first id
         self.input_ids += ids
         self.targets += targets
 
@@ -510,6 +510,7 @@ def interleaved(weights):
     kinds = []
     used = Counter()
     for i in range(1, total // math.gcd(*weights.values()) + 1):
+        # the kind that is furthest behind its share of the first i turns
         kind = max(weights, key=lambda name: weights[name] * i / total - used[name])
         kinds.append(kind)
         used[kind] += 1
@@ -520,7 +521,7 @@ class Batches:
     """batches(step) -> this process's share of a step: a list of device batches, dicts of tensors.
 
     Each sequence is a chunk of one token file. The kinds take turns according to their weights in
-    the mixture (report, section 3.1.2); without a kind, the other ones share its turns. Each
+    the mixture (report, section 3.1.2); if a kind has no documents, the rest share its turns. Each
     document of code in the chunk becomes FIM examples with probability fim_rate. An <|endoftext|>
     is the last target of the document before it and the first input of the document after it, so
     no target crosses documents.
@@ -542,12 +543,12 @@ class Batches:
         self.device_batch = device_batch or batch_rows
         self.repositories = repositories
         self.end = tokenizer.special[ENDOFTEXT]
-        self.file_sep = tokenizer.special.get(FILE_SEP)
+        self.file_sep = tokenizer.special.get(FILE_SEP)             # some tokenizers have none
         weights = {kind: weight for kind, weight in zip(MIXTURE_KINDS, mixture)
                    if weight and kind in tokens}
         if not weights:
             raise InputError(f"no documents of the mixture {mixture} (code, text, math)")
-        self.round = interleaved(weights)
+        self.round = interleaved(weights)                   # the kinds of consecutive sequences
         self.files = {kind: TokenFile(kind, tokens[kind], seq_len, seed) for kind in weights}
 
     def epochs(self, steps):
@@ -557,10 +558,10 @@ class Batches:
 
     def chunk(self, index):
         """The chunk for sequence `index` of the run, before FIM -> kind, list of T + 1 ids."""
-        rounds, turn = divmod(index, len(self.round))
+        rounds, turn = divmod(index, len(self.round))       # complete rounds before it
         kind = self.round[turn]
-        number = rounds * self.round.count(kind) + self.round[:turn].count(kind)
-        return kind, self.files[kind].chunk(number)
+        chunks_before = rounds * self.round.count(kind) + self.round[:turn].count(kind)
+        return kind, self.files[kind].chunk(chunks_before)
 
     def sequence(self, index):
         """Sequence `index` of the run, a pure function of (seed, index) -> input_ids, targets and
@@ -569,7 +570,7 @@ class Batches:
         rng = generator(self.seed, "fim", index)
         sequence = Sequence()
         for start, stop in document_bounds(ids, self.end):
-            segment, next_id = ids[start:stop], ids[stop]
+            segment, next_id = ids[start:stop], ids[stop]   # next_id: the last target
             if kind == "code" and rng.random() < self.fim_rate:
                 self.add_fim(sequence, segment, next_id, rng)
             else:
@@ -581,22 +582,22 @@ class Batches:
 
         The examples are short so that there are many: a small model needs many ends of middles to
         learn to stop. Each is closed by an <|endoftext|>, and padded where it is shorter than its
-        part of the segment. What precedes the text stays in front of the first example.
+        part of the segment. The ids before the text (head_length) stay before the first example.
         """
         head = self.head_length(segment)
         for start, stop in itertools.pairwise(self.fim_bounds(head, len(segment), rng)):
             part = segment[start:stop]
             part_head = part[:head] if start == 0 else []
-            text_ids = part[len(part_head):]
+            text_ids = part[len(part_head):]                # only these become an FIM example
             example = None
             if len(text_ids) >= SHORTEST_FIM:
                 example = self.fim_example(text_ids, rng)
-            if example is None:                             # it stays left-to-right
+            if example is None:                             # the part stays left-to-right
                 following = segment[stop] if stop < len(segment) else next_id
                 sequence.add(part, part[1:] + [following])
             else:
                 ids = part_head + example
-                sequence.add(ids, ids[1:] + [self.end])
+                sequence.add(ids, ids[1:] + [self.end])     # the middle ends: learn to stop
                 sequence.pad(len(part) - len(ids), self.end)
 
     def head_length(self, segment):
@@ -604,7 +605,7 @@ class Batches:
         the path of its last file (figure 4)."""
         if not self.repositories or self.file_sep not in segment:
             return int(segment[0] == self.end)
-        path_start = len(segment) - segment[::-1].index(self.file_sep)
+        path_start = len(segment) - segment[::-1].index(self.file_sep)      # after the last one
         for i in range(path_start, len(segment)):
             if b"\n" in self.tokenizer.decode_bytes([segment[i]]):
                 return i + 1                                # the end of the line with the path
@@ -614,8 +615,9 @@ class Batches:
         """The borders of parts of random lengths in a segment; the first part includes the head."""
         low, high = (max(SHORTEST_FIM, int(share * self.T))
                      for share in FIM_SEGMENT[self.repositories])
-        lengths = rng.integers(low, high + 1, size=length // low + 1)
+        lengths = rng.integers(low, high + 1, size=length // low + 1)       # enough to fill it
         cuts = head + lengths.cumsum()
+        # no part is shorter than low, unless the segment is
         return [0, *(int(cut) for cut in cuts if cut <= length - low), length]
 
     def fim_example(self, ids, rng):
@@ -626,15 +628,16 @@ class Batches:
         """
         text = self.tokenizer.decode_bytes(ids).decode("utf-8", errors="ignore")
         prefix, middle, suffix = map(self.tokenizer.encode, fim_document(text, rng))
-        room = len(ids) - 3 - len(middle)
+        room = len(ids) - 3 - len(middle)                   # for prefix and suffix
         if room < 0:
             return None
+        # what is next to the middle stays, as it says most about it
         suffix = suffix[:max(0, room - len(prefix))]
         prefix = prefix[max(0, len(prefix) - room):]
         return fim_ids(self.tokenizer, prefix, suffix, middle)
 
     def __call__(self, step):
-        share = self.batch_rows // self.world
+        share = self.batch_rows // self.world               # sequences of this process
         first = step * self.batch_rows + self.rank * share
         sequences = [self.sequence(first + j) for j in range(share)]
         return [self.collate(sequences[j:j + self.device_batch])
@@ -644,6 +647,7 @@ class Batches:
         input_ids, targets, starts = map(np.stack, zip(*sequences))                 # (B, T) each
         return {"input_ids": torch.from_numpy(input_ids), "targets": torch.from_numpy(targets),
                 "count": int((targets != -100).sum()),
+                # None: each sequence is one document, for which attention is faster
                 "document_starts": torch.from_numpy(starts) if starts.any() else None}
 
 
@@ -790,7 +794,7 @@ def filter_grounding(rows, teacher=None):
 
 
 def drop_near_validation(train, validation):
-    """Drop training documents that resemble a validation document, by NEAR_VALIDATION or more."""
+    """Drop training documents whose Jaccard similarity to a validation document is too high."""
     validation_shingles = [shingles(row["text"]).tolist() for row in validation]
     documents_with = defaultdict(list)                      # shingle -> validation documents
     for i, shingles_of_row in enumerate(validation_shingles):
@@ -798,13 +802,13 @@ def drop_near_validation(train, validation):
             documents_with[shingle].append(i)
     for row in train:
         shingles_of_row = shingles(row["text"]).tolist()
-        shared = Counter()
+        shared = Counter()                  # validation document -> number of shared shingles
         for shingle in shingles_of_row:
             if shingle in documents_with:
-                shared.update(documents_with[shingle])
+                shared.update(documents_with[shingle])      # 1 more for each of these documents
         for i, count in shared.items():
-            in_either = len(shingles_of_row) + len(validation_shingles[i]) - count
-            if count / in_either >= NEAR_VALIDATION:
+            union = len(shingles_of_row) + len(validation_shingles[i]) - count
+            if count / union >= NEAR_VALIDATION:
                 drop(row, "like a validation document", validation[i]["path"])
                 break
 
@@ -846,8 +850,7 @@ def split(rows):
         is_validation = module(row) in chosen
         has_no_code = row["kind"] == "text" and location(row) not in code_locations
         if row["kind"] == "math" or has_no_code:
-            drawn = hash_of(row["path"])[0] < 256 * VALIDATION_SHARE
-            is_validation = is_validation or drawn
+            is_validation |= hash_of(row["path"])[0] < 256 * VALIDATION_SHARE
         (validation if is_validation else train).append(row)
     if not train or not any(row["kind"] == "code" for row in validation):
         raise InputError(f"{len(rows)} documents are too few for a training and a validation set; "
@@ -866,17 +869,14 @@ def default_benchmarks():
     return [path for path in sorted(files) if Path(path).exists()]
 
 
-def source_order(row):
-    """Sort key: of several copies, the first stays. Grounding is last, as it is still filtered."""
-    return row["source"] != "stdlib", row["kind"] == "grounding", row["source"], row["path"]
-
-
 def build_corpus(batches, sources, benchmark_files, workers, teacher):
     """Clean, filter and split -> (all rows, {part: documents}, a dict per grounding stage)."""
     clean_one = functools.partial(clean_batch, benchmark_files=benchmark_files)
     rows = [row for rows in in_processes(clean_one, batches, workers) for row in rows]
     dropped = [row for row in rows if "reason" in row]
-    rows = sorted(remaining(rows), key=source_order)
+    # of several copies the first is kept; grounding comes last, since a later stage may drop it
+    rows = sorted(remaining(rows), key=lambda row: (
+        row["source"] != "stdlib", row["kind"] == "grounding", row["source"], row["path"]))
     drop_duplicates(rows)
     if not any(row["kind"] == "code" for row in remaining(rows)):
         raise InputError(f"--source {' '.join(sources)}: no source code found there "
@@ -971,18 +971,18 @@ def why(path, benchmark_files=None):
 def main():
     parser = argparse.ArgumentParser(description="Build a corpus from code, train a tokenizer.")
     source_flag(parser)
-    parser.add_argument("--why", type=Path, metavar="FILE", help="what each rule says about a file")
-    parser.add_argument("--benchmarks", nargs="+", metavar="FILE", help="problem files with "
-                        "which training text must not share ten words (default: the ladder and "
-                        "what evaluate.py has downloaded)")
-    parser.add_argument("--teacher", metavar="URL", help="an OpenAI-compatible server, such as "
-                        "http://host:8000/v1 or http://host:8000/v1#model: writes programs, scores "
-                        "grounding documents; only it is sent the key in OPENAI_API_KEY")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-    parser.add_argument("--out", default="out", help="root folder (default: %(default)s)")
-    parser.add_argument("--vocab-size", type=int, default=4096,
-                        help="size of the tokenizer, with special tokens (default: %(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="build both again")
+    add = parser.add_argument
+    add("--why", type=Path, metavar="FILE", help="what each rule says about a file")
+    add("--benchmarks", nargs="+", metavar="FILE", help="problem files with which training text "
+        "must not share ten words (default: the ladder and what evaluate.py has downloaded)")
+    add("--teacher", metavar="URL", help="an OpenAI-compatible server, such as "
+        "http://host:8000/v1 or http://host:8000/v1#model, that writes programs and scores "
+        "grounding documents; the key in OPENAI_API_KEY is sent to no other server")
+    add("--workers", type=int, help="processes (default: one per core)")
+    add("--out", default="out", help="root folder (default: %(default)s)")
+    add("--vocab-size", type=int, default=4096,
+        help="size of the tokenizer, with special tokens (default: %(default)s)")
+    add("--fresh", action="store_true", help="build the corpus and the tokenizer again")
     args = parser.parse_args()
     if args.workers is not None and args.workers < 1:
         raise InputError("--workers: must be at least 1")

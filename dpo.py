@@ -3,11 +3,11 @@
 The last step of section 4.2 of the report. The model answers small tasks (support/tasks.py) several
 times, the sandbox grades the answers, and an answer that passes is paired with the failed answer
 most similar to it. Pairs may also come from a file or from an LLM judge. The loss compares the
-model with the frozen model from before, the reference model, whose log-probabilities are computed
-once, at the start. The training loop is in pretrain.py; asking and grading are in sft.py.
+model with the reference model: a frozen copy from before training, whose log-probabilities are
+computed once, at the start. The training loop is in pretrain.py; asking and grading are in sft.py.
 
     python dpo.py                       # sample, grade, pair, train, measure; 12 to 18 minutes
-    python dpo.py --rounds 3            # three times, each time with the model of the round before
+    python dpo.py --rounds 3            # three rounds, each from the model of the one before
     python dpo.py --build               # only make the pairs: out/preferences_1
     python dpo.py --data FILE           # your own pairs, in TRL's formats (JSON Lines)
     python dpo.py --judge http://localhost:8000/v1      # pairs from the verdicts of a larger model
@@ -54,7 +54,7 @@ BETA = 1                    # ours, measured; value of the released script: 0.1
 NLL = 10                    # weight of the chosen answers' own loss; not published; ours, measured
 CODE_SEQUENCES = 0.25       # FIM sequences per pair, so that infilling is not forgotten; ours
 VALIDATION_PAIRS = 0.1      # share of the pairs
-MEANS = ("length", "ipo")   # the losses of means per token instead of sums
+MEANS = ("length", "ipo")   # the losses that use means per token, not sums
 COLLAPSED = 1.0             # nats per token that the chosen answers may lose
 
 # ------------------------------------------------------------------------------------------------
@@ -63,17 +63,18 @@ COLLAPSED = 1.0             # nats per token that the chosen answers may lose
 
 def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta=BETA,
              kind="sigmoid"):
-    """Log-probabilities of the chosen and rejected answers under the model that is trained (the
-    policy) and under the reference model, (P,) each -> the loss of each pair (P,).
+    """The loss of each pair (P,), from the log-probabilities, (P,) each, of its chosen and rejected
+    answers under the model that is trained (the policy) and under the reference model.
 
-    kind "sigmoid": of sums over tokens (arXiv 2305.18290, equation 7). "length": the same, of means
-    per token (arXiv 2411.15124, section 5). "ipo": pulls the margin of the means to 1 / (2 beta)
-    (arXiv 2310.12036, equation 17).
+    kind "sigmoid": of log-probabilities summed over tokens (arXiv 2305.18290, equation 7).
+    "length": the same loss of their means per token (arXiv 2411.15124, section 5). "ipo": of means,
+    too; pulls their margin to 1 / (2 beta) (arXiv 2310.12036, equation 17).
     """
+    # how much more than the reference model the policy prefers the chosen answer
     margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)    # (P,)
     if kind == "ipo":
         return (margin - 1 / (2 * beta)) ** 2
-    return -F.logsigmoid(beta * margin)
+    return -F.logsigmoid(beta * margin)         # "chosen" only logs it
 
 
 def answer_log_probs(model, batch):
@@ -92,7 +93,7 @@ def preference_loss(model, batch, beta, kind, nll):
     preference = dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected,
                           beta, kind)
     # Making the rejected answer less likely is enough to lower the DPO loss, and the chosen one may
-    # sink with it. Its own loss, in nats per token, holds it up.
+    # become less likely, too. The chosen answer's own loss, in nats per token, prevents that.
     chosen_sums, rejected_sums = sums.chunk(2)
     chosen_loss = -chosen_sums / counts.chunk(2)[0]                                 # (P,)
     losses = chosen_loss if kind == "chosen" else preference + nll * chosen_loss
@@ -107,8 +108,8 @@ def preference_loss(model, batch, beta, kind, nll):
 
 
 def step_loss(model, batch, beta, kind, nll):
-    """The loss of a batch of pairs or of FIM sequences, and its metrics. The mean loss per token of
-    a step's FIM sequences counts as much as that of the chosen answers of all its pairs."""
+    """The loss of a batch of pairs or of FIM sequences, and its metrics. In each step, the mean
+    loss per token of FIM sequences has the same weight as that of the chosen answers."""
     if "reference" in batch:
         return preference_loss(model, batch, beta=beta, kind=kind, nll=nll)
     loss, _ = next_token_loss(model, batch)
@@ -130,7 +131,7 @@ FORMAT = 2                  # of out/preferences_N; an older one is refused
 
 def closest(passed, failed, most=PAIRS_PER_TASK):
     """Pairs of an answer that passed and one that failed, the most similar first; no answer is used
-    twice. The fewer differences, the clearer what made the one fail."""
+    twice. The fewer the differences, the clearer why one of them failed."""
     words = {text: re.findall(r"\w+|[^\w\s]", text) for text in passed + failed}
     ranked = sorted(itertools.product(passed, failed), reverse=True,
                     key=lambda pair: edit_similarity(*(words[text] for text in pair)))
@@ -179,7 +180,7 @@ def sampled_pairs(model, tokenizer, args, number, counts):
 
 
 def judged_pairs(model, tokenizer, args, counts):
-    """Pairs of two answers to questions of out/instructions that no test decides: chosen is the
+    """Pairs of two answers to questions in out/instructions that no test can grade: chosen is the
     answer that an LLM judge prefers in both orders."""
     if "#" not in args.judge:
         first_model(args.judge)                         # report a server that is down at once
@@ -195,7 +196,7 @@ def judged_pairs(model, tokenizer, args, counts):
 
 
 def collect_pairs(model, tokenizer, args, number):
-    """All pairs of a round, and for the manifest what was dropped and why."""
+    """The pairs of --data and --judge, or without both those of the sandbox; and a summary."""
     counts = Counter()
     given, summary = read_data(args.data, normalize_pair, assistant_parts, "chosen and rejected")
     ours = judged_pairs(model, tokenizer, args, counts) if args.judge else []
@@ -208,7 +209,7 @@ def collect_pairs(model, tokenizer, args, number):
     pairs = balanced(ours) + given                      # the user's own pairs are not filtered
     counts["pairs"] = len(ours) + len(given)
     counts["dropped for equal lengths"] = counts["pairs"] - len(pairs)
-    # in the order of a hash, so that the first ones, for validation, are a random part
+    # by a hash: the first ones, for validation, are random, and pairs of a prompt stay together
     pairs.sort(key=lambda pair: hashlib.sha256(json.dumps(pair["prompt"]).encode()).digest())
     return pairs, {"counts": counts, "kept": len(pairs), **summary}
 
@@ -223,7 +224,7 @@ def prepare_pairs(model, tokenizer, args, number):
         with whole_folder(folder) as new:
             write_text(new / "pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
             write_json(new / "manifest.json", {**settings, **summary})
-    barrier()                                           # the others read what the first has written
+    barrier()                                           # then the first one has written the pairs
     print_manifest(made_from(folder, settings), str(folder))
     return [row for _, row in read_rows(folder / "pairs.jsonl")]
 
@@ -242,7 +243,7 @@ def pair_ids(tokenizer, pair):
 def pair_batch(pairs):
     """P pairs of ids -> input_ids and targets (2 P, T): first the sequences with chosen answers,
     then those with rejected ones. Only answers have targets. T is a multiple of 32, since every new
-    shape costs a CPU time and memory."""
+    shape costs time and memory."""
     sequences = [(prompt, chosen) for prompt, chosen, _ in pairs]
     sequences += [(prompt, rejected) for prompt, _, rejected in pairs]
     longest = max(len(prompt) + len(answer) for prompt, answer in sequences) - 1
@@ -324,13 +325,13 @@ def pair_log_probs(model, encoded, device_pairs):
 
 
 def train_round(args, number, device, build_only=False):
-    """From a model and its own answers to out/dpo, or out/dpo_N before the last round."""
+    """From a model and its own answers to out/dpo in the last round, out/dpo_N in others."""
     folder = Path(args.out) / args.stage
     if (folder / "config.json").exists() and args.stage != "dpo":
         return say(f"{folder} is finished")
     say(f"round {number}, starting from {args.init}")
     model, tokenizer = load_base(args.init, device)
-    args.size = args.size or size_of(model, device)
+    args.size = args.size or size_of(model)
     fill_in(args, PRESETS.get(args.size, PUBLISHED))
     pairs_per_step(args)                            # report bad flags before minutes of sampling
     work = folder.with_name(f"{args.stage}.unfinished")
@@ -346,7 +347,7 @@ def train_round(args, number, device, build_only=False):
     say(f"{len(encoded) - len(fits):,} longer than {args.seq_len} tokens are left out")
     if len(fits) < 2:
         raise InputError(f"{len(fits)} pairs are left; give more, or a larger --seq-len")
-    # Not trained yet, the model is its own reference. A resumed run computes the same numbers.
+    # The model is its own reference: train() will load the weights of a resumed run, but later.
     device_pairs = max(1, args.device_batch // 2)
     reference, _ = pair_log_probs(model, fits, device_pairs)                        # (2, N)
     n = max(1, round(VALIDATION_PAIRS * len(fits)))
@@ -372,37 +373,34 @@ def train_round(args, number, device, build_only=False):
         plot_preferences(read_metrics(folder), folder / "preferences.png")
 
 
-def parse_args():
+def main():
     parser = argparse.ArgumentParser(description="Train a Qwen2.5-Coder on preference pairs.")
     training_flags(parser)
-    parser.add_argument("--data", action="append", metavar="FILE", help="your own pairs: "
-                        "chosen and rejected, as answers or as conversations (repeatable)")
-    parser.add_argument("--judge", metavar="URL", help="an OpenAI-compatible server with an "
-                        "LLM judge that says which of two answers is better")
-    parser.add_argument("--build", action="store_true", help="only make the pairs")
-    parser.add_argument("--rounds", type=int, default=1, help="how often to sample, grade and "
-                        "train (default: %(default)s)")
-    parser.add_argument("--loss", choices=["sigmoid", "length", "ipo", "chosen"],
-                        default="sigmoid", help="length: sigmoid of means per token; chosen: "
-                        "learn only the chosen answers (default: %(default)s)")
-    parser.add_argument("--beta", type=float, default=BETA, help="how much a difference from the "
-                        "reference counts (default: %(default)s)")
-    parser.add_argument("--nll", type=float, default=NLL, help="weight of the chosen answers' own "
-                        "loss, and of that of code (default: %(default)s)")
-    parser.add_argument("--weak-sandbox", action="store_true", help="run programs where the system "
-                        "cannot lock them in, under resource limits alone")
+    add = parser.add_argument
+    add("--data", action="append", metavar="FILE", help="your own pairs: chosen and rejected, as "
+        "answers or as conversations (repeatable)")
+    add("--judge", metavar="URL", help="an OpenAI-compatible server with an LLM judge that says "
+        "which of two answers is better")
+    add("--build", action="store_true", help="only make the pairs")
+    add("--rounds", type=int, default=1,
+        help="how often to sample, grade and train (default: %(default)s)")
+    add("--loss", choices=["sigmoid", "length", "ipo", "chosen"], default="sigmoid", help="length: "
+        "sigmoid of means per token; chosen: learn only the chosen answers (default: %(default)s)")
+    add("--beta", type=float, default=BETA,
+        help="how much a difference from the reference counts (default: %(default)s)")
+    add("--nll", type=float, default=NLL, help="weight of the loss of chosen answers, and of the "
+        "loss on code (default: %(default)s)")
+    add("--weak-sandbox", action="store_true",
+        help="where the system has no sandbox: run programs under resource limits only")
     args = parser.parse_args()
     if args.rounds < 1 or not args.beta > 0 or not args.nll >= 0:
-        raise InputError("--rounds and --beta must be above 0, --nll not below it")
+        raise InputError("--rounds and --beta must be above 0, --nll at least 0")
     check_flags(args)                               # before anything is deleted or sampled
     file_hashes(args.data)
-    return args
-
-
-def main():
-    args = parse_args()
-    rounds, build_only = vars(args).pop("rounds"), vars(args).pop("build")
-    rounds = 1 if build_only else rounds
+    build_only = vars(args).pop("build")
+    rounds = vars(args).pop("rounds")
+    if build_only:                                  # the answers of later rounds need training
+        rounds = 1
     out = Path(args.out)
     args.before, args.after = 0, 0                  # steps of other phases: there are none
     first = args.init = str(args.init or newest_model(out, ("sft",)))

@@ -1,9 +1,9 @@
 """Evaluation: bits per byte, benchmarks with pass@k, and infilling.
 
 The benchmarks are HumanEval, MBPP, EvalPlus, HumanEval infilling, CRUXEval and GSM8K in their
-published formats, `ladder` (120 small problems of our own), a needle hidden in code, and infilling
-of validation files (report, sections 6 and 7). assets/benchmarks.json holds the addresses, prompts
-and stop strings.
+published formats, and `ladder` (120 small problems of our own). Also measured: a needle hidden in
+code, and infilling of validation files (report, sections 6 and 7). assets/benchmarks.json holds the
+addresses, prompts and stop strings.
 
 Programs that a model wrote are run by support/sandbox.py, which is a lesson of its own. This file
 does not know how models are trained (pretrain.py) or where documents come from (data.py): it reads
@@ -41,8 +41,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fim import (SPAN_TYPES, argument_spans, block_spans, choose_span, infill_prompt, load,
-                 newest_model, normalize, print_model, stop_ids, suffix_start)
+from fim import (DTYPES, SPAN_TYPES, MiddleStream, argument_spans, block_spans, choose_span,
+                 infill_prompt, load, newest_model, normalize, print_model, stop_ids,
+                 without_indentation)
 from model import default_device, generate, parameter_count
 from support.answers import code_block, final_number, first_line
 from support.benchmarks import benchmarks, find_problems, read_samples
@@ -51,9 +52,11 @@ from support.functions import parse
 from support.plan import print_table
 from support.plots import plot_infilling, plot_needle
 from support.sandbox import REASONS, Grade, Sandbox, assemble, grades
-from tokenizer import ENDOFTEXT
+from tokenizer import ENDOFTEXT, TextStream
 
 TOKENS_AT_ONCE = 16384      # in a forward pass: enough to keep a device busy
+CACHE_BYTES = 1 << 30       # for the keys and values of completions, in main memory
+LARGEST_BATCH = 256         # completions generated together, at most
 
 # ------------------------------------------------------------------------------------------------
 # Scores
@@ -67,7 +70,7 @@ def pass_at_k(n, c, k):
         raise ValueError(f"pass@{k} of {n} samples, {c} of them right")
     if n - c < k:                           # any k samples include one that passes
         return 1.0
-    # the two binomials are huge, but most of their factors cancel
+    # C(n - c, k) / C(n, k): all that does not cancel is (i - k) / i for these i
     return 1.0 - math.prod(1 - k / i for i in range(n - c + 1, n + 1))
 
 
@@ -99,7 +102,7 @@ def validation_batches(model, tokenizer, documents, T):
     """Yield (input_ids, targets), both (B, T): documents, each between two <|endoftext|>, in
     sequences of up to T tokens, padded on the right. Targets of -100 are ignored."""
     end = tokenizer.special[ENDOFTEXT]
-    device = model.head.device
+    device = model.device
     sequences = []
     for ids in tokenizer.encode_batch([document["text"] for document in documents]):
         ids = [end, *ids, end]
@@ -118,7 +121,7 @@ def validation_batches(model, tokenizer, documents, T):
 def bits_by_position(model, tokenizer, documents, T, parts):
     """Bits per byte in each of `parts` equal parts of a sequence of T tokens: does the model profit
     from a longer context?"""
-    byte_lengths = torch.tensor(tokenizer.byte_lengths(), device=model.head.device)     # (V,)
+    byte_lengths = torch.tensor(tokenizer.byte_lengths(), device=model.device)     # (V,)
     nats = torch.zeros(parts)
     lengths = torch.zeros(parts)
     with torch.no_grad():
@@ -149,7 +152,7 @@ def answer_bits(model, prompts, answers):
         for batch in batches_of(sequences):
             longest = len(sequences[batch[-1]])
             ids = torch.tensor([sequences[i] + [0] * (longest - len(sequences[i])) for i in batch],
-                               device=model.head.device)                            # (B, T + 1)
+                               device=model.device)                            # (B, T + 1)
             targets = torch.full_like(ids[:, 1:], -100)                             # (B, T)
             for b, i in enumerate(batch):
                 # targets are shifted by one: that of the prompt's last token begins the answer
@@ -181,82 +184,82 @@ def edit_similarity(text, target):
 
 
 def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), samples=1,
-             cache=None, **sampling):
+             cache=None, seed=0, gaps=None, **sampling):
     """Continue prompts, which are lists of ids.
 
     Returns (text, stopped) for each sample: the samples of the first prompt, then those of the
     second, and so on. A completion ends before the first of the strings `stops` or of the ids
     stop_ids; `stopped` says whether it met one. A prompt that is too long for the context loses its
-    start. cache: a file that keeps finished batches, which an interrupted run need not repeat.
+    start. cache: a file that keeps completions, which an interrupted run need not repeat. gaps: the
+    (prefix, suffix) of each prompt; then completions end as middles do, see fim.middle_end.
     """
     T = model.config.context_length
     max_new_tokens = min(max_new_tokens, T // 2)
     prompts = [prompt[-(T - max_new_tokens):] for prompt in prompts]
-    cached = read_cache(cache)
+    # prompts of similar length next to each other need little padding
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    seeds, keys = {}, {}                    # of each (index of a prompt, number of a sample)
     weights = float(model.head.detach().float().abs().mean())   # another model, another completion
-    completions = [[] for _ in prompts]
+    for i, number in itertools.product(order, range(samples)):
+        # torch uses 32 bits of a seed. No two samples may share random numbers, so the user's seeds
+        # are far apart.
+        seeds[i, number] = seed * 0x9E3779B1 + i * samples + number
+        request = [weights, prompts[i], max_new_tokens, stops, sorted(stop_ids), sampling,
+                   seeds[i, number], gaps and gaps[i]]
+        keys[i, number] = hashlib.sha256(json.dumps(request).encode()).hexdigest()
+    cached = read_cache(cache)
+    missing = [sample for sample in keys if keys[sample] not in cached]
 
-    def stop(ids):
-        tail = tokenizer.decode(ids[-16:])  # a stop string may be spread over several tokens
-        return any(text in tail for text in stops)
+    streams = [MiddleStream(tokenizer, *gaps[i]) if gaps else TextStream(tokenizer, stops)
+               for i, _ in missing]
+    texts = [[] for _ in missing]
 
-    batches = sample_batches(prompts, max_new_tokens, samples)
-    for number, (indices, count) in enumerate(tqdm(batches, desc="batches", disable=None)):
-        batch = [prompts[i] for i in indices]
-        # generate() seeds sample i with seed + i, of which torch uses 32 bits. No two samples may
-        # share random numbers: batches are TOKENS_AT_ONCE apart, the user's seeds further still.
-        seed = sampling.get("seed", 0) * 0x9E3779B1 + number * TOKENS_AT_ONCE
-        options = {**sampling, "seed": seed, "samples": count}
-        request = [weights, batch, max_new_tokens, stops, sorted(stop_ids), options]
-        key = hashlib.sha256(json.dumps(request).encode()).hexdigest()
-        if key not in cached:
-            new_ids = generate(model, batch, max_new_tokens, stop=stop, stop_ids=stop_ids,
-                               vocab_size=tokenizer.vocab_size, **options)
-            cached[key] = [cut_at_stop(tokenizer.decode(ids), stops, len(ids) < max_new_tokens)
-                           for ids in new_ids]
-            if cache:
-                # the line feed comes first, because the line before may have been cut off
-                with open(cache, "a", encoding="utf-8") as file:
-                    file.write("\n" + json.dumps([key, cached[key]]))
-        # `count` samples of the first prompt of the batch, then of its second, ...
-        for i, (text, stopped) in enumerate(cached[key]):
-            completions[indices[i // count]].append((text, stopped))
-    return list(itertools.chain.from_iterable(completions))
+    def on_token(index, token):
+        texts[index].append(streams[index].add(token))
+        return streams[index].stopped
 
+    def keep(index, ids):
+        key = keys[missing[index]]
+        text = "".join(texts[index]) + streams[index].finish()
+        cached[key] = text, streams[index].stopped or len(ids) < max_new_tokens
+        if cache:
+            # the line feed comes first, because the line before may have been cut off
+            with open(cache, "a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps([key, cached[key]]))
+        progress.update()
 
-def cut_at_stop(text, stops, stopped):
-    """A completion up to the first of the strings stops -> (text, whether it stopped by itself).
-    stopped: whether it met a special token."""
-    ends = [text.find(stop) for stop in stops if stop in text]
-    if ends:
-        return text[:min(ends)], True
-    return text, stopped
+    if missing:
+        with tqdm(total=len(missing), desc="completions", disable=None) as progress:
+            generate(model, [prompts[i] for i, _ in missing], max_new_tokens, stop_ids=stop_ids,
+                     vocab_size=tokenizer.vocab_size, on_token=on_token, on_end=keep,
+                     seeds=[seeds[sample] for sample in missing],
+                     batch_size=batch_size(model, len(prompts[order[-1]]) + max_new_tokens),
+                     **sampling)
+    return [tuple(cached[keys[i, number]])
+            for i in range(len(prompts)) for number in range(samples)]
 
 
-def batches_of(sequences, new_tokens=0, samples=1):
-    """Group lists of ids by length, so that they need little padding -> lists of indices.
+def batch_size(model, tokens):
+    """How many sequences of so many tokens are generated together: their keys and values fit in
+    CACHE_BYTES, or on a GPU in half of its free memory."""
+    config = model.config
+    token_bytes = (2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+                   * model.dtype.itemsize)
+    memory = CACHE_BYTES
+    if model.device.type == "cuda":
+        memory = torch.cuda.mem_get_info()[0] // 2
+    return max(1, min(LARGEST_BATCH, memory // (token_bytes * tokens)))
 
-    Each list will be continued `samples` times by new_tokens. A batch then has at most
-    TOKENS_AT_ONCE tokens, unless a single list has more.
-    """
+
+def batches_of(sequences):
+    """Group lists of ids by length, so that they need little padding -> lists of indices. A batch
+    has at most TOKENS_AT_ONCE tokens, unless a single list has more."""
     batches = []
     for i in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
         # padded to the length of this one, which is the longest so far
-        tokens = samples * (len(sequences[i]) + new_tokens)
-        if not batches or (len(batches[-1]) + 1) * tokens > TOKENS_AT_ONCE:
+        if not batches or (len(batches[-1]) + 1) * len(sequences[i]) > TOKENS_AT_ONCE:
             batches.append([])
         batches[-1].append(i)
-    return batches
-
-
-def sample_batches(prompts, max_new_tokens, samples):
-    """A list of (indices of prompts, how many samples of each)."""
-    longest = max(map(len, prompts), default=0)
-    at_once = max(1, min(samples, TOKENS_AT_ONCE // (longest + max_new_tokens)))
-    batches = []
-    for first in range(0, samples, at_once):
-        count = min(at_once, samples - first)
-        batches += [(indices, count) for indices in batches_of(prompts, max_new_tokens, count)]
     return batches
 
 
@@ -273,21 +276,23 @@ def read_cache(path):
 
 def prompt_ids(model, tokenizer, template, problem):
     """A prompt of assets/benchmarks.json, filled with a problem's fields, as ids."""
-    if template["prompt"][0].startswith("<|fim_prefix|>"):      # its parts are encoded separately
+    if template["prompt"][0].startswith("<|fim_prefix|>"):
+        # encoded in parts, and shortened here: complete() would cut off <|fim_prefix|>
         T = model.config.context_length
         room = T - min(template["max_new_tokens"], T // 2)
         return infill_prompt(tokenizer, problem["prompt"], problem["suffix"], room)
     fields = {**problem, "prompt": problem.get("prompt", "").strip()}
     # in one pass, since a field such as the code may itself contain "{input}"
-    text = re.sub(r"\{(prompt|code|input|output|question)\}", lambda field: fields[field[1]],
+    text = re.sub(r"\{(prompt|code|input|output|question)\}", lambda match: fields[match[1]],
                   "\n".join(template["prompt"]))
     return tokenizer.encode(text, allow_special=True)
 
 
-def model_samples(model, tokenizer, name, problems, n=1, cache=None, **sampling):
+def model_samples(model, tokenizer, name, problems, n=1, cache=None, guard=False, **sampling):
     """Let a model write n samples for each problem -> the rows of a samples file.
 
-    name: of a prompt in assets/benchmarks.json; sampling: seed, temperature, top_p.
+    name: of a prompt in assets/benchmarks.json; guard: end infilled middles as `infill` does;
+    sampling: seed, temperature, top_p.
     """
     template = benchmarks()["prompts"][name]
     T = model.config.context_length
@@ -297,13 +302,18 @@ def model_samples(model, tokenizer, name, problems, n=1, cache=None, **sampling)
         print("  | " + line)
     print(f"stops: {template['stops']} and all special tokens; at most {new_tokens} new tokens; "
           f"answer: {template['answer']}")
+    gaps = None
+    if guard and template["prompt"][0].startswith("<|fim_prefix|>"):
+        gaps = [(problem["prompt"], problem["suffix"]) for problem in problems.values()]
+        problems = {name: {**problem, "prompt": without_indentation(problem["prompt"])}
+                    for name, problem in problems.items()}
     prompts = [prompt_ids(model, tokenizer, template, problem) for problem in problems.values()]
     too_long = sum(len(ids) > T - new_tokens for ids in prompts)
     if too_long:
         print(f"{too_long} of {len(prompts)} prompts are cut to fit: the context has {T} tokens")
     completions = complete(model, tokenizer, prompts, template["max_new_tokens"],
                            template["stops"], stop_ids(tokenizer), samples=n, cache=cache,
-                           **sampling)
+                           gaps=gaps, **sampling)
     # a chat model writes the whole program; a base model continues the prompt
     field = "solution" if name == "code chat" else "completion"
     task_ids = [task_id for task_id in problems for _ in range(n)]
@@ -496,7 +506,6 @@ def span_near(text, position, span_type, rng):
 def infilling_scores(example, text, stopped, text_tokens, middle_tokens):
     """The measures of one infilled text, except for bits per byte; `measure_infilling` explains
     them. None where a measure does not apply."""
-    copied = suffix_start(example["suffix"])
     parses = None
     if example["python"]:
         parses = 100 * bool(parse(example["prefix"] + text + example["suffix"]))
@@ -504,7 +513,6 @@ def infilling_scores(example, text, stopped, text_tokens, middle_tokens):
             "similar": edit_similarity(text.strip(), example["middle"].strip()),
             "parses, %": parses,
             "stops, %": 100 * (stopped and text_tokens < 2 * (middle_tokens + 1) + 16),
-            "runs on, %": 100 * (bool(copied) and copied in text),
             "length": text_tokens / middle_tokens}
 
 
@@ -516,7 +524,6 @@ def measure_infilling(model, tokenizer, examples, path=None):
     similar         mean edit similarity to the true middle
     parses, %       the whole file parses with it (Python only)
     stops, %        it ends by itself, within twice the tokens of the true middle and 16 more
-    runs on, %      it copies the start of the suffix
     length          its length over that of the true middle, in tokens; the median
     bits per byte   of the true middle and its <|endoftext|>
     path: where to save a figure with three examples.
@@ -690,8 +697,9 @@ def save_scores(stem, scores, args):
         "scores": scores, "settings": settings, "python": platform.python_version(),
         "torch": torch.__version__})
     table = ["| benchmark | score | value |", "|---|---|---:|"]
-    table += [f"| {benchmark} | {name} | {value:.4g} |" for benchmark, values in scores.items()
-              for name, value in values.items() if isinstance(value, (int, float))]
+    table += [f"| {benchmark} | {name} | {round(value, 4):.10g} |"
+              for benchmark, values in scores.items() for name, value in values.items()
+              if isinstance(value, (int, float))]
     write_text(Path(f"{stem}.md"), "\n".join(table) + "\n")
     print(f"written: {stem}.json and .md")
 
@@ -713,6 +721,10 @@ def parse_args():
     add("--temperature", type=float, default=0.0, help="default: 0, greedy")
     add("--top-p", type=float, default=1.0, help="default: 1, all tokens")
     add("--seed", type=int, default=0, help="default: 0")
+    add("--guard", action="store_true", help="end infilled middles as fim.py does, for models that "
+        "do not stop by themselves")
+    add("--dtype", choices=DTYPES, default="auto", help="auto (default): the faster of the stored "
+        "one and float32; int8: 8-bit weights, on a CPU")
     add("--timeout", type=float, help="seconds per check (default: 3, or 20 where the reference "
         "solution runs, too, as in EvalPlus)")
     add("--workers", type=int, help="number of sandboxes (default: one per core)")
@@ -820,16 +832,16 @@ def main():
         documents = validation_documents(args)
     problems = {name: find_problems(name, args.problems, args.limit) for name in names
                 if name not in ("infilling", "needle")}
-    model, tokenizer = load(folder, args.device or default_device())
+    model, tokenizer = load(folder, args.device or default_device(), args.dtype)
     print_model(folder, model)
     scores = {}
     if not args.benchmark:
         scores["bits per byte"] = measure_bits(model, tokenizer, documents, folder)
     if not names:
-        return
+        return                                  # --text alone: printed, not saved
     target = Path(args.out) / "evaluate"
     target.mkdir(parents=True, exist_ok=True)
-    model_name = Path(os.path.abspath(folder)).name             # also of "."
+    model_name = Path(os.path.abspath(folder)).name             # abspath: "." has no name
     ending = "_chat" if args.chat else ""
     for name in names:
         stem = target / f"{model_name}_{name}{ending}"
@@ -842,7 +854,9 @@ def main():
                 scores[f"infilling, {span_type}"] = values
         else:
             scores[name] = ask_and_grade(model, tokenizer, name, problems[name], stem, args)
-    save_scores(stem if args.benchmark else target / f"{model_name}{ending}", scores, args)
+    # with --benchmark beside its other files, else one file for all
+    name = f"{model_name}_{args.benchmark}" if args.benchmark else model_name
+    save_scores(target / f"{name}{ending}", scores, args)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Fill-in-the-middle (FIM): training examples from documents, and infilling inside a file.
 
-A document is split into prefix, middle and suffix, and the middle is moved to the end. A model that
-predicts one token after the other thus learns to write a middle that fits both sides (report,
-figure 3). At inference the prompt ends with <|fim_middle|>, and the model writes the rest:
+A document is split into prefix, middle and suffix, and the middle is moved to the end. Thus a model
+that predicts one token at a time learns to write a middle that fits both sides (report, figure 3).
+At inference the prompt ends with <|fim_middle|>, and the model writes the rest:
 
     <|fim_prefix|>{prefix}<|fim_suffix|>{suffix}<|fim_middle|>{middle}<|endoftext|>
 
@@ -19,10 +19,11 @@ Generation stops at <|endoftext|> or any other special token, since none of them
 This file is about spans, formats and infilling. data.py decides which documents become FIM examples
 and packs them; pretrain.py trains on them.
 
-    python fim.py show FILE          # an excerpt with each type of span and in each format
+    python fim.py show FILE          # an excerpt: a span of each type, and both formats
     python fim.py FILE --line 12     # rewrite line 12 of FILE with the newest model in out/
     python fim.py FILE               # replace the mark <FILL> in FILE; a few seconds
     python fim.py FILE --line 12 --column 9 --repo DIR      # at a cursor, given other files
+    python fim.py serve              # for editors: a page, and the interfaces of their plug-ins
 
 Read first: fim_document, choose_span, block_spans, argument_spans, fim_ids, infill
 """
@@ -35,23 +36,28 @@ from pathlib import Path
 
 import numpy as np
 import regex
+import torch
 
-from model import check_vocabulary, choose_attention, default_device, generate, load_model
-from support.editor import FILL, repository_at_cursor, split_at_cursor
+from model import (Batch, check_vocabulary, choose_attention, default_device, generate, load_model,
+                   sample)
+from support.editor import FILL, middle_end, repository_at_cursor, split_at_cursor
+from support.engine import Engine
 from support.files import InputError, read_text, run
+from support.server import Server
 from tokenizer import ENDOFTEXT, PATTERN, TextStream, Tokenizer
 
 PREFIX, MIDDLE, SUFFIX = "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"
 REPO_NAME, FILE_SEP = "<|repo_name|>", "<|file_sep|>"
 FIM_RATE = 0.5              # not published; value from DeepSeek-Coder (arXiv 2401.14196, 3.1)
-# Types of spans and how often each is chosen. Not published; ours (README: measured)
+# Types of spans and how often each is chosen. Not published; ours, measured (README)
 SPAN_TYPES = {"characters": 0.35, "lines": 0.25, "words": 0.1, "block": 0.2, "arguments": 0.1}
 FALLBACK = {"arguments": "lines", "block": "lines", "words": "characters", "lines": "characters"}
 MAX_LINES = 10              # in a span of type lines; value from ExecRepoBench
 MAX_WORDS = 16              # in a span of type words; not published; ours
-EMPTY = 0.01                # share of empty middles, of empty prefixes and of empty suffixes; ours
-FILES_SHARE = 0.5           # of a prompt, at most, for other files; not published; ours
-SUFFIX_SHARE = 0.25         # of a prompt, at least, for a long suffix; not published; ours
+EMPTY = 0.01                # share of examples with an empty middle; likewise prefix, suffix; ours
+FILES_SHARE = 0.5           # at most this share of a prompt is other files; not published; ours
+SUFFIX_SHARE = 0.25         # at least this share is for a long suffix; not published; ours
+DTYPES = ["auto", "float32", "bfloat16", "int8"]
 # Printed around an infilled middle: green on a terminal, else brackets
 LEFT, RIGHT = ("\x1b[1;32m", "\x1b[0m") if sys.stdout.isatty() else ("⟦", "⟧")
 
@@ -86,11 +92,11 @@ def choose_span(text, span_type, rng):
     """
     if span_type == "characters":
         return tuple(sorted(rng.integers(0, len(text) + 1, size=2).tolist()))
-    longest = 1                         # how many neighbouring units may form the span
-    if span_type == "words":            # in the sense of BPE, whose tokens never cross their ends
+    longest = 1                         # a span is 1 to `longest` consecutive units
+    if span_type == "words":            # as BPE splits a text: no token crosses the end of a word
         units = [match.span() for match in regex.finditer(PATTERN, text)]
         longest = MAX_WORDS
-    elif span_type == "lines":          # often only one, as when an editor completes a line
+    elif span_type == "lines":          # half of the time exactly one line
         units = [match.span() for match in LINE.finditer(text)]
         longest = MAX_LINES if rng.random() < 0.5 else 1
     elif span_type == "block":
@@ -104,7 +110,7 @@ def choose_span(text, span_type, rng):
     start, _ = units[first]
     _, end = units[last]
     if span_type in ("lines", "block") and rng.random() < 0.5:
-        # Leave the indentation to the prefix: an editor may already have inserted it.
+        # Start after the indentation, which an editor may already have inserted.
         start = end - len(text[start:end].lstrip())
     return start, end
 
@@ -136,8 +142,8 @@ def block_spans(text):
 
 
 # Three things to tell apart: a string on one line, whose brackets do not count; an opening bracket
-# after a name (or a Rust macro, as in println!), which begins arguments; any other bracket. A quote
-# after a letter, "&" or "<" is an apostrophe or a Rust lifetime and begins no string.
+# after a name (or a Rust macro, as in println!), which begins arguments; any other bracket. An
+# apostrophe after a letter, "&" or "<" (a Rust lifetime) begins no string.
 BRACKET = re.compile(r'"(?:[^"\\\n]|\\.){0,200}"'
                      r"|(?<![\w&<])[bBfFrRuU]{0,2}'(?:[^'\\\n]|\\.){0,200}'"
                      r"|\w!?\(|[()\[\]{}]")
@@ -201,47 +207,106 @@ def normalize(text):
 
 
 def infill(model, tokenizer, prefix, suffix, max_new_tokens=64, guard=True, on_text=None, files=(),
-           name="", path="", **sampling):
+           name="", path="", seed=0, **sampling):
     """The middle that the model writes between prefix and suffix; greedy by default.
 
-    It ends at a special token and, with guard, where the model starts to copy the suffix or has
-    written the same tokens three times in a row. on_text(text) is called with each new piece of
-    text. files, name and path: as in `infill_prompt`. InputError: no room for a prompt.
+    It ends at a special token and, with guard, where `MiddleStream` ends it. on_text(text) is
+    called with each new piece of text. files, name and path: as in `infill_prompt`. InputError: no
+    room for a prompt.
     """
     room = model.config.context_length - max_new_tokens
     if room < 4:
         raise InputError(f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a "
                          f"context of {model.config.context_length}")
-    prompt = infill_prompt(tokenizer, prefix, suffix, room, files=files, name=name, path=path)
-    stop_text = suffix_start(normalize(suffix)) if guard else ""
-    # holds text back as long as it may be the start of stop_text, or half of a character
-    stream = TextStream(tokenizer, [stop_text] if stop_text else [])
+    shown = without_indentation(prefix) if guard else prefix
+    prompt = infill_prompt(tokenizer, shown, suffix, room, files=files, name=name, path=path)
+    stream = MiddleStream(tokenizer, prefix, suffix) if guard else TextStream(tokenizer)
     texts = []
 
-    def add(text):
+    def pass_on(text):
         texts.append(text)
         if on_text:
             on_text(text)
 
-    generate(model, [prompt], max_new_tokens, on_token=lambda _, token: add(stream.add(token)),
-             stop=lambda ids: stream.stopped or (guard and repeats(ids)),
-             stop_ids=stop_ids(tokenizer), vocab_size=tokenizer.vocab_size, **sampling)
-    add(stream.finish())
+    def on_token(_, token):
+        pass_on(stream.add(token))
+        return stream.stopped
+
+    generate(model, [prompt], max_new_tokens, on_token=on_token, stop_ids=stop_ids(tokenizer),
+             vocab_size=tokenizer.vocab_size, seeds=[seed], **sampling)
+    pass_on(stream.finish())
     return "".join(texts)
+
+
+def without_indentation(prefix):
+    """A prefix without the spaces before a cursor that nothing else precedes on its line.
+
+    A tokenizer puts the last space before a word into the token of the word, so a prompt that ends
+    with this space is unlike all that a model has seen. It can write the indentation itself.
+    """
+    above, line_end, indentation = prefix.rpartition("\n")
+    return prefix if indentation.strip() else above + line_end
+
+
+class MiddleStream(TextStream):
+    """The text of a middle as it is generated. The indentation that `without_indentation` removed
+    from the prompt is skipped. The middle ends where `middle_end` ends it, or where the same ids
+    come three times in a row."""
+
+    def __init__(self, tokenizer, prefix, suffix, stop_strings=()):
+        super().__init__(tokenizer, stop_strings)
+        self.prefix, self.suffix = normalize(prefix), normalize(suffix)
+        self.ids = []
+        self.indentation = len(self.prefix) - len(without_indentation(self.prefix))
+        self.middle = ""                        # all of it
+        self.passed_on = 0                      # characters of it that add() has returned
+
+    def add(self, token_id, final=False):
+        if self.stopped and not final:
+            return ""
+        text = super().add(token_id, final)
+        while self.indentation and text[:1] in (" ", "\t"):
+            text = text[1:]
+            self.indentation -= 1
+        self.indentation = 0 if text else self.indentation
+        self.middle += text
+        self.ids.append(token_id)
+        self.stopped = self.stopped or repeats(self.ids)
+        end = middle_end(self.middle, self.prefix, self.suffix, final or self.stopped)
+        if end is not None:
+            self.stopped = True
+            self.middle = self.middle[:end]
+        elif not final and not self.stopped:
+            end = self.certain()
+        new = self.middle[self.passed_on:end]
+        self.passed_on += len(new)
+        return new
+
+    def certain(self):
+        """How much of the middle is sure to stay: all but its last line, which may yet be cut off,
+        and but what may be the start of the text after the cursor."""
+        above, line_end, _ = self.middle.rpartition("\n")
+        if line_end:
+            return len(above.rstrip())
+        after = self.suffix.partition("\n")[0].rstrip()
+        text = self.middle.rstrip()
+        return len(text) - max((n for n in range(1, len(after) + 1) if text.endswith(after[:n])),
+                               default=0)
 
 
 def infill_prompt(tokenizer, prefix, suffix, room, files=(), name="", path=""):
     """A prompt of at most `room` ids. Text far from the cursor is left out.
 
-    files: (path, text) of other files of the repository, the most relevant last; as many of them as
-    fit in FILES_SHARE of the room come first. name: of the repository; path: of the file.
+    files: (path, text) of other files of the repository, the most relevant last. They are tried
+    from the last on; those that still fit in FILES_SHARE of the room precede the file, in the given
+    order. name: of the repository; path: of the file.
     """
     repository = []                         # the ids before the file
     included = []
     for other_path, text in reversed(files):
         more = [(other_path, normalize(text)), *included]
         ids = repository_ids(tokenizer, name, more, path)
-        if len(ids) <= room * FILES_SHARE:
+        if len(ids) <= room * FILES_SHARE:          # else try the next one
             repository = ids
             included = more
     prefix_ids, suffix_ids = shorten(tokenizer.encode(normalize(prefix)),
@@ -263,24 +328,21 @@ def stop_ids(tokenizer):
     return set(tokenizer.special.values())
 
 
-def suffix_start(suffix):
-    """The start of the suffix, used as a stop string: up to the end of its second nonblank line.
-    "" if these lines have fewer than four words: a middle may contain such lines itself."""
-    lines = list(re.finditer(r".*\S.*\n", suffix))
-    start = suffix[:lines[1].end()] if len(lines) > 1 else ""
-    return start if len(start.split()) > 3 else ""
-
-
 def repeats(ids, shortest=5):
     """Whether a list of ids ends with three copies of the same `shortest` or more ids."""
     return any(ids[-n:] == ids[-2 * n:-n] == ids[-3 * n:-2 * n]
                for n in range(shortest, len(ids) // 3 + 1))
 
 
-def load(folder_or_hub_name, device=None, dtype="auto"):
+def load(folder_or_hub_name, device=None, dtype="auto", int8=False):
     """A checkpoint's model and tokenizer; InputError if they do not belong together.
-    dtype "auto": the fastest for inference; model.dtype_reason says why."""
-    model = load_model(folder_or_hub_name, device, dtype)
+
+    dtype: one of DTYPES or of torch. "auto" is the fastest for inference, with int8 among the
+    candidates if `int8` is true; model.dtype_reason says why.
+    """
+    if dtype in ("float32", "bfloat16"):
+        dtype = getattr(torch, dtype)
+    model = load_model(folder_or_hub_name, device, dtype, int8)
     tokenizer = Tokenizer.load(folder_or_hub_name)
     check_vocabulary(model, tokenizer)
     return model, tokenizer
@@ -289,12 +351,11 @@ def load(folder_or_hub_name, device=None, dtype="auto"):
 def print_model(folder, model):
     """Choose an attention implementation, and print where and how the model runs, with reasons."""
     attention = choose_attention(model, "auto", model.config.context_length)
-    dtype = str(model.head.dtype).removeprefix("torch.")
-    print(f"{folder} on {model.head.device} in {dtype} ({model.dtype_reason}), {attention}")
+    print(f"{folder} on {model.device} in {model.dtype_name} ({model.dtype_reason}), {attention}")
 
 
 def newest_model(out, stages=("dpo", "sft", "repository", "pretrain")):
-    """The folder of the first of these stages that is finished. By default the last stage wins."""
+    """The folder of the first finished stage in this list; the latest stage comes first."""
     for stage in stages:
         if (Path(out) / stage / "config.json").exists():
             return Path(out) / stage
@@ -308,13 +369,13 @@ def newest_model(out, stages=("dpo", "sft", "repository", "pretrain")):
 
 
 def show(path):
-    """Print an excerpt of a file with a span of each type, and in both formats."""
+    """Print an excerpt of a file with a span of each type, the last one also in both formats."""
     source = normalize(read_text(path))
     text = "\n".join(source.split("\n")[:16])
-    for start, end in block_spans(source):          # better: a block with the line above it
+    for start, end in block_spans(source):          # unless there is a block of a good size
         if 4 < source[start:end].count("\n") < 16:
-            line_above = source.rfind("\n", 0, start - 1) + 1
-            text = source[line_above:end] + "\n"
+            header = source.rfind("\n", 0, start - 1) + 1       # where the line above it begins
+            text = source[header:end] + "\n"
             break
     rng = np.random.default_rng(0)
     for span_type, share in SPAN_TYPES.items():
@@ -328,26 +389,109 @@ def show(path):
     print(f"{FILE_SEP}{Path(path).name}\n{example}")
 
 
+class Backend:
+    """What support/server.py asks of a model. Each method returns the ids of a prompt of at most
+    `room` ids, a stream that turns new ids into text, and the ids that end it."""
+
+    def __init__(self, model, tokenizer, name):
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.context_length = model.config.context_length
+
+    def complete(self, text, room, stops):
+        """Continue a text. Editors also send whole FIM prompts as text."""
+        fim = re.fullmatch(re.escape(PREFIX) + "(.*)" + re.escape(SUFFIX) + "(.*)"
+                           + re.escape(MIDDLE), text, re.DOTALL)
+        if fim:
+            return self.infill(fim[1], fim[2], room, stops)
+        ids = self.tokenizer.encode(text, allow_special=True)[-room:]
+        if not ids:
+            ids = [self.tokenizer.special[ENDOFTEXT]]
+        return ids, TextStream(self.tokenizer, stops), stop_ids(self.tokenizer)
+
+    def infill(self, prefix, suffix, room, stops, files=()):
+        ids = infill_prompt(self.tokenizer, without_indentation(prefix), suffix, room, files,
+                            path="main")
+        stream = MiddleStream(self.tokenizer, prefix, suffix, stops)
+        return ids, stream, stop_ids(self.tokenizer)
+
+    def chat(self, messages, tools, room, stops):
+        ids = []
+        for text, is_special, _ in self.tokenizer.chat_parts(messages, tools):
+            ids += self.tokenizer.encode(text, allow_special=is_special)
+        ids += self.tokenizer.encode("<|im_start|>assistant\n", allow_special=True)
+        if len(ids) > room:
+            raise InputError(f"messages: {len(ids):,} tokens, there is room for {room:,}")
+        ends = {self.tokenizer.special[name] for name in (ENDOFTEXT, "<|im_end|>")}
+        return ids, TextStream(self.tokenizer, stops), ends
+
+    def choose(self, logits, samplings):
+        """The next id of each sequence, (B,): logits (B, V), and the settings of each."""
+        logits = logits.float()
+        logits[:, self.tokenizer.vocab_size:] = float("-inf")
+        ids = []
+        for row, settings in zip(logits[:, None], samplings):                       # (1, V)
+            if "generator" not in settings:
+                settings["generator"] = torch.Generator().manual_seed(settings["seed"] % 2 ** 63)
+            uniform = [torch.rand(1, generator=settings["generator"])]
+            ids.append(sample(row, settings["temperature"], settings["top_k"], settings["top_p"],
+                              uniform))
+        return torch.cat(ids)
+
+
+def serve(flags):
+    """python fim.py serve: answer requests until Ctrl-C."""
+    parser = argparse.ArgumentParser("fim.py serve", description="Serve a model to editors.")
+    model_flags(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: every machine in the network "
+                        "may send requests (default: %(default)s, only this one)")
+    parser.add_argument("--port", type=int, default=8012, help="default: %(default)s")
+    args = parser.parse_args(flags)
+    folder = args.model or newest_model(args.out)
+    model, tokenizer = load(folder, args.device, args.dtype, int8=True)
+    print_model(folder, model)
+    backend = Backend(model, tokenizer, Path(folder).name)
+    page = (Path(__file__).parent / "assets" / "editor.html").read_text()
+    engine = Engine(lambda: Batch(model), backend.choose)
+    try:
+        server = Server((args.host, args.port), backend, engine, page)
+    except OSError as error:
+        raise InputError(f"--port {args.port}: {error.strerror}; choose another one") from None
+    print(f"open http://{args.host}:{args.port}/, or give that address to an editor plug-in; "
+          "Ctrl-C ends the server", flush=True)
+    with server:
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+def model_flags(parser):
+    parser.add_argument("--model", help="checkpoint folder or hub name (default: newest in --out)")
+    parser.add_argument("--out", default="out", help="root folder of the stages (default: out)")
+    parser.add_argument("--device", default=default_device(), help="default: %(default)s")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="default: the fastest by "
+                        "measurement; int8: 8-bit weights, on a CPU")
+
+
 def parse_args():
     parser = argparse.ArgumentParser(
-        description="Infill a file.", epilog="python fim.py show FILE: what a model is trained on")
+        description="Infill a file.", epilog="python fim.py show FILE: what a model is trained on; "
+        "python fim.py serve: for editors")
+    model_flags(parser)
     add = parser.add_argument
     add("file", type=Path, help=f"a source file, with a {FILL} mark or with --line")
     add("--line", type=int, help="the line to rewrite, from 1")
-    add("--column", type=int, help="insert at this column of the line, from 1; replace nothing")
+    add("--column", type=int, help="insert at this column, from 1, instead of replacing the line")
     add("--repo", type=Path, metavar="DIR", help="add its most relevant files to the prompt")
-    add("--model", help="checkpoint folder or hub name (default: newest in --out)")
-    add("--out", default="out", help="root folder of the stages (default: out)")
     add("--max-new-tokens", type=int, default=64, help="length of the middle (default: 64)")
     add("--temperature", type=float, default=0.0, help="0 (default): always the likeliest token")
     add("--no-guard", action="store_true", help="let the model repeat itself or the suffix")
     add("--seed", type=int, default=0, help="for temperature > 0 (default: 0)")
-    add("--device", default=default_device(), help="default: %(default)s")
     args = parser.parse_args()
     if args.max_new_tokens < 1 or not args.temperature >= 0:
         raise InputError("--max-new-tokens must be at least 1, --temperature at least 0")
     if args.column is not None and args.line is None:
-        raise InputError("--column: give --line, too")
+        raise InputError("--column needs --line")
     return args
 
 
@@ -356,15 +500,17 @@ def main():
         if len(sys.argv) != 3:
             raise InputError("expected: python fim.py show FILE")
         return show(sys.argv[2])
+    if sys.argv[1:2] == ["serve"]:
+        return serve(sys.argv[2:])
     args = parse_args()
-    text = read_text(args.file).removeprefix("\ufeff")          # no column in an editor
+    text = read_text(args.file).removeprefix("\ufeff")          # no column for an editor
     prefix, truth, suffix = split_at_cursor(text, args.file, args.line, args.column)
     folder = args.model or newest_model(args.out)
-    model, tokenizer = load(folder, args.device)
+    model, tokenizer = load(folder, args.device, args.dtype, int8=True)
     repository = {}
     if args.repo:
         repository = repository_at_cursor(args.repo, args.file, prefix, suffix)
-        print("other files in the prompt, as far as there is room, the most relevant last: "
+        print("other files, the most relevant last; the prompt takes those that fit: "
               + (", ".join(name for name, _ in repository["files"]) or "none"))
     print_model(folder, model)
     print("\n" + "\n".join(prefix.split("\n")[-12:]) + LEFT, end="", flush=True)

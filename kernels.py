@@ -1,28 +1,28 @@
-r"""The two operations of a decoder whose intermediate results outgrow memory: attention, and the
-loss over a large vocabulary.
+r"""Attention, and the loss over a large vocabulary, without the tensors that outgrow memory.
 
 Attention. For each query i of a document, over the keys j that it may see, start[i] <= j <= i:
 
     s[i,j] = q[i].k[j] / sqrt(d)      p[i,:] = softmax(s[i,:])      out[i] = sum_j p[i,j] v[j]
 
-Computed like that, T x T scores are written to memory and read again. FlashAttention-2 (arXiv
-2307.08691) never writes them. A kernel is a function that the GPU runs as many programs, in any
-order; here each program keeps a tile of queries on the chip, loops over tiles of keys, and rescales
-its partial result whenever a larger score appears (online softmax; algorithm 1, lines 8 to 13):
+Computed this way, T x T scores are written to memory and read back. FlashAttention-2 (arXiv
+2307.08691) avoids that. The GPU runs many copies of a kernel, called programs, in any order. Here
+each program keeps a tile of queries on the chip, loops over tiles of keys, and rescales its partial
+result whenever a larger score appears (online softmax; algorithm 1, lines 8 to 13):
 
     new   = max(top, max_j s[:,j])                   the largest score so far
     total = total * e^(top - new) + sum_j p[:,j]     where p = e^(s - new)
     out   = out   * e^(top - new) + p v              then top = new
     at the end: out / total, and lse = top + log(total), from which the backward pass recomputes p
 
-Backward: the scores are recomputed, tile by tile, with delta[i] = out[i].d_out[i]. One kernel loops
-over keys for dq, one over queries for dk and dv, so no two programs add to the same sum:
+Backward: the scores are recomputed, tile by tile. The derivative of softmax subtracts from dp[i,:]
+its mean delta[i] = sum_j p[i,j] dp[i,j], which equals out[i].d_out[i]. One kernel loops over keys
+for dq, one over queries for dk and dv, so no two programs add to the same sum:
 
     p  = e^(s - lse)      dp = d_out v^T            ds = p * (dp - delta)
     dv = p^T d_out        dk = ds^T q / sqrt(d)     dq = ds k / sqrt(d)
 
-The mask is never stored as a matrix. A batch is one long sequence of documents, and for a tile of
-queries only the tiles of keys between its first document's start and its last query are visited:
+The mask is never stored as a matrix. A batch is one long sequence of documents. A tile of queries
+visits the tiles of keys from the start of its first query's document to its last query:
 
     keys        first    full              after       stop
                   |        |                 |           |
@@ -31,17 +31,16 @@ queries only the tiles of keys between its first document's start and its last q
                   | :xxxxxx|xxxxxxxxxxxxxxxxx|xxxxxxxxxx\|    \  the query itself
                    boundary   no mask needed  boundary
 
-Where a document starts among the queries, no tile is seen by all of them: full = after.
+If another document starts among the queries, no tile of keys is seen by all of them: full = after.
 
 Loss. With a vocabulary of 151,936 the logits of 8,192 tokens take 5 GB in fp32, and their gradient
 as much again. The fused linear cross-entropy never holds them all: a chunk of tokens at a time is
 multiplied with the output layer, and its logits become log-probabilities and then, in place, their
 gradient.
 
-Without a GPU, plain PyTorch computes the same. This file knows tensors only: no configurations,
-models or text.
+Without a GPU, plain PyTorch computes the same. This file knows nothing but tensors.
 
-    python kernels.py bench     # on a GPU: compared with others; begins no case after 7 minutes
+    python kernels.py bench     # on a GPU, against others; starts no case after 7 minutes
 
 Read first: online_softmax, _forward, attention_reference, _dkdv, linear_cross_entropy
 """
@@ -68,7 +67,7 @@ HEAD_DIMS, DTYPES = (64, 128), (torch.float32, torch.bfloat16, torch.float16)
 LOG2E = math.log2(math.e)           # e^x = 2^(x log2 e): the chip computes powers of 2
 PADDING = 128                       # START, END, LSE and DELTA are padded to whole tiles
 EAGER_TOKENS = 2048                 # longest sequence for which eager attention is used on a CPU
-SPLIT_BELOW = 1 << 15               # keys x heads; below, the tiles of dk and dv are too few
+SPLIT_BELOW = 1 << 15               # keys x key-value heads; with fewer, too few tiles of dk and dv
 CHUNK_LOGITS = 1 << 22              # logits held at a time on a CPU: they fit its cache
 CHUNK_ROWS = 4096                   # tokens whose logits are held at a time on a GPU
 BLOCK = 4096                        # logits that a program reads at a time
@@ -154,10 +153,8 @@ def _query_tiles(END, k0, T, BQ: tl.constexpr, BK: tl.constexpr):
 
 @jit
 def _walk(first, full, after, stop, SIZE: tl.constexpr, EDGE: tl.constexpr):
-    """The tiles of [full, after), or with EDGE those on both sides of it.
-
-    Tile t of `count` begins at begin + t * SIZE; from t = `before` on, `skip` tokens later.
-    """
+    """The tiles of [full, after); with EDGE, those of [first, full) and then of [after, stop).
+    -> (begin, before, skip, count): tile t begins at begin + t * SIZE (+ skip if t >= before)."""
     if EDGE:
         begin, before, skip = first, (full - first) // SIZE, after - full
         count = tl.cdiv(stop - first - skip, SIZE)
@@ -169,7 +166,7 @@ def _walk(first, full, after, stop, SIZE: tl.constexpr, EDGE: tl.constexpr):
 @jit
 def _forward(Q, K, V, OUT, LSE, START, scale, q_stride, k_stride, v_stride, T, TP, H, G,
              d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
-    """Program (head, tile of queries): out and lse. The last tile, with the most keys, is first."""
+    """Program (head, tile of queries): out and lse. The last tiles, with most keys, are first."""
     head = tl.program_id(0)
     q0 = (tl.num_programs(1) - 1 - tl.program_id(1)) * BQ
     i = q0 + tl.arange(0, BQ)
@@ -235,8 +232,8 @@ def _dq(Q, K, V, OUT, D_OUT, DQ, LSE, DELTA, START, scale, q_stride, k_stride, v
 @jit
 def _dkdv(Q, K, V, D_OUT, DK, DV, LSE, DELTA, START, END, scale, q_stride, k_stride, v_stride,
           T, TP, H, G, d: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr):
-    """Program (share, tile of keys): dk and dv, summed over the query heads of the share, which is
-    either all query heads of a key-value head, or one of them; then the caller adds them up."""
+    """Program (share, tile of keys): dk and dv, summed over the query heads of a share. A share is
+    all query heads of a key-value head, or only one; then the caller adds the shares up."""
     share, shares = tl.program_id(0), tl.num_programs(0)
     kv_head = share * (H // shares) // G
     k0 = tl.program_id(1) * BK
@@ -271,8 +268,8 @@ def _dkdv(Q, K, V, D_OUT, DK, DV, LSE, DELTA, START, END, scale, q_stride, k_str
 # Attention: from a batch to the kernels
 
 # Queries, keys, warps and stages by kernel and head_dim, for GPUs of these architectures; 86 means
-# all with 99 KB of shared memory. Those of 90 were timed, the others chosen by the compiler's
-# figures (tests/compile_kernels.py).
+# all with 99 KB of shared memory. Those of 90 were timed, the rest chosen by the compiler's figures
+# (tests/compile_kernels.py).
 ARCHITECTURES = (80, 86, 90, 100)
 TILES = {
     ("_forward", 64): ((128, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 128, 8, 3)),
@@ -340,7 +337,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor
                ) -> tuple[Tensor, Tensor]:
     """Packed q (T, H, d), k and v (T, K, d) -> out (T, H, d), lse (H, T padded)."""
     out, lse = _attention_shapes(q, k, v, start, end)
-    _launch(_forward, q.shape[1], q, k, v, out, lse.zero_(), start)     # the padding stays zero
+    _launch(_forward, q.shape[1], q, k, v, out, lse.zero_(), start)     # zero where no tile writes
     return out, lse
 
 
@@ -382,7 +379,8 @@ def attention_reference(q, k, v, start):
     index = torch.arange(T, device=q.device)
     seen = (start[:T, None] <= index) & (index <= index[:, None])           # (T, T)
     s = torch.einsum("ihd,jhd->hij", q.float(), k.float()) * d ** -0.5      # (H, T, T)
-    p = s.masked_fill(~seen, -1e30).softmax(-1) * seen          # padding sees nothing: zeros
+    # if a start comes after its token, that sees nothing: out is 0 (softmax of -inf alone is NaN)
+    p = s.masked_fill(~seen, -1e30).softmax(-1) * seen
     return torch.einsum("hij,jhd->ihd", p, v.float()).to(q.dtype)           # (T, H, d)
 
 
@@ -428,19 +426,25 @@ def _check(q, k, v, starts):
 
 
 def sdpa_attention(q, k, v, mask=None):
-    """The same by PyTorch. Without a mask it is causal: then T is S or 1."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))                        # (B, heads, T or S, d)
+    """The same, by PyTorch. Without a mask it is causal, and T must be S or 1."""
+    B, T, H, d = q.shape
+    K = k.shape[2]
+    k, v = k.transpose(1, 2), v.transpose(1, 2)                             # (B, K, S, d)
+    if T == 1:
+        # The queries of a group see the same keys, so they can take the place of positions. Each
+        # key is then read once for all of them: ten times as fast on a CPU in bf16.
+        q = q.view(B, K, H // K, d)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).view(B, 1, H, d)
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1,
-        enable_gqa=q.shape[1] != k.shape[1])
+        q.transpose(1, 2), k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=H != K)
     return out.transpose(1, 2)                                              # (B, T, H, d)
 
 
 def attention_mask(document_starts, S, dtype):
     """The mask to add to the scores: document_starts (B, T) -> (B, 1, T, S).
 
-    The queries are the last T of S positions. Each attends to the positions from the start of its
-    document up to itself.
+    The queries are the last T of S positions, from the first of which document_starts count. Each
+    attends to the positions from the start of its document up to itself.
     """
     T = document_starts.shape[1]
     position = torch.arange(S, device=document_starts.device)
@@ -451,8 +455,7 @@ def attention_mask(document_starts, S, dtype):
 
 
 def attention_path(device, head_dim, dtype, T, requested="auto"):
-    """Which attention runs for sequences of T tokens, and why -> ("triton", "eager" or "sdpa",
-    reason)."""
+    """Which attention suits sequences of T tokens -> ("triton", "eager" or "sdpa", the reason)."""
     if requested != "auto":
         return requested, "--attention"
     problem = why_not_triton(device, head_dim, dtype)
@@ -470,13 +473,13 @@ def attention_path(device, head_dim, dtype, T, requested="auto"):
 @jit
 def _log_probabilities(LOGITS, TARGETS, SCALE, OUT, COLUMNS, GRADIENT: tl.constexpr,
                        BLOCK: tl.constexpr):
-    """Program (row of logits): the log-probability of its target; with GRADIENT, the logits are
-    overwritten by the gradient of -scale times that. Each of BLOCK lanes keeps an online softmax of
-    its own columns; they are combined after the loop."""
+    """Program (row of logits): the log-probability of its target. With GRADIENT, the gradient of
+    -scale * log-probability overwrites the logits. Each of BLOCK lanes keeps an online softmax of
+    its columns; they are combined after the loop."""
     row = tl.program_id(0).to(tl.int64)
     LOGITS += row * COLUMNS
     target = tl.load(TARGETS + row)
-    kept = target != -100
+    has_target = target != -100
     lane = tl.arange(0, BLOCK)
     top = tl.full([BLOCK], -1e30, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -490,10 +493,10 @@ def _log_probabilities(LOGITS, TARGETS, SCALE, OUT, COLUMNS, GRADIENT: tl.conste
     lse = best + tl.log(tl.sum(total * tl.exp(top - best), 0))
     inside = (target >= 0) & (target < COLUMNS)         # other targets give NaN
     picked = tl.load(LOGITS + target, mask=inside, other=float("nan")).to(tl.float32)
-    tl.store(OUT + row, tl.where(kept, picked - lse, 0.0))
+    tl.store(OUT + row, tl.where(has_target, picked - lse, 0.0))
     if GRADIENT:
         tl.debug_barrier()                  # all lanes have read `picked` before it is overwritten
-        scale = tl.where(kept, tl.load(SCALE + row), 0.0)
+        scale = tl.where(has_target, tl.load(SCALE + row), 0.0)
         for first in tl.range(0, COLUMNS, BLOCK):
             column = first + lane
             x = tl.load(LOGITS + column, mask=column < COLUMNS, other=0.0)
@@ -503,22 +506,25 @@ def _log_probabilities(LOGITS, TARGETS, SCALE, OUT, COLUMNS, GRADIENT: tl.conste
 
 def log_probabilities_reference(logits, targets, scale=None):
     """The reference implementation of log_probabilities()."""
-    x, kept, index = logits.float(), targets != -100, targets.clamp(min=0)[:, None]
+    x = logits.float()
+    has_target = targets != -100
+    index = targets.clamp(min=0)[:, None]                                   # (N, 1)
     top, picked = x.amax(-1, keepdim=True), x.gather(1, index)              # (N, 1)
     powers = x.sub_(top).exp_()         # logits, powers and gradient share one buffer
     total = powers.sum(-1, keepdim=True)
-    out = (picked - top - total.log())[:, 0] * kept
+    out = (picked - top - total.log())[:, 0] * has_target
     if scale is None:
         return out, None
-    scale = (scale * kept)[:, None]
+    scale = (scale * has_target)[:, None]
     gradient = powers.mul_(scale / total).scatter_add_(1, index, -scale)
     return out, gradient.to(logits.dtype)
 
 
 def log_probabilities(logits, targets, scale=None):
-    """Log-probabilities of targets (N,), 0 for a target of -100; the logits (N, V) are overwritten.
+    """Log-probabilities of targets (N,), 0 for a target of -100 -> (log-probabilities, gradient).
 
-    With scale (N,) also the gradient of -(scale * log-probabilities).sum() for the logits, (N, V).
+    With scale (N,), gradient (N, V) is that of -(scale * log-probabilities).sum() for the logits;
+    without, ignore it. The memory of the logits may be reused: do not read them afterwards.
     """
     if why_not_triton(logits.device):
         return log_probabilities_reference(logits, targets, scale)
@@ -526,7 +532,7 @@ def log_probabilities(logits, targets, scale=None):
     with torch.cuda.device_of(logits):
         _log_probabilities[len(targets),](logits, targets.contiguous(), scale, out, logits.shape[1],
                                           GRADIENT=scale is not None, BLOCK=BLOCK, num_warps=8)
-    return out, logits
+    return out, logits                      # with scale, the kernel has put the gradient there
 
 
 @torch.library.custom_op("minicoder::linear_log_probabilities", mutates_args=())
@@ -549,7 +555,7 @@ def _linear_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor,
         out[chunk], gradient = log_probabilities(logits, targets[chunk],
                                                 None if scale is None else scale[chunk])
         if scale is not None:
-            d_hidden[chunk] = gradient @ w                                   # (rows, D)
+            d_hidden[chunk] = gradient @ w                                  # (rows, D)
             d_weight += gradient.t() @ x                                    # (V, D)
         del logits, gradient            # before the next chunk's are computed
     return out, d_hidden, d_weight.to(weight.dtype)
@@ -557,13 +563,15 @@ def _linear_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor,
 
 @_linear_log_probabilities.register_fake
 def _linear_shapes(hidden, weight, targets, scale=None):
+    """Empty results: what torch.compile sees, and the buffers to fill."""
     out = hidden.new_empty(targets.shape, dtype=torch.float32)
-    size = slice(0 if scale is None else None)
-    return out, torch.empty_like(hidden[size]), torch.empty_like(weight[size])
+    rows = slice(0) if scale is None else slice(None)       # no rows, or all
+    return out, torch.empty_like(hidden[rows]), torch.empty_like(weight[rows])
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """All losses have the same incoming gradient, so the forward pass computes theirs as well."""
+    """All losses share one incoming gradient, d_loss. So the forward pass already computes the
+    gradients of hidden and weight, and the backward pass only multiplies them by it."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets):

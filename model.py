@@ -3,7 +3,7 @@
 A Llama-like transformer: token embedding, then blocks of grouped-query attention (with biases on
 q, k and v) and a SwiGLU MLP, each behind an RMSNorm and added to the residual stream; rotary
 position embeddings. In sizes up to 3B the output layer is the embedding matrix again (report,
-table 1; what table 1 gets wrong is taken from the published config.json files). Modules and tensors
+table 1; where it is wrong, the published config.json files are followed). Modules and tensors
 have the names of the published checkpoints, so loading and saving need no mapping.
 
     B  sequences in a batch    T  tokens in a sequence    S  positions seen, with those in the cache
@@ -19,7 +19,9 @@ Read first: eager_attention, Attention, Block, Decoder, generate_naive, generate
 
 import dataclasses
 import functools
+import itertools
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -35,6 +37,8 @@ from support.files import (InputError, hub_folder, read_config, read_json, read_
                            write_json, write_tensors)
 
 EAGER_TILE = 128            # queries per tile in eager attention on a CPU
+RECENT = 4                  # prompts whose keys and values a server keeps
+READ_TOKENS = 16384         # of prompts that are read together; more would take much memory
 
 
 @dataclasses.dataclass
@@ -71,7 +75,7 @@ class Config:
 
     @classmethod
     def from_json(cls, path):
-        """Read a config.json. InputError says why it is not one of Qwen2."""
+        """Read a config.json. InputError: it is not one of Qwen2, and why."""
         return cls(**read_config(path, dataclasses.fields(cls)))
 
     def to_json(self, path, dtype):
@@ -119,8 +123,8 @@ def eager_attention(q, k, v, mask):
 
 
 def tiled_attention(q, k, v, mask):
-    """eager_attention() on EAGER_TILE queries at a time, each with the keys up to its last query
-    only. That is half of the scores, and those of one tile stay in the CPU's cache."""
+    """eager_attention() on EAGER_TILE queries at a time, each tile with only the keys up to its
+    last query. That computes half of the scores, and those of a tile stay in the CPU's cache."""
     T, S = mask.shape[2:]
     tiles = []
     for first in range(0, T, EAGER_TILE):
@@ -133,7 +137,7 @@ def tiled_attention(q, k, v, mask):
 
 def make_attention(path, document_starts, B, T, past, x):
     """The function attend(q, k, v) that all layers use: B sequences of T tokens after `past` cached
-    ones, in the dtype and on the device of x.
+    ones. x gives the dtype and the device.
 
     Which positions are seen is the same in all layers, so the mask (or for the Triton kernels the
     bounds of the documents) is computed here, once. The kernels take whole sequences only: with a
@@ -145,7 +149,8 @@ def make_attention(path, document_starts, B, T, past, x):
     eager = path == "eager" and T > 1       # for a single token it would copy the whole cache
     if document_starts is None:
         if T == 1 or (past == 0 and not eager):
-            return sdpa_attention
+            return sdpa_attention           # causal without a mask
+        # one document; eager attention, or to cached positions, needs the mask spelled out
         document_starts = torch.zeros(1, T, dtype=torch.long, device=x.device)
     mask = attention_mask(document_starts, past + T, x.dtype)
     return functools.partial(tiled_attention if eager else sdpa_attention, mask=mask)
@@ -156,7 +161,8 @@ def make_attention(path, document_starts, B, T, past, x):
 
 
 def rotary_frequencies(config):
-    """By which angle each pair of channels turns per position (d/2,), and a factor for cos and sin.
+    """The angle by which each pair of channels turns per position (d/2,), and a factor for cos and
+    sin.
 
     Plain RoPE: theta^(-2i/d) for pair i. YaRN (arXiv 2309.00071) extends the context: it keeps the
     fast pairs, slows the slow ones down by `factor`, interpolates between, and scales cos and sin.
@@ -169,13 +175,14 @@ def rotary_frequencies(config):
     factor = scaling["factor"]
     length = scaling["original_max_position_embeddings"]
 
-    def pair_that_turns(turns):     # so many times within the original length
+    def pair_that_turns(turns):     # the i for which length * theta^(-2i/d) = turns * 2 pi
         return d * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low = max(math.floor(pair_that_turns(scaling.get("beta_fast") or 32)), 0)
     high = min(math.ceil(pair_that_turns(scaling.get("beta_slow") or 1)), d - 1)
+    # 0: kept, 1: slowed down by the whole factor                           (d/2,)
     slow = ((torch.arange(d // 2, device="cpu") - low) / max(high - low, 1e-3)).clamp(0, 1)
-    scale = scaling.get("attention_factor") or 0.1 * math.log(factor) + 1
+    scale = scaling.get("attention_factor") or 0.1 * math.log(factor) + 1   # section 3.4
     return frequencies / factor * slow + frequencies * (1 - slow), scale
 
 
@@ -313,7 +320,7 @@ class Decoder(nn.Module):
 class CausalLM(nn.Module):
     """The decoder and its output layer.
 
-    compute_dtype: the dtype of activations, if not that of the weights. attention: "auto" leaves
+    compute_dtype: the dtype of activations; None: that of the weights. attention: "auto" leaves
     the choice to attention_path(); "triton", "sdpa" and "eager" name an implementation.
     generation_config: what generation_config.json holds.
     """
@@ -324,6 +331,7 @@ class CausalLM(nn.Module):
         self.compute_dtype = None
         self.attention = "auto"
         self.dtype_reason = "as stored"
+        self.output = None                  # with 8-bit weights: the output layer, see quantize()
         self.generation_config = {"bos_token_id": config.bos_token_id,
                                   "eos_token_id": config.eos_token_id, "max_new_tokens": 2048}
         self.model = Decoder(config)
@@ -331,8 +339,23 @@ class CausalLM(nn.Module):
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
+    def device(self):
+        return self.model.norm.weight.device
+
+    @property
+    def dtype_name(self):
+        return "int8" if self.output is not None else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def dtype(self):
+        """That of activations and of the KV cache."""
+        return self.compute_dtype or self.model.norm.weight.dtype
+
+    @property
     def head(self):
         """The weights of the output layer, (V, D)."""
+        if self.output is not None:
+            return (self.output.int8 * self.output.scale.T).to(self.dtype)
         tied = self.config.tie_word_embeddings
         return self.model.embed_tokens.weight if tied else self.lm_head.weight
 
@@ -341,13 +364,16 @@ class CausalLM(nn.Module):
         """ids (B, T) -> logits (B, T, V), or (B, 1, V) with last=True.
 
         document_starts (B, T): the index in its sequence at which each token's document starts.
-        With targets (B, T), -100 for none, it returns the sum of their losses in nats, or with
-        reduce="none" the log-probability of each (B, T), without holding all logits at once.
+        With targets (B, T), -100 where there is none, not all logits are held at once: the result
+        is the sum of the losses in nats or, with reduce="none", the log-probabilities (B, T), which
+        are the losses with a minus sign.
         """
         hidden = self.model(input_ids, document_starts, cache, self.compute_dtype,
                             self.attention)                                         # (B, T, D)
         if targets is None:
             hidden = hidden[:, -1:] if last else hidden
+            if self.output is not None:
+                return self.output(hidden)                                          # (B, T or 1, V)
             return F.linear(hidden, self.head.to(hidden.dtype))                     # (B, T or 1, V)
         hidden = hidden.flatten(0, 1)                                               # (B*T, D)
         if reduce == "sum":
@@ -357,8 +383,8 @@ class CausalLM(nn.Module):
 
 
 def init_weights(model, seed):
-    """Normal weights with the published standard deviation and zero biases, the same for a seed on
-    every machine."""
+    """Normal weights with the published standard deviation, and zero biases: the same on every
+    machine for the same seed."""
     generator = torch.Generator().manual_seed(seed % 2 ** 63)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -375,7 +401,7 @@ def parameter_count(model):
 def choose_attention(model, requested, T):
     """Set the attention implementation for sequences of T tokens -> a log line that names it and
     the reason. requested: "auto", "triton" or "sdpa". InputError: triton does not run here."""
-    target = model.head.device, model.config.head_dim, model.compute_dtype or model.head.dtype
+    target = model.device, model.config.head_dim, model.dtype
     if requested == "triton":
         problem = why_not_triton(*target)
         if problem:
@@ -383,6 +409,60 @@ def choose_attention(model, requested, T):
     model.attention = requested
     path, reason = attention_path(*target, T, requested)
     return f"attention: {path} ({reason})"
+
+
+# ------------------------------------------------------------------------------------------------
+# 8-bit weights, for inference on a CPU
+
+
+def to_int8(x):
+    """x (..., n) as int8 and one scale for each row, (..., 1): x is about int8 * scale.
+
+    A row's largest number becomes 127 or -127. The error of each number is at most half a scale, so
+    a row with one very large number keeps little of the others. Rows are short enough (one output
+    of a layer, one token) that this costs little.
+    """
+    scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-8) / 127
+    return (x / scale).round().to(torch.int8), scale
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with 8-bit weights: (..., n) -> (..., m).
+
+    To generate a token, a CPU has to read every weight from memory, and waits for memory more than
+    it computes. One byte per weight instead of two halves that. The input is made int8, too, each
+    token with a scale of its own, because processors multiply int8 by int8 and add up in int32:
+
+        sum_j x_j w_ij  =  x_scale * w_scale_i * sum_j x8_j w8_ij
+    """
+
+    def __init__(self, weight, bias=None):
+        super().__init__()
+        int8, scale = to_int8(weight.detach())
+        self.register_buffer("int8", int8)                                  # (m, n)
+        self.register_buffer("scale", scale.T.contiguous())                 # (1, m)
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+    def forward(self, x):
+        x8, x_scale = to_int8(x.flatten(0, -2))                             # (tokens, n)
+        sums = torch._int_mm(x8, self.int8.T)                               # (tokens, m) int32
+        out = (sums * x_scale * self.scale).to(x.dtype)
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], -1)
+
+
+def quantize(model):
+    """Give a model 8-bit weights, in place: its linear layers and its output layer. The embedding
+    matrix stays as it is for looking up ids, since that reads only a few of its rows."""
+    model.output = Int8Linear(model.head)
+    if not model.config.tie_word_embeddings:
+        del model.lm_head
+    for block in model.model.layers:
+        for part in (block.self_attn, block.mlp):
+            for name, layer in list(part.named_children()):
+                setattr(part, name, Int8Linear(layer.weight, layer.bias))
+    return model
 
 
 # ------------------------------------------------------------------------------------------------
@@ -395,33 +475,75 @@ def generate_naive(model, prompt, max_new_tokens):
     the reference implementation of generate()."""
     ids = list(prompt)
     for _ in range(max_new_tokens):
-        logits = model(torch.tensor([ids], device=model.head.device))               # (1, T, V)
+        logits = model(torch.tensor([ids], device=model.device))               # (1, T, V)
         ids.append(int(logits[0, -1].argmax()))
     return ids[len(prompt):]
 
 
 class KVCache:
-    """Keys (rotated) and values of all positions read so far: per layer (B, capacity, K, d)."""
+    """Keys (rotated) and values of the positions read so far, for the B sequences of a batch.
 
-    def __init__(self, model, B, capacity):
+    k and v hold a tensor (B, capacity, K, d) for each layer; the first `length` positions are
+    filled. All sequences end at the same position. `starts` (B, 1) says where each one starts;
+    ragged: whether they differ.
+    """
+
+    def __init__(self, model, starts):
+        self.model = model
         config = model.config
-        shape = (B, capacity, config.num_key_value_heads, config.head_dim)
-        options = dict(dtype=model.compute_dtype or model.head.dtype, device=model.head.device)
+        shape = (len(starts), 0, config.num_key_value_heads, config.head_dim)
+        options = dict(dtype=model.dtype, device=starts.device)
         self.k = [torch.empty(shape, **options) for _ in range(config.num_hidden_layers)]
         self.v = [torch.empty(shape, **options) for _ in range(config.num_hidden_layers)]
         self.length = 0
+        self.set_starts(starts)
+
+    def set_starts(self, starts):
+        self.starts, self.ragged = starts, bool(starts.any())
 
     def append(self, layer, k, v):
         """Store the keys and values of new tokens, (B, T, K, d) -> those of all, (B, S, K, d)."""
         end = self.length + k.shape[1]
+        capacity = self.k[layer].shape[1]
+        if end > capacity:                  # more than needed, so that this copy is rare
+            more = (0, 0, 0, 0, 0, end + end // 2 - capacity)       # after the last position
+            self.k[layer] = F.pad(self.k[layer], more)
+            self.v[layer] = F.pad(self.v[layer], more)
         self.k[layer][:, self.length:end] = k
         self.v[layer][:, self.length:end] = v
         return self.k[layer][:, :end], self.v[layer][:, :end]
 
     def select(self, indices):
-        """Keep these sequences of the batch, in this order; one that is named twice is copied."""
-        self.k = [k[indices] for k in self.k]
-        self.v = [v[indices] for v in self.v]
+        """Keep these sequences of the batch, in this order; one that is named twice is copied.
+        Positions before the start of all of them are dropped."""
+        first = int(self.starts[indices].min())
+        self.set_starts(self.starts[indices] - first)
+        self.k = [k[indices, first:] for k in self.k]
+        self.v = [v[indices, first:] for v in self.v]
+        self.length -= first
+
+    def first(self, length):
+        """A copy of the first positions."""
+        copy = KVCache(self.model, self.starts)
+        copy.k = [k[:, :length].clone() for k in self.k]
+        copy.v = [v[:, :length].clone() for v in self.v]
+        copy.length = length
+        return copy
+
+    def join(self, other):
+        """Add the sequences of another cache. The shorter one is moved to the right."""
+        length = max(self.length, other.length)
+
+        def joined(ours, theirs):
+            ours = F.pad(ours[:, :self.length], (0, 0, 0, 0, length - self.length, 0))
+            theirs = F.pad(theirs[:, :other.length], (0, 0, 0, 0, length - other.length, 0))
+            return torch.cat([ours, theirs])                                # (B + B', length, K, d)
+
+        self.k = [joined(ours, theirs) for ours, theirs in zip(self.k, other.k)]
+        self.v = [joined(ours, theirs) for ours, theirs in zip(self.v, other.v)]
+        self.set_starts(torch.cat([self.starts + length - self.length,
+                                   other.starts + length - other.length]))
+        self.length = length
 
 
 def sample(logits, temperature, top_k, top_p, uniform):
@@ -441,74 +563,134 @@ def sample(logits, temperature, top_k, top_p, uniform):
         before[:, 0] = -1                                   # the most likely id always stays
         probs = best.new_zeros(best.shape).scatter(1, ids, best * (before < top_p))
     uniform = torch.stack(list(uniform)).to(probs.device)                           # (B, 1)
-    cumulative = probs.cumsum(-1)                           # take the first id that exceeds uniform
+    cumulative = probs.cumsum(-1)                           # the first id that exceeds it
     chosen = (cumulative <= uniform * cumulative[:, -1:]).sum(-1)
     return chosen.clamp(max=logits.shape[1] - 1)
 
 
 def pad_left(prompts, device):
-    """Prompts -> input_ids (B, T) and document_starts (B, T), or None if all are equally long.
-
-    Each padding token is a document of its own, so no token of the prompt attends to it.
-    """
+    """Prompts -> input_ids (B, T), and the position at which each prompt starts (B, 1)."""
     T = max(map(len, prompts))
-    padding = torch.tensor([[T - len(prompt)] for prompt in prompts], device=device)    # (B, 1)
     input_ids = torch.tensor([[p[0]] * (T - len(p)) + list(p) for p in prompts], device=device)
-    starts = torch.minimum(torch.arange(T, device=device)[None], padding)               # (B, T)
-    return input_ids, starts if padding.any() else None
+    return input_ids, torch.tensor([[T - len(prompt)] for prompt in prompts], device=device)
+
+
+class Batch:
+    """Sequences that are generated together. They may join and leave between any two steps
+    (continuous batching), so that short ones do not wait for the longest.
+
+    logits (B, V): for the next token of each sequence.
+    """
+
+    def __init__(self, model):
+        self.model, self.cache, self.logits = model, None, None
+        self.recent = []                    # (prompt, its cache) of the last calls of join_one()
+
+    def read(self, input_ids, cache):
+        """Feed ids (B, T) to the model -> logits for the token after them (B, V)."""
+        document_starts = None
+        if cache.ragged:
+            position = cache.length + torch.arange(input_ids.shape[1], device=input_ids.device)
+            # padding tokens are documents of their own: no token of a prompt attends to them
+            document_starts = torch.minimum(position, cache.starts)                 # (B, T)
+        return self.model(input_ids, document_starts, cache=cache, last=True)[:, -1]
+
+    def join(self, prompts):
+        """Read prompts (lists of ids); their sequences follow those that are in the batch. Equal
+        prompts next to each other are read once."""
+        groups = [list(group) for _, group in itertools.groupby(prompts)]
+        at_once = max(1, READ_TOKENS // max(map(len, prompts)))
+        for first in range(0, len(groups), at_once):
+            self.join_groups(groups[first:first + at_once])
+
+    def join_groups(self, groups):
+        """The same for groups of equal prompts."""
+        input_ids, starts = pad_left([group[0] for group in groups], self.model.device)
+        cache = KVCache(self.model, starts)
+        logits = self.read(input_ids, cache)                                        # (groups, V)
+        copies = [i for i, group in enumerate(groups) for _ in group]
+        if len(copies) > len(groups):
+            cache.select(copies)
+            logits = logits[copies]
+        self.add(cache, logits)
+
+    def join_one(self, prompt):
+        """Read one prompt, but not again what it shares with the start of a recent one: an editor
+        sends nearly the same prompt after each key."""
+        common, cache = 0, None
+        for ids, recent in self.recent:
+            n = len(os.path.commonprefix([ids, prompt[:-1]]))   # the last id is read for its logits
+            if n > common:
+                common, cache = n, recent
+        start = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        cache = cache.first(common) if cache else KVCache(self.model, start)
+        logits = self.read(torch.tensor([prompt[common:]], device=self.model.device), cache)
+        self.recent = [(prompt, cache.first(cache.length)), *self.recent][:RECENT]
+        self.add(cache, logits)
+
+    def add(self, cache, logits):
+        if self.cache is None:
+            self.cache, self.logits = cache, logits
+        else:
+            self.cache.join(cache)
+            self.logits = torch.cat([self.logits, logits])
+
+    def step(self, next_ids, indices):
+        """Continue only the sequences at these indices. next_ids (B,): the next id of each."""
+        if not indices:
+            self.cache = None
+            return
+        if len(indices) < len(next_ids):
+            self.cache.select(indices)
+            next_ids = next_ids[indices]
+        self.logits = self.read(next_ids[:, None], self.cache)                      # (B, V)
 
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, samples=1, temperature=0.0, top_k=0, top_p=1.0,
-             stop_ids=(), stop=None, vocab_size=None, seed=0, on_token=None):
+             stop_ids=(), vocab_size=None, seeds=None, on_token=None, on_end=None, batch_size=None):
     """Continue prompts (lists of ids) -> the new ids of each sample, without the stop id: first the
     `samples` of the first prompt, then those of the second, ...
 
-    A batch gives what each prompt gives alone; samples of a prompt share its pass through the
-    model. stop(new_ids) -> True ends a sample early. Ids from vocab_size on have no token and are
-    never drawn. on_token(index, id) is called with each id of each sample. The random numbers of
-    sample i depend on seed + i only.
+    At most batch_size samples are generated together (None: all); when one ends, the next one
+    joins. Each gets what it would get alone. seeds: of each sample's random numbers (None: 0, 1,
+    ...). Ids from vocab_size on have no token and are never drawn. on_token(i, id) is called with
+    each id of sample i and may return True to end it; on_end(i, new_ids) is called at its end.
     """
     if not prompts or not all(prompts):
         raise InputError("generate: an empty prompt; give at least one id")
     outputs = [[] for _ in range(len(prompts) * samples)]
-    generators = [torch.Generator().manual_seed((seed + i) % 2 ** 63) for i in range(len(outputs))]
+    generators = [torch.Generator().manual_seed(seed % 2 ** 63)
+                  for seed in seeds or range(len(outputs))]
 
-    # Read the prompts, then give each of their samples a copy of the cache
-    input_ids, starts = pad_left(prompts, model.head.device)                        # (B, T)
-    cache = KVCache(model, len(prompts), input_ids.shape[1] + max_new_tokens)
-    logits = model(input_ids, starts, cache=cache, last=True)[:, -1]                # (B, V)
-    starts = None if starts is None else starts[:, -1:]     # where each prompt starts: (B, 1)
-    active = [i for i in range(len(prompts)) for _ in range(samples)]
-    if samples > 1:
-        logits = logits[active]
-        starts = None if starts is None else starts[active]
-        cache.select(active)
+    def accept(i, token):
+        """Take the next id of sample i -> whether the sample goes on."""
+        if token not in stop_ids:
+            outputs[i].append(token)
+            ended = on_token is not None and on_token(i, token)
+            if len(outputs[i]) < max_new_tokens and not ended:
+                return True
+        if on_end:
+            on_end(i, outputs[i])
+        return False
 
-    active = list(range(len(outputs)))      # the samples in the batch: those that are unfinished
-    for step in range(max_new_tokens):
-        logits = logits.float()
+    batch = Batch(model)
+    waiting = list(range(len(outputs))) if max_new_tokens > 0 else []
+    active = []                             # the samples that are in the batch
+    while waiting or active:
+        room = (batch_size or len(outputs)) - len(active)
+        joining, waiting = waiting[:room], waiting[room:]
+        if joining:
+            batch.join([prompts[i // samples] for i in joining])
+            active += joining
+        logits = batch.logits.float()                                               # (B, V)
         if vocab_size:
             logits[:, vocab_size:] = float("-inf")
         uniform = [torch.rand(1, generator=generators[i]) for i in active] if temperature else []
         next_ids = sample(logits, temperature, top_k, top_p, uniform)               # (B,)
-        unfinished = []                     # indices into the batch
-        for b, (i, token) in enumerate(zip(active, next_ids.tolist())):
-            if token in stop_ids:
-                continue
-            outputs[i].append(token)
-            if on_token:
-                on_token(i, token)
-            if not (stop and stop(outputs[i])):
-                unfinished.append(b)
-        if not unfinished or step == max_new_tokens - 1:
-            break
-        if len(unfinished) < len(active):   # take the others out of the batch
-            active = [active[b] for b in unfinished]
-            next_ids = next_ids[unfinished]
-            starts = None if starts is None else starts[unfinished]
-            cache.select(unfinished)
-        logits = model(next_ids[:, None], starts, cache=cache, last=True)[:, -1]    # (B, V)
+        unfinished = [b for b, token in enumerate(next_ids.tolist()) if accept(active[b], token)]
+        active = [active[b] for b in unfinished]
+        batch.step(next_ids, unfinished)
     return outputs
 
 
@@ -523,11 +705,12 @@ def check_vocabulary(model, tokenizer):
                          f"{model.config.vocab_size} embeddings; they do not belong together")
 
 
-def load_model(folder_or_hub_name, device=None, dtype=None):
+def load_model(folder_or_hub_name, device=None, dtype=None, int8=False):
     """Load a published checkpoint or one of ours: every tensor must fit by name and shape.
 
-    dtype: None keeps the stored one (that of the embedding matrix, if several are stored); "auto"
-    measures which one is fastest for inference. InputError names the file and the tensor.
+    dtype: None keeps the stored one (that of the embedding matrix, if several are stored); "int8"
+    quantizes the weights; "auto" measures which one is fastest for inference, int8 included only if
+    `int8` is true. InputError names the file and the tensor.
     """
     folder = hub_folder(folder_or_hub_name)
     config = Config.from_json(folder / "config.json")
@@ -542,10 +725,17 @@ def load_model(folder_or_hub_name, device=None, dtype=None):
     stored = state["model.embed_tokens.weight"].dtype
     if dtype == "auto":
         dtype, model.dtype_reason = choose_inference_dtype(
-            device, stored, parameter_count(model), config.hidden_size, config.intermediate_size)
+            device, stored, parameter_count(model), config.hidden_size, config.intermediate_size,
+            Int8Linear if int8 else None)
+    elif dtype:
+        model.dtype_reason = "--dtype"
+    if dtype == "int8" and device != "cpu":
+        raise InputError(f"--dtype int8: runs on a CPU only, not on {device}")
     for name in list(state):                # one by one: each releases its memory-mapped original
-        state[name] = state[name].to(device, dtype or stored)
+        state[name] = state[name].to(device, stored if dtype in (None, "int8") else dtype)
     model.load_state_dict(state, assign=True)
+    if dtype == "int8":
+        quantize(model)
     path = folder / "generation_config.json"
     if path.exists():
         model.generation_config = read_json(path)

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from data import (DEFAULT_SOURCES, MIXTURE, Batches, documents, load_documents, load_tokens,
                   parse_mixture, prepare_data, prepare_tokenizer, print_corpus, source_flag)
-from evaluate import bits_by_position, bits_per_byte, compressed_bits_per_byte
+from evaluate import bits_by_position, bits_per_byte, complete, compressed_bits_per_byte
 from fim import FIM_RATE, infill, load
 from kernels import CHUNK_LOGITS, CHUNK_ROWS
 from model import (CONFIGS, CausalLM, Config, check_vocabulary, choose_attention, generate,
@@ -58,11 +58,11 @@ from tokenizer import ENDOFTEXT, Tokenizer
 # FSDP2 warns about a view that we only read
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
 
-# Not published; betas: values of Qwen (arXiv 2309.16609), the others: of Qwen2.5's SFT (2412.15115)
+# Not published. The betas are Qwen's (arXiv 2309.16609), the rest is of Qwen2.5's SFT (2412.15115)
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
 MOMENTUM = 0.95                                 # of Muon; value of its author
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)       # likewise
-EMBEDDING_LR = 2            # times the learning rate, for the embedding matrix; ours, measured
+EMBEDDING_LR = 2            # of the embedding matrix, relative to the learning rate; ours, measured
 # Shares of the steps in which the learning rate rises and falls; not published; ours, measured
 WARMUP, DECAY = 0.02, 0.6
 
@@ -77,70 +77,73 @@ def next_token_loss(model, batch):
 
 def learning_rate(step, steps, peak, warmup=WARMUP, decay=DECAY):
     """Linear warmup, constant, then linear decay to zero over the last part of the run."""
-    rise = (step + 1) / max(1, warmup * steps)
-    fall = (steps - step) / max(1, decay * steps)
+    rise = (step + 1) / max(1, warmup * steps)              # 1 once the warmup is over
+    fall = (steps - step) / max(1, decay * steps)           # below 1 once the decay has begun
     return peak * min(1, rise, fall)
 
 
 def one_step(model, optimizers, device_batches, loss_fn, count, lr):
     """Forward and backward over the batches of a step, then one update -> (sums, gradient norm).
 
-    device_batches: this process's share of the step, as many sequences at a time as fit its device.
-    count: the number of targets of the whole step, over which the loss is averaged. lr: the
-    learning rate, which each parameter group multiplies by its `scale`. sums: of the loss and of
-    each metric. The results are tensors on the device: reading them would make the CPU wait for
-    the GPU, so the caller reads them one step later.
+    device_batches: this process's share of the step, in batches of --device-batch sequences. count:
+    the number of targets of the whole step, over which the loss is averaged. lr: the learning rate,
+    which each parameter group multiplies by its `scale`. sums: of the loss and of each metric. The
+    results are tensors on the device: reading them would make the CPU wait for the GPU, so the
+    caller reads them one step later.
     """
     device = model.head.device
     sums = {}
+    # gradients add up from batch to batch: a step may be larger than what fits in memory at once
     for batch in device_batches:
         batch = {name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
                  for name, value in batch.items()}
         loss, metrics = loss_fn(model, batch)
-        # FSDP averages gradients over the processes; times WORLD makes that the sum
+        # divided by the count of the whole step, not of the batch: then every target counts the
+        # same, however the step is split. FSDP averages over processes; WORLD makes that the sum.
         (loss * (WORLD / count)).backward()
         for name, value in {"loss": loss, **metrics}.items():
-            sums[name] = sums.get(name, 0.0) + value.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            sums[name] = sums.get(name, 0.0) + value.detach()       # without its graph
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)     # tames rare bad batches
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("scale", 1)
         optimizer.step()
-        optimizer.zero_grad()
-    return sums, norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        optimizer.zero_grad()               # gradients become None, which frees their memory
+    if hasattr(norm, "full_tensor"):        # with FSDP, each process holds a part of the norm
+        norm = norm.full_tensor()
+    return sums, norm
 
 
-def train(model, tokenizer, batches, loss_fn, args, evaluate=None, before=False):
+def train(model, tokenizer, batches, loss_fn, args, evaluate=None, evaluate_first=False):
     """Train the model and leave a checkpoint folder in out/<args.stage>.
 
-    batches(step) -> this process's batches: dicts of tensors, and `count`, the number of targets.
-    loss_fn(model, batch) -> (sum of the losses, dict of metrics). evaluate(model, step) -> dict for
-    the log, also before the first step if `before`. An interrupted run is resumed exactly; Ctrl-C
-    and SIGTERM save a checkpoint and print how to resume.
+    batches(step) -> this process's batches of a step, each a dict of tensors and of `count`, its
+    number of targets. loss_fn(model, batch) -> (sum of the losses, dict of metrics).
+    evaluate(model, step) -> dict for the log; with evaluate_first, also before the first step. An
+    interrupted run is resumed exactly; Ctrl-C and SIGTERM save a checkpoint.
     """
-    folder = Path(args.out) / args.stage
-    work = folder.with_name(f"{args.stage}.unfinished")
+    work = Path(args.out) / f"{args.stage}.unfinished"      # out/<stage> exists once it is finished
     optimizers, first_step, log = start_run(model, tokenizer, args, work)
-    saved_step = first_step
+    saved_step = first_step                                 # the step of the newest checkpoint
     all_steps = args.before + args.steps + args.after       # of both phases, for the learning rate
-    prepare = functools.partial(pinned_batches, batches, args.device)
+    if evaluate:        # without torch.compile, because its tensors have shapes of their own
+        evaluate = torch.compiler.set_stance("force_eager")(evaluate)
     with (errors_in_one_line(args, work), catch_signals() as signals,
           ThreadPoolExecutor(1) as background, log.bar):
-        if before and first_step == 0:
-            with torch.compiler.set_stance("force_eager"):
-                measured = evaluate(model, 0)
+        if evaluate_first and first_step == 0:
+            measured = evaluate(model, 0)
             say("before: " + ", ".join(f"{name} {bits:.3f}" for name, bits in measured.items()))
         # a thread prepares the batches of the next step while this one is computed
-        next_batches = background.submit(prepare, first_step)
+        next_batches = background.submit(pinned_batches, batches, args.device, first_step)
         for step in range(first_step, args.steps):
             step_start = time.perf_counter()
             device_batches = next_batches.result()
-            waited = time.perf_counter() - step_start
-            next_batches = background.submit(prepare, step + 1)
+            waited = time.perf_counter() - step_start       # about 0, or batches are the bottleneck
+            next_batches = background.submit(pinned_batches, batches, args.device, step + 1)
             # one sum for two questions: how many targets, and was any process told to stop?
             count, stopped = sum_over_ranks(sum(batch["count"] for batch in device_batches),
                                             len(signals))
-            if stopped:
+            if stopped:                     # all processes stop after the same step
                 log.flush()
                 save_and_exit(work, step, saved_step, model, optimizers, signals)
             lr = learning_rate(args.before + step, all_steps, args.lr)
@@ -151,16 +154,14 @@ def train(model, tokenizer, batches, loss_fn, args, evaluate=None, before=False)
             log.record(done, lr, count, sums, norm, tokens=tokens,
                        seconds=time.perf_counter() - step_start, waited=waited)
             if evaluate and (done % args.eval_every == 0 or done == args.steps):
-                # without torch.compile: the shapes of an evaluation do not occur again
-                with torch.compiler.set_stance("force_eager"):
-                    log.flush(evaluate(model, done))
+                log.flush(evaluate(model, done))
             if done % args.save_every == 0 and done < args.steps:
                 log.flush()                 # raises if the loss is not finite: do not save that
                 save_resume(work, done, model, optimizers)
                 saved_step = done
-        log.flush()
-        finish_run(model, tokenizer, args, work, folder)
-    for number in signals:                  # one that arrived during the last step
+        log.flush()                         # the last step
+        finish_run(model, tokenizer, args, work, work.with_name(args.stage))
+    for number in signals:      # signals that arrived in the last step, as the run is saved now
         signal.raise_signal(number)
 
 
@@ -169,25 +170,27 @@ def train(model, tokenizer, batches, loss_fn, args, evaluate=None, before=False)
 
 
 def orthogonalize(matrix, dtype):
-    """The matrix with all singular values moved close to 1, by five Newton-Schulz iterations.
+    """The matrix with its singular values brought to about 1, by five Newton-Schulz iterations.
 
-    The matrix is divided by its norm; then each iteration maps a singular value s to
-    a s + b s^3 + c s^5 (NEWTON_SCHULZ), chosen for the steepest slope at 0.
+    An iteration replaces x = U S V^T by a x + b (x x^T) x + c (x x^T)^2 x, which is U p(S) V^T with
+    p(s) = a s + b s^3 + c s^5: all directions U and V stay. With the a, b and c of NEWTON_SCHULZ,
+    small s grow fast, and those above 0.01 end between 0.68 and 1.14.
     """
     a, b, c = NEWTON_SCHULZ
-    wide = matrix.size(0) <= matrix.size(1)
+    wide = matrix.size(0) <= matrix.size(1)                 # else transpose: a smaller x x^T
     x = (matrix if wide else matrix.T).to(dtype)                            # rows <= columns
-    x = x / x.norm().clamp(min=1e-7)
+    x = x / x.norm().clamp(min=1e-7)        # all s are in [0, 1]; from large ones it diverges
     for _ in range(5):
         square = x @ x.T                                                    # (rows, rows)
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+        factor = torch.addmm(square, square, square, beta=b, alpha=c)       # b x x^T + c (x x^T)^2
+        x = torch.addmm(x, factor, x, beta=a)                               # a x + factor x
     return x if wide else x.T
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized (https://kellerjordan.github.io/posts/muon), with updates as large
-    as AdamW's (arXiv 2502.16982). torch.optim.Muon is the same, but always in bf16, which takes
-    three quarters of a training step on a CPU without bf16 instructions."""
+    as AdamW's (arXiv 2502.16982). torch.optim.Muon does the same, but always in bf16; on a CPU
+    without bf16 instructions that is three quarters of the time of a step."""
 
     def __init__(self, parameters, dtype, weight_decay):
         super().__init__(parameters, dict(lr=0.0, weight_decay=weight_decay))
@@ -198,30 +201,32 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 gradient = parameter.grad
-                if gradient is None:
+                if gradient is None:                        # the loss does not depend on it
                     continue
                 state = self.state[parameter]
-                if not state:
+                if not state:                               # the first step
                     state["momentum"] = torch.zeros_like(gradient)
-                state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+                state["momentum"].lerp_(gradient, 1 - MOMENTUM)     # a running mean
                 # Nesterov: look ahead by adding the gradient once more
                 update = orthogonalize(gradient.lerp(state["momentum"], MOMENTUM), self.dtype)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])     # as in AdamW
+                # the root mean square of an orthogonal matrix is 1 / sqrt(longer side), and that of
+                # AdamW's updates is about 0.2: with this scale both need the same learning rate
                 scale = 0.2 * math.sqrt(max(parameter.shape))
                 parameter.add_(update, alpha=-group["lr"] * scale)
 
 
 def make_optimizers(model, kind):
     """kind "adamw": AdamW for everything; "muon": Muon for the matrices inside blocks, AdamW for
-    the rest. Norms and biases have no weight decay. With Muon, which computes in the dtype of
-    activations, the embedding matrix learns at EMBEDDING_LR times the learning rate."""
+    the rest. Norms and biases have no weight decay. Muon computes in the dtype of activations. With
+    it, the embedding matrix learns at EMBEDDING_LR times the learning rate."""
     block_matrices, other_matrices, vectors = [], [], []
     for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
+        if parameter.dim() < 2:                 # norms and biases
             vectors.append(parameter)
-        elif ".layers." in name:
+        elif ".layers." in name:                # the linear layers of attention and MLP
             block_matrices.append(parameter)
-        else:
+        else:                                   # the embedding matrix and the output layer
             other_matrices.append(parameter)
     if kind == "muon":
         matrices = dict(params=other_matrices, scale=EMBEDDING_LR)
@@ -254,40 +259,41 @@ def shard(model, dtype, device):
     if WORLD > 1:
         mesh = dist.init_device_mesh(device, (WORLD,))
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        # one unit per block: whole weights of one or two blocks are in memory, not of all
         for block in model.model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)     # what is outside of blocks
 
 
 def matmul_rate(device, dtype):
     """Measured FLOP/s of a large square matmul: what counts as 100 % in the log's MFU."""
-    size = 8192 if device.startswith("cuda") else 1024
-    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    size = 8192 if device.startswith("cuda") else 1024      # large enough for full speed
+    matrix = torch.randn(size, size, device=device, dtype=dtype)    # float() below waits for it
     return 2 * size ** 3 / seconds_of(lambda: float((matrix @ matrix)[0, 0]), rounds=20)
 
 
 def flops_per_token(config, parameters, T):
-    """FLOP of a forward and backward pass: 6 per weight that takes part in a matmul, and the causal
-    attention in sequences of T tokens."""
+    """FLOP of a forward and backward pass: 6 per weight of a matmul (a product and a sum, three
+    times), and the causal attention in sequences of T tokens."""
+    # rows of the embedding matrix are looked up; if it is tied, it is also the output layer
     lookups = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     return 6 * (parameters - lookups) + 6 * config.num_hidden_layers * T * config.hidden_size
 
 
 def start_run(model, tokenizer, args, work):
-    """Choose dtype and attention, check the folder, shard and resume -> (optimizers, steps done,
-    Log)."""
+    """Choose dtype and attention, shard, and resume -> (optimizers, number of steps done, Log)."""
     device, parameters = args.device, parameter_count(model)
     model.compute_dtype, dtype_reason = dtype_of_run(args, model.config, work)
     args.dtype = str(model.compute_dtype).removeprefix("torch.")
     model.model.checkpointing = args.checkpoint_activations
-    start = starting_point(model, tokenizer.tokens, args.out)
+    start = starting_point(model, tokenizer.tokens, args.out)       # while weights are whole
     shard(model, model.compute_dtype, device)
     attention = choose_attention(model, args.attention, args.seq_len)
     if RANK == 0:
         if args.fresh:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
-    check_same_run(work, args, start)
+    check_same_run(work, args, start)       # other flags would mix two runs in one folder
     peak = WORLD * matmul_rate(device, model.compute_dtype)
     say(f"{args.size}: {args.batch_tokens // args.seq_len} sequences x {args.seq_len} = "
         f"{args.batch_tokens:,} tokens/step, {args.steps} steps, lr {args.lr:.1e}, "
@@ -295,9 +301,9 @@ def start_run(model, tokenizer, args, work):
         f"{parameters:,} parameters on {WORLD} x {device}, {peak / 1e9:,.0f} GFLOP/s in matmuls\n"
         f"activations: {args.dtype} ({dtype_reason})\n{attention}")
     if args.compile:
-        for block in model.model.layers:
+        for block in model.model.layers:    # all alike, so each is compiled in the same way
             block.compile()
-    optimizers = make_optimizers(model, args.optimizer)
+    optimizers = make_optimizers(model, args.optimizer)     # of sharded parameters: sharded state
     first_step = load_resume(work, model, optimizers)
     flops = flops_per_token(model.config, parameters, args.seq_len)
     return optimizers, first_step, Log(work, args, first_step, flops, peak)
@@ -305,26 +311,28 @@ def start_run(model, tokenizer, args, work):
 
 def pinned_batches(batches, device, step):
     """The batches of a step; for a GPU in pinned memory, so that copies run in the background."""
-    pin = device != "cpu"
+    pin = device != "cpu"       # the GPU copies from pinned memory by itself
     return [{name: value.pin_memory() if pin and torch.is_tensor(value) else value
              for name, value in batch.items()} for batch in batches(step)]
 
 
 def finish_run(model, tokenizer, args, work, folder):
     """Turn the folder of the unfinished run into a checkpoint folder."""
-    state = full_weights(model) if WORLD > 1 else None
+    state = full_weights(model) if WORLD > 1 else None      # all processes take part
     if RANK == 0:
         save_model(model, work, state)
         tokenizer.save(work)
         metrics = [{**row, "step": row["step"] + args.before} for row in read_metrics(work)]
-        if args.before:
+        if args.before:             # one curve over both phases
             metrics = read_metrics(folder.with_name(STAGES["file"])) + metrics
         plot_training(metrics, work / "loss.png", args.before)
-        if args.after:              # an unfinished repository phase came from an earlier model
+        if args.after:
+            # The repository phase must start from this model: remove one that started from an older
+            # model. The empty folder tells the same command to run it even if one is finished.
             other = folder.with_name(f"{STAGES['repository']}.unfinished")
             shutil.rmtree(other, ignore_errors=True)
             other.mkdir()
-        move_folder(work, folder)
+        move_folder(work, folder)   # last, so that a folder of this name is always complete
         shutil.rmtree(folder / "resume", ignore_errors=True)
     barrier()
 
@@ -333,67 +341,59 @@ def finish_run(model, tokenizer, args, work, folder):
 # Presets and flags
 
 # What --size sets for each phase, unless a flag is given. batch_tokens: per step, on all devices;
-# device_batch: sequences in a forward pass; rope_theta: 1e4, then 1e6 in the report (figure 2)
+# device_batch: sequences in a forward pass
 PRESETS = {
     "file": {
-        "tiny": dict(seq_len=256, batch_tokens=4096, device_batch=16, steps=750, lr=4e-3,
-                     rope_theta=1e4),
-        "mini": dict(seq_len=256, batch_tokens=8192, device_batch=16, steps=1500, lr=3e-3,
-                     rope_theta=1e4),
-        "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=2000, lr=2e-3,
-                      rope_theta=1e4)},
+        "tiny": dict(seq_len=256, batch_tokens=4096, device_batch=16, steps=750, lr=4e-3),
+        "mini": dict(seq_len=256, batch_tokens=8192, device_batch=16, steps=1500, lr=3e-3),
+        "small": dict(seq_len=1024, batch_tokens=65536, device_batch=16, steps=2000, lr=2e-3)},
     "repository": {
-        "tiny": dict(seq_len=1024, batch_tokens=4096, device_batch=4, steps=550, lr=4e-3,
-                     rope_theta=1e5),
-        "mini": dict(seq_len=1024, batch_tokens=8192, device_batch=4, steps=1500, lr=3e-3,
-                     rope_theta=1e5),
-        "small": dict(seq_len=4096, batch_tokens=65536, device_batch=4, steps=1500, lr=2e-3,
-                      rope_theta=1e5)}}
+        "tiny": dict(seq_len=1024, batch_tokens=4096, device_batch=4, steps=550, lr=4e-3),
+        "mini": dict(seq_len=1024, batch_tokens=8192, device_batch=4, steps=1500, lr=3e-3),
+        "small": dict(seq_len=4096, batch_tokens=65536, device_batch=4, steps=1500, lr=2e-3)}}
 # batch_tokens, lr: not published; values of Qwen (arXiv 2309.16609). steps: 5.2T and 0.3T tokens
 PUBLISHED = {
-    "file": dict(seq_len=8192, batch_tokens=2 ** 22, device_batch=1, steps=1_240_000, lr=3e-4,
-                 rope_theta=1e4),
+    "file": dict(seq_len=8192, batch_tokens=2 ** 22, device_batch=1, steps=1_240_000, lr=3e-4),
     "repository": dict(seq_len=32768, batch_tokens=2 ** 22, device_batch=1, steps=71_500, lr=3e-4,
                        rope_theta=1e6)}
+# The base of the rotary embeddings, larger for longer sequences (report, figure 2: 1e4, then 1e6)
+ROPE_THETA = {"file": 1e4, "repository": 1e5}
+DEFAULT_SIZES = {"cpu": "tiny", "mps": "tiny", "cuda": "small"}
 STAGES = {"file": "pretrain", "repository": "repository"}      # the folder of a phase
 
 
 def training_flags(parser):
-    """The flags of every stage that trains. A default of None is filled in by --size."""
+    """Add the flags of every stage that trains. A default of None is filled in by --size."""
+    add = parser.add_argument
     # where from, where to
-    parser.add_argument("--out", default="out",
-                        help="root folder of all stages (default: %(default)s)")
-    parser.add_argument("--size", choices=CONFIGS, help="shape, vocabulary, sequences, batch and "
-                        "steps (default: tiny on CPU and MPS, small on CUDA; in sft.py and dpo.py "
-                        "the size of the model)")
-    parser.add_argument("--init", metavar="FOLDER", help="checkpoint folder or hub name to start "
-                        "from, with its tokenizer (default: the result of the previous stage)")
-    parser.add_argument("--fresh", action="store_true",
-                        help="start again, and prepare the data again")
+    add("--out", default="out", help="root folder of all stages (default: %(default)s)")
+    add("--size", choices=CONFIGS, help="shape, vocabulary, sequences, batch and steps (default: "
+        "tiny on CPU and MPS, small on CUDA; in sft.py and dpo.py the size of the model)")
+    add("--init", metavar="FOLDER", help="checkpoint folder or hub name to start from, with its "
+        "tokenizer (default: the result of the previous stage)")
+    add("--fresh", action="store_true", help="start again, and prepare the data again")
     # how much (default: by --size)
-    parser.add_argument("--steps", type=int, help="optimizer updates")
-    parser.add_argument("--batch-tokens", type=int, help="tokens per step, on all devices")
-    parser.add_argument("--device-batch", type=int, help="sequences in a forward pass")
-    parser.add_argument("--seq-len", type=int, help="tokens per sequence")
+    add("--steps", type=int, help="optimizer updates")
+    add("--batch-tokens", type=int, help="tokens per step, on all devices")
+    add("--device-batch", type=int, help="sequences in a forward pass")
+    add("--seq-len", type=int, help="tokens per sequence")
     # how
-    parser.add_argument("--lr", type=float, help="peak learning rate")
-    parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon",
-                        help="muon for the matrices inside blocks, adamw for the rest, or adamw "
-                        "for everything (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
-    parser.add_argument("--device", choices=["cuda", "mps", "cpu"], default=default_device(),
-                        help="default: %(default)s")
-    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto",
-                        help="of activations (default: the faster one, by measurement)")
-    parser.add_argument("--attention", choices=["auto", "triton", "sdpa"], default="auto",
-                        help="implementation (default: auto, the fastest one here)")
-    parser.add_argument("--compile", action="store_true",
-                        help="let torch.compile fuse each block; needs a C++ compiler on a CPU")
-    parser.add_argument("--checkpoint-activations", action="store_true",
-                        help="keep only the inputs of blocks and compute the rest again: less "
-                        "memory, more time")
-    parser.add_argument("--save-every", type=int, help="steps between checkpoints (a tenth)")
-    parser.add_argument("--eval-every", type=int, help="steps between evaluations (a fifth)")
+    add("--lr", type=float, help="peak learning rate")
+    add("--optimizer", choices=["muon", "adamw"], default="muon", help="muon for the matrices "
+        "inside blocks, adamw for the rest, or adamw for everything (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of weights and data (default: 0)")
+    add("--device", choices=["cuda", "mps", "cpu"], default=default_device(),
+        help="default: %(default)s")
+    add("--dtype", choices=["auto", "bfloat16", "float32"], default="auto",
+        help="of activations (default: the faster one, by measurement)")
+    add("--attention", choices=["auto", "triton", "sdpa"], default="auto",
+        help="implementation (default: auto, the fastest one here)")
+    add("--compile", action="store_true",
+        help="let torch.compile fuse each block; needs a C++ compiler on a CPU")
+    add("--checkpoint-activations", action="store_true",
+        help="keep only the inputs of blocks and compute the rest again: less memory, more time")
+    add("--save-every", type=int, help="steps between checkpoints (default: a tenth of --steps)")
+    add("--eval-every", type=int, help="steps between evaluations (default: a fifth of --steps)")
 
 
 def check_flags(args):
@@ -402,7 +402,7 @@ def check_flags(args):
                  "seed", "lr"):
         value = getattr(args, name)
         smallest = 0 if name in ("seed", "lr") else 1
-        if value is not None and not value >= smallest:     # NaN is not above 0 either
+        if value is not None and not value >= smallest:     # `not >=` also rejects NaN
             raise InputError(f"--{name.replace('_', '-')}: must be at least {smallest}")
 
 
@@ -422,28 +422,24 @@ def fill_in(args, preset):
     return args
 
 
-def default_size(device):
-    return "small" if device.startswith("cuda") else "tiny"
-
-
-def size_of(model, device):
-    """The size whose presets suit a model: the one of its shape, else the default."""
+def size_of(model):
+    """The size whose presets suit a model: that of its shape, else the default."""
     for size, config in CONFIGS.items():
         if all(getattr(config, name) == getattr(model.config, name)
                for name in ("hidden_size", "num_hidden_layers", "intermediate_size")):
             return size
-    return default_size(device)
+    return DEFAULT_SIZES[model.head.device.type]
 
 
 def settings(args, phase, both=False):
-    """The flags of one phase. before, after: the steps of the other phase, as the learning rate
-    rises and falls once over both.
+    """The flags of one phase: those that were given, the rest by --size.
 
-    both: the two phases run in one call. Then the flags describe the file phase, and those of the
-    repository phase differ from them by the ratios of the presets.
+    both: the two phases run in one call. Then a flag that was given is that of the file phase, and
+    the repository phase scales it as the presets do (tiny: --steps 75 becomes 55).
     """
+    # before, after: the steps of the other phase, which main() sets if both run in one call
     args = argparse.Namespace(**vars(args), phase=phase, stage=STAGES[phase], before=0, after=0)
-    args.size = args.size or default_size(args.device)
+    args.size = args.size or DEFAULT_SIZES[args.device]
     presets = {name: PRESETS[name].get(args.size, PUBLISHED[name]) for name in PRESETS}
     if both and phase == "repository":
         for name, value in presets["repository"].items():
@@ -451,7 +447,7 @@ def settings(args, phase, both=False):
             if given is not None:
                 scaled = given * value / presets["file"][name]
                 setattr(args, name, scaled if name == "lr" else max(1, round(scaled)))
-    return fill_in(args, presets[phase])
+    return fill_in(args, {"rope_theta": ROPE_THETA[phase], **presets[phase]})
 
 
 def show_plan(args, phase, devices):
@@ -459,23 +455,27 @@ def show_plan(args, phase, devices):
     if devices < 1:
         raise InputError("--plan: must be at least 1")
     sizes = [args.size] if args.size else [size for size in CONFIGS if size not in PRESETS["file"]]
-    on_gpu = args.device == "cuda"
-    dtype = torch.bfloat16 if on_gpu else choose_training_dtype(
-        args.device, args.dtype, 4096, CONFIGS[sizes[0]].hidden_size,
-        CONFIGS[sizes[0]].intermediate_size)[0]
+    on_gpu = args.device == "cuda"              # which need not be in this machine
+    dtype = torch.bfloat16
+    if not on_gpu:
+        config = CONFIGS[sizes[0]]
+        dtype, _ = choose_training_dtype(args.device, args.dtype, 4096, config.hidden_size,
+                                         config.intermediate_size)
     memories, flops = {}, {}
     for size in sizes:
+        args.size = size
+        one = settings(args, phase)
         config = CONFIGS[size]
-        one = settings(argparse.Namespace(**{**vars(args), "size": size}), phase)
-        with torch.device("meta"):
+        with torch.device("meta"):              # shapes without memory
             model = CausalLM(config)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         plan = functools.partial(
-            memory_plan, config, shapes, devices=devices, bf16=dtype == torch.bfloat16,
+            memory_plan, config, shapes, one, devices=devices, bf16=dtype == torch.bfloat16,
             loss_rows=CHUNK_ROWS if on_gpu else max(1, CHUNK_LOGITS // config.vocab_size),
             program_gb=0.0 if on_gpu else memory())
-        checkpointed = argparse.Namespace(**{**vars(one), "checkpoint_activations": True})
-        memories[size] = plan(one), sum(plan(checkpointed).values())
+        parts = plan()
+        one.checkpoint_activations = True
+        memories[size] = parts, sum(plan().values())
         flops[size] = flops_per_token(config, parameter_count(model), one.seq_len)
     print_plan(f"GB on each of {devices} x {args.device}, sequences of {one.seq_len} tokens, "
                f"--device-batch {one.device_batch}, {str(dtype)[6:]} activations, {args.optimizer}",
@@ -535,7 +535,7 @@ def data_and_tokenizer(args):
         if Path(args.out, "data", f"validation_{kind}.jsonl").exists():
             validation[kind] = load_documents(args.out, f"validation_{kind}")
     if args.init and args.phase == "file" and "stdlib" not in sources:
-        validation["general"] = general_documents()     # which the model may forget
+        validation["general"] = general_documents()     # does the model forget general code?
     return validation, Tokenizer.load(name)
 
 
@@ -550,15 +550,14 @@ def general_documents():
 
 
 def make_model(args, tokenizer, device):
-    """The model to train, in fp32: from --init, or with random weights of --size. With one process
-    it is on its device; with several on the CPU, as one device may be too small: shard() moves it.
-    """
-    device = device if WORLD == 1 else "cpu"
+    """The model to train, in fp32: from --init, or of --size with random weights."""
+    device = device if WORLD == 1 else "cpu"        # may be too large for one device: see shard()
     if args.init:
         model = load_model(args.init, device, torch.float32)
         config = model.config
         config.max_position_embeddings = max(config.max_position_embeddings, args.seq_len)
-        config.rope_theta = max(config.rope_theta, args.rope_theta)     # for longer sequences
+        # a larger base turns channels more slowly: angles stay familiar in longer sequences
+        config.rope_theta = max(config.rope_theta, args.rope_theta)
         model.model.set_frequencies(config)
     else:
         end = tokenizer.special[ENDOFTEXT]
@@ -577,7 +576,7 @@ def watch(model, tokenizer):
     length = min(WATCHED_TOKENS, model.config.max_position_embeddings // 4)
     middle = infill(model, tokenizer, prefix, suffix, length)
     prompt = [tokenizer.special[ENDOFTEXT], *tokenizer.encode(prefix)]
-    # without special tokens, or it might begin a FIM example of its own
+    # no special tokens, with which the model might begin a FIM example
     [new_ids] = generate(model, [prompt], length, vocab_size=min(tokenizer.special.values()))
     for text, after in ((middle, suffix), (tokenizer.decode(new_ids), "")):
         line = f"{prefix}⟦{text}⟧{after}".rstrip().replace("\n", "⏎")
@@ -600,23 +599,22 @@ def compare_positions(folder, models, validation, device):
 
 def show_infilling(folder, out, validation, device):
     """Print how the model infills a line of the validation set, and the command to try it."""
-    model, tokenizer = load(folder, device)     # not the trained model: FSDP holds a part of it
+    # loaded again: with FSDP each process holds only a part of the trained model
+    model, tokenizer = load(folder, device)
     text = max((document["text"] for document in validation), key=len)
     lines = text.split("\n")
-    middle = len(lines) // 2
+    middle = len(lines) // 2        # the first line from here on that is not short
     number = next((i for i in range(middle, len(lines)) if len(lines[i].strip()) > 12), middle)
     prefix, truth, suffix = split_at_cursor(text, folder, number + 1)
     length = min(48, model.config.max_position_embeddings // 4)
-    prompt = tokenizer.encode(prefix)[-(model.config.max_position_embeddings - length):]
-    [new_ids] = generate(model, [prompt], length, vocab_size=tokenizer.vocab_size,
-                         stop_ids={tokenizer.special[ENDOFTEXT]})
+    [(completion, _)] = complete(model, tokenizer, [tokenizer.encode(prefix)], length,
+                                 stop_ids={tokenizer.special[ENDOFTEXT]})
     filled = infill(model, tokenizer, prefix, suffix, length)
     before = "\n".join(lines[max(0, number - 5):number])
     after = "\n".join(lines[number + 1:number + 4])
     option = f" --out {out}" if out != "out" else ""
     print(f"\n--- ground truth, from the validation set\n{before}\n{truth}\n{after}\n"
-          f"\n--- left-to-right completion, between ⟦ and ⟧\n{before}\n"
-          f"⟦{tokenizer.decode(new_ids)}⟧\n"
+          f"\n--- left-to-right completion, between ⟦ and ⟧\n{before}\n⟦{completion}⟧\n"
           f"\n--- infilling\n{before}\n⟦{filled}⟧\n{after}\n\n"
           f"The model is in {folder}. On a file of yours:\n  python fim.py FILE --line N{option}")
 
@@ -652,44 +650,41 @@ def train_phase(args, device):
         watch(model, tokenizer)
         return {**bits, **compressors}
 
-    train(model, tokenizer, batches, next_token_loss, args, evaluate, before=bool(args.init))
+    train(model, tokenizer, batches, next_token_loss, args, evaluate,
+          evaluate_first=bool(args.init))       # random weights need no measurement
     if RANK == 0 and args.phase == "repository":
         compare_positions(folder, [args.init, folder], validation["code"], device)
     if RANK == 0:
         show_infilling(folder, args.out, validation["code"], device)
 
 
-def parse_args():
+def main():
     parser = argparse.ArgumentParser(description="Pretrain a Qwen2.5-Coder.")
     training_flags(parser)
     source_flag(parser)
-    parser.add_argument("--fim-rate", type=float, default=FIM_RATE,
-                        help="share of code trained as fill-in-the-middle (default: %(default)s)")
-    parser.add_argument("--mixture", default=":".join(map(str, MIXTURE)), help="shares of code, "
-                        "text and mathematics in the training tokens (default: %(default)s)")
-    parser.add_argument("--phase", choices=STAGES, help="file: single files; repository: then "
-                        "whole repositories in long sequences, into out/repository (default: both, "
-                        "one after the other; file with --init)")
-    parser.add_argument("--plan", type=int, metavar="N", help="print memory, days and cost of the "
-                        "published sizes, or of --size, on N devices; train nothing")
+    add = parser.add_argument
+    add("--fim-rate", type=float, default=FIM_RATE,
+        help="share of code trained as fill-in-the-middle (default: %(default)s)")
+    add("--mixture", default=":".join(map(str, MIXTURE)),
+        help="shares of code, text and mathematics in the training tokens (default: %(default)s)")
+    add("--phase", choices=STAGES, help="file: single files; repository: then whole repositories "
+        "in long sequences, into out/repository (default: both; file with --init)")
+    add("--plan", type=int, metavar="N", help="print memory, days and cost of the published "
+        "sizes, or of --size, on N devices; train nothing")
     args = parser.parse_args()
     parse_mixture(args.mixture)
     if not 0 <= args.fim_rate <= 1:
         raise InputError(f"--fim-rate {args.fim_rate}: must be between 0 and 1")
-    return args
-
-
-def main():
-    args = parse_args()
     phase = vars(args).pop("phase") or ("file" if args.init else None)
     devices = vars(args).pop("plan")
     if devices is not None:
         return show_plan(args, phase or "file", devices)
     names = [phase] if phase else list(STAGES)
     phases = [settings(args, name, both=not phase) for name in names]
-    if not phase:
-        phases[0].after = phases[1].steps
-        phases[1].before = phases[0].steps
+    if not phase:                                   # one learning rate schedule for both
+        file_phase, repository_phase = phases
+        file_phase.after = repository_phase.steps
+        repository_phase.before = file_phase.steps
     device = start_processes(args.device)
     if args.init:                                   # a bad checkpoint is reported before any work
         download(args.init, weights=False)

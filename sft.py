@@ -1,7 +1,7 @@
 """Supervised fine-tuning: from a model that completes code to one that answers requests.
 
 Section 4 of the report. Conversations come from a grammar of small tasks, from code on disk, from
-files, or from an LLM teacher. A checklist scores them, and answers with examples are run. Training
+files, or from an LLM teacher. A checklist scores them; answers that show examples are run. Training
 goes from coarse to fine: first on all conversations, then on those with the best scores (in the
 report: from many samples of low quality to those selected by rejection sampling). The loss is taken
 on answers only (not published; ours). Some sequences are fill-in-the-middle, as in the report, so
@@ -67,19 +67,19 @@ FIM_SHARE = 0.3             # of the sequences; the report's "small part" is not
 def chat_ids(tokenizer, messages, tools=None, last_turn=False, published_mask=False):
     """A conversation in ChatML -> (ids, learned): learned[i] tells whether ids[i] is a target.
 
-    Targets are the text of the assistant and the <|im_end|> after it, in every turn without
-    "weight": 0, or with last_turn in the last turn only. published_mask: as in the released script,
-    the <|im_start|>, <|im_end|> and line feeds of all turns are targets, too.
+    Targets are the text of the assistant and the <|im_end|> after it. Turns with "weight": 0 have
+    none; with last_turn, only the last turn has any. published_mask: as in the released script, the
+    <|im_start|>, <|im_end|> and line feeds of all turns are targets, too.
     """
     learn_turns = iter([is_learned(turn) and (turn is messages[-1] or not last_turn)
-                        for turn in messages if turn["role"] == "assistant"])
+                        for turn in messages if turn["role"] == "assistant"])   # one per answer
     ids, learned = [], []
     learn_turn = False
     previous = None                         # the special token before this part, if it is one
     for text, is_special, role in tokenizer.chat_parts(messages, tools):
         marker = text if is_special else None
         if marker == "<|im_start|>":        # a turn begins
-            learn_turn = role == "assistant" and next(learn_turns)
+            learn_turn = next(learn_turns) if role == "assistant" else False
             is_target = published_mask
         elif previous == "<|im_start|>":    # "assistant\n", or another role and all of its text
             is_target = False
@@ -87,7 +87,7 @@ def chat_ids(tokenizer, messages, tools=None, last_turn=False, published_mask=Fa
             is_target = learn_turn or published_mask
         elif previous == "<|im_end|>":      # the line feed between two turns
             is_target = published_mask
-        else:                               # the text of the assistant, tool calls included
+        else:                               # an answer or tool call; in a system turn, more text
             is_target = learn_turn
         previous = marker
         part = tokenizer.encode(text, allow_special=is_special)
@@ -128,7 +128,7 @@ class Packing:
     """packing[i]: which conversations are in sequence i of an endless run over all of them.
 
     Each epoch has its own random order. A sequence takes every one of the next WAITING
-    conversations that still fits, so there is little padding, and no conversation is cut.
+    conversations that still fits, so there is little padding. None is cut: none is longer than T.
     """
 
     WAITING = 64
@@ -137,12 +137,12 @@ class Packing:
         self.lengths, self.T = lengths, T
         self.seed, self.name = seed, name
         self.sequences = []                 # of the epochs that were packed so far
-        self.epoch = 0
+        self.epoch = 0                      # the next one to pack
 
     def __getitem__(self, index):
         while index >= len(self.sequences):                 # pack another epoch
             rng = generator(self.seed, f"order {self.name}", self.epoch)
-            waiting = rng.permutation(len(self.lengths)).tolist()
+            waiting = rng.permutation(len(self.lengths)).tolist()   # a random order per epoch
             self.epoch += 1
             while waiting:
                 sequence, room = [], self.T
@@ -156,13 +156,13 @@ class Packing:
 
 
 def best_conversations(conversations):
-    """The indices of the best conversations (FINE of them), sorted by score before. They are chosen
-    within each source, with and without a system message apart, so that none of these is lost."""
+    """The indices of the best FINE of the conversations, which are sorted by score. Each source,
+    with or without a system message, has a share of its own, so that none disappears."""
     kinds = defaultdict(list)
     for i, conversation in enumerate(conversations):
         kinds[conversation["source"], conversation["messages"][0]["role"]].append(i)
     return [i for indices in kinds.values()
-            for i in indices[round(len(indices) * (1 - FINE)):]]
+            for i in indices[round(len(indices) * (1 - FINE)):]]    # the best come last
 
 
 class ConversationBatches(Batches):
@@ -170,23 +170,22 @@ class ConversationBatches(Batches):
     ones. Sequences of fill-in-the-middle are spread evenly among them."""
 
     def __init__(self, tokens, tokenizer, args, encoded, best):
-        """tokens: from load_tokens(); encoded: (ids, learned) of each conversation; best: the
-        indices of the best."""
+        """encoded: the (ids, learned) of each conversation; best: the indices of the best ones."""
         super().__init__(tokens, tokenizer, args.seq_len, args.batch_tokens // args.seq_len,
                          args.device_batch, args.seed, fim_rate=1.0, rank=RANK, world=WORLD,
-                         mixture=(1, 0, 0))
+                         mixture=(1, 0, 0))                         # code only, always as FIM
         self.encoded, self.best = encoded, best
         self.fim_share = args.fim_share
-        coarse = round(COARSE * args.steps) * self.batch_rows       # sequences, FIM included
-        self.first_fine = coarse - int(coarse * args.fim_share)     # the first sequence of the best
+        coarse_sequences = round(COARSE * args.steps) * self.batch_rows     # FIM included
+        self.first_fine = coarse_sequences - int(coarse_sequences * args.fim_share)  # without FIM
         lengths = [len(ids) for ids, _ in encoded]
         self.coarse = Packing(lengths, self.T, self.seed, "coarse")
         self.fine = Packing([lengths[i] for i in best], self.T, self.seed, "fine")
 
     def sequence(self, index):
         """Sequence `index` of the run, a pure function of the seed and the index."""
-        # With a share of 0.3, the numbers of FIM sequences before 0, 1, 2, ... are
-        # 0 0 0 0 1 1 1 2 2 2 3: where the number rises next, this sequence is FIM.
+        # With a share of 0.3, sequences 0, 1, 2, ... have 0 0 0 0 1 1 1 2 2 2 3 FIM sequences
+        # before them. A sequence is FIM if the next one has more.
         fim_before = int(index * self.fim_share)
         if int((index + 1) * self.fim_share) > fim_before:
             return super().sequence(fim_before)
@@ -208,7 +207,7 @@ def encode_conversations(conversations, tokenizer, args):
     for conversation in conversations:
         ids, learned = chat_ids(tokenizer, conversation["messages"], conversation["tools"],
                                 args.last_turn, args.published_mask)
-        if len(ids) > args.seq_len:         # cut off, it would lack its end
+        if len(ids) > args.seq_len:         # cut off, it would teach not to stop
             too_long += 1
         elif any(learned):
             usable.append(conversation)
@@ -216,7 +215,7 @@ def encode_conversations(conversations, tokenizer, args):
     say(f"{too_long:,} longer than {args.seq_len} tokens are left out")
     no_targets = len(conversations) - too_long - len(usable)
     if no_targets:
-        say(f"{no_targets:,} whose last answer has weight 0 are left out (--last-turn)")
+        say(f"{no_targets:,} without a target are left out: their answers have weight 0")
     if not usable:
         raise InputError("no conversation is left; give a larger --seq-len")
     return usable, encoded
@@ -229,7 +228,7 @@ def train_stage(args, device):
         return say(f"{folder} is finished; --fresh trains it again")
     say(f"starting from {args.init}")
     model, tokenizer = load_base(args.init, device)
-    args.size = args.size or size_of(model, device)
+    args.size = args.size or size_of(model)
     fill_in(args, PRESETS.get(args.size, PUBLISHED))
     model.config.max_position_embeddings = max(model.config.max_position_embeddings, args.seq_len)
     # as in the generation_config.json of the published instruct models
@@ -287,7 +286,7 @@ def task_conversations(seed):
     """TASKS conversations, a quarter of them in words; half of these have two turns."""
     conversations = [task_conversation(task, in_words=number < TASKS // 4)
                      for number, task in enumerate(training_tasks(seed, TASKS))]
-    eighth = TASKS // 8
+    eighth = TASKS // 8         # the first eighth is also the first turn of the second
     for first, second in zip(conversations[:eighth], conversations[eighth:2 * eighth]):
         second["messages"] = first["messages"] + second["messages"]     # two turns
     return conversations
@@ -314,11 +313,11 @@ def code_conversations(documents, seed):
 
 def teacher_conversations(url, documents, tokenizer, seed):
     """Questions by an LLM teacher about snippets of training documents, its answers to each, and
-    its scores of these."""
+    its scores of the answers."""
     rng, snippets = random.Random(f"{seed} snippets"), []
     for document in rng.choices(documents, k=TEACHER_QUESTIONS):
         ids = tokenizer.encode(document["text"])
-        start = rng.randint(0, max(0, len(ids) - SNIPPET_TOKENS))
+        start = rng.randint(0, max(0, len(ids) - SNIPPET_TOKENS))   # anywhere, not only at imports
         snippets.append(tokenizer.decode(ids[start:start + SNIPPET_TOKENS]))
     questions = ask_all(url, [user(TEACHER_QUESTION.format(snippet)) for snippet in snippets],
                         temperature=0.7)
@@ -357,7 +356,7 @@ def set_score(conversation):
 
 def verify(conversations, weak):
     """Run the answers that show examples, and set `passed` if the values they return are right or
-    wrong. Other failures decide nothing: an answer may only lack code of the question."""
+    wrong. Other failures decide nothing: the answer may just lack code that the question shows."""
     chats, programs = [], []
     for chat in conversations:
         if chat["source"] == "tasks":       # right by construction
@@ -373,9 +372,8 @@ def verify(conversations, weak):
 
 def all_conversations(args, documents, tokenizer):
     """All conversations, unfiltered, and a summary of the rows of --data that are skipped."""
-    conversations, summary = read_data(
-        args.data, normalize_conversation, assistant_parts,
-        "messages, or prompt and completion, or instruction, input and output")
+    formats = "messages, or prompt and completion, or instruction, input and output"
+    conversations, summary = read_data(args.data, normalize_conversation, assistant_parts, formats)
     if args.teacher:
         conversations += teacher_conversations(args.teacher, documents, tokenizer, args.seed)
     if not args.only_data:
@@ -385,14 +383,14 @@ def all_conversations(args, documents, tokenizer):
 
 
 def build(args, tokenizer, settings):
-    """Make out/instructions: train.jsonl, sorted by score; pairs.jsonl for dpo.py, each an answer
-    that failed and one that passed; scores.png; a manifest of what was dropped and why."""
+    """Make out/instructions: train.jsonl, sorted by score; pairs.jsonl for dpo.py, answers that
+    failed, each with one that passed; scores.png; a manifest of what was dropped and why."""
     documents = load_documents(args.out, "train")
     selection = Selection(*all_conversations(args, documents, tokenizer))
     selection.drop_duplicates()
     contamination = Contamination(default_benchmarks())
     selection.drop("contaminated", lambda chat: contamination.hit(all_text(chat["messages"])))
-    # the report drops most samples without code, which lowered its benchmark scores
+    # as in the report, where samples without code lowered the scores of several benchmarks
     rng = random.Random(f"{args.seed} thinned")
     selection.drop("without code", lambda chat: chat["source"] != "file" and "```" not in
                    last_answer(chat) and rng.random() > KEPT_WITHOUT_CODE)
@@ -404,15 +402,15 @@ def build(args, tokenizer, settings):
     for chat in selection.conversations:
         set_score(chat)
         chat["language"] = answer_language(last_answer(chat))
-        chat["rank"] = (chat.get("passed", False), chat["score"])
+        chat["rank"] = (chat.get("passed", False), chat["score"])   # first of all, it passes tests
         key = prompt_key(chat)
         if key not in best or chat["rank"] > best[key]["rank"]:
             best[key] = chat
     selection.drop("another answer is better", lambda chat: chat["source"] != "file"
                    and chat["rank"] < best[prompt_key(chat)]["rank"])
 
-    conversations = sorted(selection.conversations, key=lambda chat: chat["score"])
-    # a failed answer is still good for a preference pair
+    conversations = sorted(selection.conversations, key=lambda chat: chat["score"])  # best last
+    # a failed answer is still good for a preference pair, if another to its question passed
     pairs = [{"prompt": chat["messages"][:-1], "tools": chat.get("tools"),
               "chosen": last_answer(best[prompt_key(chat)]), "rejected": last_answer(chat)}
              for chat in failed if best.get(prompt_key(chat), {}).get("passed")]
@@ -468,7 +466,7 @@ def solve(model, tokenizer, problems, weak, samples=1, **sampling):
     prompts = [prompt_ids(model, tokenizer, template, problem) for problem in problems]
     answers = complete(model, tokenizer, prompts, ANSWER_TOKENS, template["stops"],
                        answer_stop_ids(tokenizer), samples=samples, **sampling)
-    repeated = [problem for problem in problems for _ in range(samples)]
+    repeated = [problem for problem in problems for _ in range(samples)]    # one per answer
     programs = [(problem, code_block(text, problem["entry_point"]))
                 for problem, (text, _) in zip(repeated, answers)]
     graded = [(text, stopped, grade.passed)
@@ -477,22 +475,22 @@ def solve(model, tokenizer, problems, weak, samples=1, **sampling):
 
 
 def measure(folder, args, device, samples=0):
-    """Measure a checkpoint -> {name: value, or a list with a value for each problem}. samples: how
-    often to answer some of the problems at temperature 0.8, for pass@k."""
+    """Measure a checkpoint -> {name: value, for pass@k a list with a value for each problem}.
+    samples: how many answers to give to each of SAMPLED problems at temperature 0.8."""
     print(f"\nmeasuring {folder}")
-    model, tokenizer = load(folder, device, dtype=None)     # as stored: comparable between runs
+    model, tokenizer = load(folder, device, dtype=None)     # the stored dtype, not the fastest here
     validation = load_documents(args.out, "validation")
     problems = {"unseen parameters": held_out_problems("parameters"),
                 "unseen compositions": held_out_problems("compositions"),
                 "ladder": list(find_problems("ladder").values())}
     values, answers = {}, {}
     for name, rows in problems.items():
-        answers[name] = [sample for [sample] in solve(model, tokenizer, rows, args.weak_sandbox)]
+        answers[name] = [result[0] for result in solve(model, tokenizer, rows, args.weak_sandbox)]
         values[f"{name}: pass@1, %"] = [100 * passed for _, _, passed in answers[name]]
     if samples:
         results = solve(model, tokenizer, problems["unseen parameters"][:SAMPLED],
                         args.weak_sandbox, samples, temperature=0.8, seed=args.seed)
-        right = [sum(passed for _, _, passed in result) for result in results]
+        right = [sum(passed for _, _, passed in result) for result in results]  # by problem
         for k in (1, samples):
             values[f"{SAMPLED} sampled {samples} times: pass@{k}, %"] = [
                 100 * pass_at_k(samples, n, k) for n in right]
@@ -558,7 +556,7 @@ def talk(args):
         stream = TextStream(tokenizer)
         [new_ids] = generate(model, [ids[-room:]], max_new_tokens, temperature=args.temperature,
                              stop_ids=answer_stop_ids(tokenizer), vocab_size=tokenizer.vocab_size,
-                             seed=args.seed + len(messages),
+                             seeds=[args.seed + len(messages)],     # another one in each turn
                              on_token=lambda _, token: print(stream.add(token), end="", flush=True))
         print(stream.finish())
         messages.append({"role": "assistant", "content": tokenizer.decode(new_ids)})
@@ -576,30 +574,31 @@ def has_published_size(name):
 def main():
     parser = argparse.ArgumentParser(description="Fine-tune a Qwen2.5-Coder on conversations.")
     training_flags(parser)
-    parser.add_argument("--data", action="append", metavar="FILE", help="your own conversations, "
-                        "in the format of OpenAI, ShareGPT, Alpaca or TRL (repeatable)")
-    parser.add_argument("--only-data", action=argparse.BooleanOptionalAction, help="learn from "
-                        "--data and --teacher, not from tasks and code on disk (default: only with "
-                        "a model of a published size); --fim-share applies all the same")
-    parser.add_argument("--teacher", metavar="URL", help="an OpenAI-compatible server with an LLM "
-                        "teacher that writes more conversations")
-    parser.add_argument("--build", action="store_true", help="only make out/instructions")
-    parser.add_argument("--chat", action="store_true", help="talk with the newest model")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of --chat (default: 0)")
-    parser.add_argument("--last-turn", action="store_true", help="learn only the last answer")
-    parser.add_argument("--published-mask", action="store_true", help="also learn the special "
-                        "tokens of all turns, as the released script does")
-    parser.add_argument("--fim-share", type=float, default=FIM_SHARE, help="share of sequences "
-                        "with fill-in-the-middle, from out/data (default: %(default)s)")
-    parser.add_argument("--weak-sandbox", action="store_true", help="run programs where the system "
-                        "cannot lock them in, under resource limits alone")
+    add = parser.add_argument
+    add("--data", action="append", metavar="FILE", help="your own conversations, in the format of "
+        "OpenAI, ShareGPT, Alpaca or TRL (repeatable)")
+    add("--only-data", action=argparse.BooleanOptionalAction, help="learn from --data and "
+        "--teacher, not from tasks and code on disk; --fim-share still applies (default: only with "
+        "--data and a model of a published size)")
+    add("--teacher", metavar="URL", help="an OpenAI-compatible server with an LLM teacher that "
+        "writes more conversations")
+    add("--build", action="store_true", help="only make out/instructions")
+    add("--chat", action="store_true", help="talk with the newest model")
+    add("--temperature", type=float, default=0.0, help="of --chat (default: 0)")
+    add("--last-turn", action="store_true", help="learn only the last answer")
+    add("--published-mask", action="store_true",
+        help="also learn the special tokens of all turns, as the released script does")
+    add("--fim-share", type=float, default=FIM_SHARE,
+        help="share of sequences with fill-in-the-middle, from out/data (default: %(default)s)")
+    add("--weak-sandbox", action="store_true",
+        help="where the system has no sandbox: run programs under resource limits only")
     args = parser.parse_args()
     build_only = vars(args).pop("build")
     chat_only = vars(args).pop("chat")
     if not 0 <= args.fim_share < 1 or not args.temperature >= 0:
         raise InputError("--fim-share must be at least 0 and below 1, --temperature at least 0")
-    if args.only_data and not args.data:
-        raise InputError("--only-data needs --data FILE: there is nothing else to learn from")
+    if args.only_data and not (args.data or args.teacher):
+        raise InputError("--only-data needs --data FILE or --teacher URL to learn from")
     if chat_only:
         return talk(args)
     vars(args).pop("temperature")

@@ -50,7 +50,7 @@ SPECIAL_TOKENS = [
     "<|repo_name|>", "<|file_sep|>"]
 HIDDEN_TOKENS = set(SPECIAL_TOKENS[:14])    # those that decode(skip_special=True) leaves out
 
-# The bytes in the order of their ids, which is GPT-2's: printable characters of Latin-1 first
+# The bytes in the order of their ids, as in GPT-2: first the printable characters of Latin-1
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTE_ORDER = PRINTABLE + [byte for byte in range(256) if byte not in PRINTABLE]
 
@@ -82,10 +82,10 @@ def learn_merges(words, count):
     tokens = [bytes([byte]) for byte in BYTE_ORDER]
     id_of_byte = {byte: i for i, byte in enumerate(BYTE_ORDER)}
     frequency = list(words.values())
-    spelling = [[id_of_byte[byte] for byte in word] for word in words]  # words as ids, so far
+    spelling = [[id_of_byte[byte] for byte in word] for word in words]  # each word as ids so far
 
     pair_count = Counter()                  # (id, id) -> occurrences in the text
-    words_with = defaultdict(set)           # (id, id) -> indices of words that contain it
+    words_with = defaultdict(set)           # (id, id) -> indices of words that contain it, or did
     for w, ids in enumerate(spelling):
         for pair in zip(ids, ids[1:]):
             pair_count[pair] += frequency[w]
@@ -147,8 +147,8 @@ def encode_word(word, id_of):
 class Tokenizer:
     """A vocabulary: single bytes, one token per merge, then the special tokens.
 
-    tokens: the bytes of each id below the special tokens. special: name -> id. vocab_size: how many
-    ids are in use; the embedding matrix of a model may have more rows.
+    tokens: the bytes of each id below the special tokens. special: name -> id. vocab_size: the
+    number of ids; a model's embedding matrix may have more rows.
     """
 
     def __init__(self, merges, special=None):
@@ -203,7 +203,7 @@ class Tokenizer:
             return list(pool.map(self.encode, texts))
 
     def decode_bytes(self, ids):
-        """Ids -> bytes; a special token gives its name. KeyError: there is no such id."""
+        """Ids -> bytes; a special token gives its name. KeyError if there is no such id."""
         return self.encoding.decode_bytes(ids)
 
     def decode(self, ids, skip_special=False):
@@ -214,7 +214,7 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def byte_lengths(self):
-        """How many bytes of text each id stands for (0 for special tokens)."""
+        """The number of bytes of each token, by id (0 for special tokens)."""
         return [len(token) for token in self.tokens] + [0] * len(self.special)
 
     @classmethod
@@ -235,40 +235,37 @@ class Tokenizer:
         """A conversation in ChatML, in parts: a list of (text, is_special, role).
 
         messages: dicts with role and content; content is text, a list of text parts, or None.
-        An assistant's message may have tool_calls: dicts with name and arguments, or with both
-        under "function". tools: JSON-like function signatures, listed in the system turn.
+        An assistant's message may have tool_calls: dicts with name and arguments, or with a dict
+        "function" that holds both. tools: JSON-like function signatures, for the system turn.
 
-        is_special: the text is a special token that ChatML itself writes. All other text is
-        content, in which the name of a special token stays plain text. role: whose turn the part
-        belongs to; the responses of tools form a user turn. An assistant's "assistant\\n" is a part
-        of its own, because a generation prompt ends with it. InputError: not a conversation.
+        is_special: whether ChatML itself writes the text, as a special token. In all other text,
+        the name of a special token stays plain text. role: whose turn the part belongs to; the
+        responses of tools form a user turn. An assistant's "assistant\\n" is a part of its own,
+        because a generation prompt ends with it. InputError if messages are not a conversation.
         """
         check_messages(messages)
         if messages[0]["role"] != "system":
             messages = [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
         turns = []                                          # (role, [(text, is_special), ...])
-        for is_tool, group in itertools.groupby(messages, lambda m: m["role"] == "tool"):
-            if is_tool:                                     # neighbours share one user turn
+        for role, group in itertools.groupby(messages, key=lambda message: message["role"]):
+            if role == "assistant":
+                turns += [(role, assistant_parts(message)) for message in group]
+            elif role == "tool":                            # consecutive responses share a turn
                 responses = "\n".join(f"<tool_response>\n{content_text(message)}\n</tool_response>"
                                       for message in group)
                 turns.append(("user", [(f"user\n{responses}", False)]))
-                continue
-            for message in group:
-                if message["role"] == "assistant":
-                    turns.append(("assistant", assistant_parts(message)))
-                else:
-                    text = f"{message['role']}\n{content_text(message)}"
-                    turns.append((message["role"], [(text, False)]))
+            else:
+                turns += [(role, [(f"{role}\n{content_text(message)}", False)])
+                          for message in group]
         if tools:
+            [(system_text, _)] = turns[0][1]
             signatures = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools)
-            before = turns[0][1][0][0] + TOOLS_BEFORE + signatures
-            [first, *rest] = tool_call_parts(TOOLS_AFTER)
-            turns[0] = ("system", [(before + first[0], False), *rest])
+            system_text += TOOLS_BEFORE + signatures + TOOLS_AFTER
+            turns[0] = ("system", [(system_text, False), *TOOL_CALL_FORMAT])
         parts = []
         for role, contents in turns:
-            for text, is_special in [("<|im_start|>", True), *contents, ("<|im_end|>", True),
-                                     ("\n", False)]:
-                parts.append((text, is_special, role))
+            turn = [("<|im_start|>", True), *contents, ("<|im_end|>", True), ("\n", False)]
+            parts += [(text, is_special, role) for text, is_special in turn]
         return parts
 
     def render_chat(self, messages, tools=None, add_generation_prompt=False):
@@ -280,14 +277,17 @@ class Tokenizer:
 # ------------------------------------------------------------------------------------------------
 # ChatML: <|im_start|>role, the content and <|im_end|> for each turn
 
-# assets/chat_template.jinja is the same as a template for Hugging Face folders
+# assets/chat_template.jinja: this format, as a template for Hugging Face folders
 SYSTEM_PROMPT = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 TOOLS_BEFORE = ("\n\n# Tools\n\nYou may call one or more functions to assist with the user query."
                 "\n\nYou are provided with function signatures within <tools></tools> XML tags:"
                 "\n<tools>")
 TOOLS_AFTER = ("\n</tools>\n\nFor each function call, return a json object with function name and "
-               "arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
-               '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>')
+               "arguments within ")
+TOOL_CALL_FORMAT = [        # what follows, in parts: the tags are special tokens
+    ("<tool_call>", True), ("</tool_call>", True), (" XML tags:\n", False), ("<tool_call>", True),
+    ('\n{"name": <function-name>, "arguments": <args-json-object>}\n', False),
+    ("</tool_call>", True)]
 
 
 def check_messages(messages):
@@ -302,7 +302,7 @@ def check_messages(messages):
 
 def content_text(message):
     """The content of a message as text: a string, a list of text parts (joined by line feeds), or
-    nothing. A tool may return any value. InputError: a part that is not text, such as an image."""
+    nothing. A tool may return any value. InputError if a part is not text, such as an image."""
     content = message.get("content")
     if content is None:
         return ""
@@ -315,16 +315,9 @@ def content_text(message):
     raise InputError(f"the content of a {message['role']} message is not text")
 
 
-def tool_call_parts(text):
-    """Text that ChatML writes -> (text, is_special) parts: <tool_call> and </tool_call> are special
-    tokens of the vocabulary."""
-    pieces = re.split("(</?tool_call>)", text)
-    return [(piece, piece in ("<tool_call>", "</tool_call>")) for piece in pieces if piece]
-
-
 def tool_call_text(call):
-    """A tool call as ChatML writes it. call: a dict with name and arguments, or with both under
-    "function"; arguments may be a JSON string, which is OpenAI's format."""
+    """A tool call as ChatML writes it between the tags. call: as in chat_parts(), arguments: a JSON
+    value or, as OpenAI does, its text."""
     try:
         function = call.get("function") or call
         name, arguments = function["name"], function["arguments"]
@@ -333,34 +326,31 @@ def tool_call_text(call):
         arguments = json.dumps(arguments, ensure_ascii=False)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise InputError("a tool call needs a name, and arguments that are JSON") from None
-    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+    # the name is not escaped: the published template does not escape it either
+    return f'\n{{"name": "{name}", "arguments": {arguments}}}\n'
 
 
 def assistant_parts(message):
     """An assistant's turn without <|im_start|> and <|im_end|>, as (text, is_special) parts."""
     text = content_text(message)
-    calls = [tool_call_text(call) for call in message.get("tool_calls") or []]
+    calls = message.get("tool_calls") or []
     if text and calls:
-        text += "\n"                       # part of the text: ".\n" is a single token
+        text += "\n"                        # not a part of its own: ".\n" is one token
     parts = [("assistant\n", False)]
     if text:
         parts.append((text, False))
     for number, call in enumerate(calls):
         if number:
             parts.append(("\n", False))
-        # the markers are special tokens; the JSON between them is plain, whatever it contains
-        call = call.removeprefix("<tool_call>").removesuffix("</tool_call>")
-        parts += [("<tool_call>", True), (call, False), ("</tool_call>", True)]
+        # the tags are special tokens; the JSON between them is plain text, whatever it contains
+        parts += [("<tool_call>", True), (tool_call_text(call), False), ("</tool_call>", True)]
     return parts
 
 
 class TextStream:
     """Turns ids, one at a time, into text that is safe to print: it holds back incomplete
-    characters, and text that may become a stop string.
-
-    add() and finish() return new text. When a stop string is complete, `stopped` becomes True; the
-    text ends before it, and nothing follows.
-    """
+    characters, and text that may become a stop string. Once a stop string is complete, `stopped`
+    is True, and the text ends before it."""
 
     def __init__(self, tokenizer, stop_strings=()):
         self.tokenizer = tokenizer
@@ -370,6 +360,7 @@ class TextStream:
         self.stopped = False
 
     def add(self, token_id, final=False):
+        """The text that is safe to print after token_id; with final, all that was held."""
         if self.stopped:
             return ""
         data = b"" if token_id is None else self.tokenizer.decode_bytes([token_id])
@@ -379,8 +370,8 @@ class TextStream:
             if stop in self.held:
                 cut = min(cut, self.held.find(stop))
                 self.stopped = True
-        new, self.held = self.held[:cut], self.held[cut:]
-        return new
+        safe, self.held = self.held[:cut], self.held[cut:]
+        return safe
 
     def possible_stop(self):
         """How many characters at the end of `held` are the beginning of a stop string."""
@@ -398,18 +389,18 @@ DIM, RESET, COLORS = "\x1b[2m", "\x1b[0m", ("\x1b[30;46m", "\x1b[30;43m")
 
 
 def token_view(tokenizer, text, color=True):
-    """The text with its tokens set apart, by alternating colors or by "|"; below each line the ids
-    of the tokens that begin in it."""
+    """The text with its tokens set apart, by alternating colors or by "|", and below each line the
+    ids of the tokens that begin in it."""
     stream = TextStream(tokenizer)
     encoded = tokenizer.encode(text)
     view, line_view, line_ids = [], "", []
     for n, token_id in enumerate(encoded):
         line_ids.append(str(token_id))
-        token_text = stream.add(token_id) or "·"            # an incomplete character
+        token_text = stream.add(token_id) or "·"            # nothing yet: an incomplete character
         token_text = token_text.replace("\r", "␍").replace("\n", "↵\n")
         for line in token_text.splitlines(keepends=True):
             visible = line.rstrip("\n")
-            line_view += COLORS[n % 2] + visible + RESET if color else visible + "|"
+            line_view += (COLORS[n % 2] + visible + RESET) if color else (visible + "|")
             if line.endswith("\n") or n == len(encoded) - 1:
                 ids = "    " + " ".join(line_ids)
                 view += [line_view, DIM + ids + RESET if color else ids]

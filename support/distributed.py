@@ -2,6 +2,7 @@
 
 import ctypes
 import datetime
+import functools
 import math
 import os
 import resource
@@ -170,27 +171,49 @@ def choose_training_dtype(device, wanted, tokens, size_in, size_out):
     return (torch.bfloat16 if bf16 > fp32 else torch.float32), reason
 
 
-def inference_seconds(dtype, size_in, size_out, copies):
+def inference_seconds(make_layer, size_in, size_out, copies):
     """Seconds to read PROMPT_TOKENS at once and write ANSWER_TOKENS one by one through `copies`
-    linear layers. Prompts take arithmetic; answers read all weights for each token."""
-    layers = [torch.randn(size_out, size_in).to(dtype) for _ in range(copies)]
-    prompt = torch.randn(PROMPT_TOKENS, size_in).to(dtype)
-    read = seconds_of(lambda: F.linear(prompt, layers[0]), rounds=3) * copies
-    write = seconds_of(lambda: [F.linear(prompt[:1], layer) for layer in layers], rounds=3)
+    linear layers. Prompts take arithmetic; answers read all weights for each token.
+
+    make_layer(weight) -> (the layer as a function, the dtype of its input)."""
+    layers = []
+    for _ in range(copies):
+        layer, dtype = make_layer(torch.randn(size_out, size_in))
+        layers.append(layer)
+    prompt = torch.randn(PROMPT_TOKENS, size_in, dtype=dtype)
+    read = seconds_of(lambda: layers[0](prompt), rounds=3) * copies
+    write = seconds_of(lambda: [layer(prompt[:1]) for layer in layers], rounds=3)
     return read + ANSWER_TOKENS * write
 
 
-def choose_inference_dtype(device, stored, parameters, size_in, size_out):
-    """The dtype in which to run a checkpoint -> (dtype, reason): the stored one, or on a CPU
-    float32 where that is faster and fits. parameters: how many the model has; size_in and size_out:
-    of its largest linear layer."""
-    if device != "cpu" or stored == torch.float32:
+def choose_inference_dtype(device, stored, parameters, size_in, size_out, int8_layer=None):
+    """The fastest dtype in which to run a checkpoint -> (dtype or "int8", reason).
+
+    On a CPU the candidates are the stored one, float32 if it fits in memory, and int8 if int8_layer
+    is given: a function that makes an 8-bit layer of a weight. parameters: how many the model has;
+    size_in and size_out: of its largest linear layer.
+    """
+    if device != "cpu":
         return stored, "as stored"
-    if 4 * parameters > available_bytes() / 2:
-        return stored, "as stored, float32 would need half of the free memory or more"
+    candidates = [stored]
+    if stored != torch.float32 and 4 * parameters < available_bytes() / 2:
+        candidates.append(torch.float32)
+    if int8_layer:
+        candidates.append("int8")
+    if len(candidates) == 1:
+        return stored, "as stored"
     size_in, size_out = min(size_in, LARGEST_SIDE), min(size_out, LARGEST_SIDE)
     copies = math.ceil(min(MEASURED_WEIGHTS, parameters) / (size_in * size_out))
-    fp32, other = (inference_seconds(dtype, size_in, size_out, copies)
-                   for dtype in (torch.float32, stored))
-    reason = f"measured: float32 takes {fp32 / other:.2f} times as long as {str(stored)[6:]}"
-    return (torch.float32 if fp32 < other else stored), reason
+
+    def maker(dtype):
+        if dtype == "int8":
+            return lambda weight: (int8_layer(weight), stored)
+        return lambda weight: (functools.partial(F.linear, weight=weight.to(dtype)), dtype)
+
+    with torch.inference_mode():
+        seconds = {dtype: inference_seconds(maker(dtype), size_in, size_out, copies)
+                   for dtype in candidates}
+    fastest = min(seconds, key=seconds.get)
+    ratios = [f"{str(dtype).removeprefix('torch.')} takes {seconds[dtype] / seconds[fastest]:.1f} "
+              "times as long" for dtype in candidates if dtype != fastest]
+    return fastest, "measured: " + ", ".join(ratios)

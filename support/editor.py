@@ -88,3 +88,83 @@ def repository_at_cursor(folder, file, prefix, suffix):
         path = Path(file)
     return {"files": relevant_files(folder, file, prefix, suffix), "name": root.name,
             "path": path.as_posix()}
+
+
+# ------------------------------------------------------------------------------------------------
+# Where a middle ends
+
+OPENING = {")": "(", "]": "[", "}": "{"}
+DISTINCT = 4                # letters and digits of a line that is recognized in the suffix; ours
+
+
+def middle_end(middle, prefix, suffix, final=False):
+    """Where a middle ends that goes on too far, in characters; None if it does not, so far.
+
+    Models often do not stop by themselves, instruct models least of all. At a cursor inside a line
+    the middle ends with its line, and earlier where it reaches the text after the cursor. Elsewhere
+    it ends before the first line, from its second on, that
+
+    1. is the next line of the suffix,
+    2. is indented less than the line of the cursor, because the block is complete,
+    3. is the third of three equal lines, or
+    4. is its second, if the suffix continues right below the cursor and at its indentation or
+       deeper: then a line is missing there, not a block.
+
+    final: nothing follows. Otherwise the last line is incomplete and only rule 4 looks at it.
+    """
+    before = prefix.rpartition("\n")[2]                     # of the line of the cursor
+    after, _, below = suffix.partition("\n")
+    if before.strip() and after.strip():
+        return inline_end(middle, after.rstrip(), final)
+    if before and after.strip():                            # between the indentation and the text
+        return None
+    if after.strip():                                       # at the start of a line
+        below = suffix
+    lines = middle.split("\n")
+    cursor = indentation(before + lines[0])
+    next_line = next((line for line in below.split("\n") if line.strip()), "")
+    one_line = below and next_line == below.split("\n")[0] and indentation(next_line) >= cursor
+    position = 0                                            # of the line in the middle
+    for i in range(1, len(lines)):
+        position += len(lines[i - 1]) + 1
+        complete = final or i < len(lines) - 1
+        if (one_line and middle[:position].strip()
+                or complete and ends_middle(lines[:i + 1], next_line, cursor)):
+            kept = middle[:position]
+            return len(kept.rstrip()) if suffix.startswith("\n") else len(kept)
+    return None
+
+
+def ends_middle(lines, next_line, cursor):
+    """Rules 1 to 3 of `middle_end` for the last of these lines."""
+    line = lines[-1]
+    if not line.strip():
+        return False
+    is_next = line.rstrip() == next_line.rstrip() and len(re.findall(r"\w", line)) >= DISTINCT
+    return is_next or indentation(line) < cursor or lines[-3:] == [line] * 3
+
+
+def inline_end(middle, after, final):
+    """Where a middle ends that is followed by the text `after` on the same line; None: not yet."""
+    line, line_end, _ = middle.partition("\n")
+    bracket = after.lstrip()[0]
+    opening = OPENING.get(bracket)
+    depth = 0                               # of brackets that were opened in the middle
+    for i, character in enumerate(line):
+        if character == opening:
+            depth += 1
+        elif opening and character == bracket:
+            depth -= 1
+            if depth < 0:                   # this bracket is the one after the cursor
+                return i
+    if not line_end and not final:
+        return None
+    if line.rstrip().endswith(after):
+        return len(line.rstrip()) - len(after)
+    return len(line) if line_end else None
+
+
+def indentation(line):
+    """The columns before the text of a line; 0 if it is blank."""
+    line = line.expandtabs()
+    return len(line) - len(line.lstrip()) if line.strip() else 0

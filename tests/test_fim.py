@@ -12,7 +12,7 @@ from conftest import CODE, SMALL, fill_weights
 import fim
 from fim import (MIDDLE, PREFIX, SPAN_TYPES, SUFFIX, argument_spans, block_spans, choose_span,
                  fim_document, fim_ids, infill, infill_prompt, load, newest_model, normalize,
-                 repeats, repository_ids, shorten, stop_ids, suffix_start)
+                 repeats, repository_ids, shorten, stop_ids)
 from model import CausalLM, Config, generate, save_model
 from support.editor import relevant_files, split_at_cursor
 from support.files import InputError
@@ -256,11 +256,11 @@ def test_infill_ends_before_any_special_token(checkpoint):
     prompt = fim_ids(tokenizer, tokenizer.encode("a"), tokenizer.encode("b"))
     stopped_early = 0
     for seed in range(6):
-        sampling = dict(temperature=3.0, seed=seed)
-        [ids] = generate(model, [prompt], 40, vocab_size=tokenizer.vocab_size, **sampling)
+        [ids] = generate(model, [prompt], 40, vocab_size=tokenizer.vocab_size, temperature=3.0,
+                         seeds=[seed])
         end = next((i for i, token in enumerate(ids) if token in special), 40)
         stopped_early += end < 40
-        text = infill(model, tokenizer, "a", "b", 40, **sampling)
+        text = infill(model, tokenizer, "a", "b", 40, guard=False, temperature=3.0, seed=seed)
         assert text == tokenizer.decode(ids[:end])
     assert stopped_early > 1
 
@@ -271,31 +271,53 @@ def infill_text(checkpoint, monkeypatch):
     model, tokenizer = load(checkpoint, "cpu")
 
     def call(text, prefix, suffix, **options):
-        def generate(model, prompts, max_new_tokens, on_token, stop, **other):
-            ids = tokenizer.encode(text)
-            for n, token in enumerate(ids, 1):
-                on_token(0, token)
-                if stop(ids[:n]):
+        def generate(model, prompts, max_new_tokens, on_token, **other):
+            for token in tokenizer.encode(text):
+                if on_token(0, token):
                     break
 
         monkeypatch.setattr(fim, "generate", generate)
-        return infill(model, tokenizer, prefix, suffix, 20, **options)
+        call.pieces = []
+        return infill(model, tokenizer, prefix, suffix, 20, on_text=call.pieces.append, **options)
 
     return call
 
 
-def test_the_guard_stops_a_copy_of_the_suffix(infill_text):
-    """Two lines of the suffix are enough to recognize it, unless they are very common ones."""
-    assert suffix_start(" + b\n    return c\n\ndef g():\n") == " + b\n    return c\n"
-    assert suffix_start("\n    return total\n\n\ndef other(x):\n    pass\n") == (
-        "\n    return total\n\n\ndef other(x):\n")
-    for short in ("", "\n}\n", "\n" * 30_000, "\n}\n}\nreturn x\n", "\nonly this one line here\n"):
-        assert suffix_start(short) == ""
-    suffix = "\n    return total + number\n\n\ndef other(x):\n    pass\n"
-    text = "total = 1" + suffix + "more"
-    assert infill_text(text, "a = 2\n", suffix) == "total = 1"
-    assert infill_text(text, "", "") == text
-    assert infill_text(text, "a = 2\n", suffix, guard=False) == text
+IN_METHOD = "class Stack:\n    def push(self, item):\n        "
+
+
+@pytest.mark.parametrize("prefix, suffix, text, expected", [
+    # the next line of the suffix, which must be distinctive
+    ("def f(x):\n    ", "\n\n    return total + x\n", "total = 1\n    return total + x\nmore",
+     "total = 1"),
+    ("while a:\n    ", "\n\n    }\n", "if (b) {\n    }\n    c()", "if (b) {\n    }\n    c()"),
+    # the end of the block, in Python and with brackets
+    (IN_METHOD, "\n\n    def pop(self):\n", "self.items.append(item)\n\n    def peek(self):\n",
+     "self.items.append(item)"),
+    ("int f() {\n\t", "\n}\n", "int x = 1;\n\treturn x;\n}\n\nint g() {",
+     "int x = 1;\n\treturn x;"),
+    (IN_METHOD, "\n", "if item:\n            self.pop(item)\n        else:\n            pass",
+     "if item:\n            self.pop(item)\n        else:\n            pass"),
+    # three equal lines
+    ("", "", "x\nx\nx\nx\n", "x\nx\n"),
+    # one line where the text continues right below
+    ("def f():\n    a = 1\n    ", "\n    return a + b\n", "b = 2\n    c = 3", "b = 2"),
+    ("def f():\n", "    return a\n", "    a = 1\n    b = 2\n", "    a = 1\n"),
+    ("def f():\n    ", "\n\n    return a\n", "a = 1\n    b = 2\n", "a = 1\n    b = 2\n"),
+    # inside a line: up to its end, to the bracket after the cursor, or to the text after it
+    ("x = ", "  # a comment\n", "1\ny = 2", "1"),
+    ("print(", ")\n", "f(a), b)\nprint(c", "f(a), b"),
+    ("print(", ").upper()\n", "a, [b for b in (c)]", "a, [b for b in (c)]"),
+    ("if ", " is None:\n", "x is None:\n    y", "x"),
+    ("if ", " is None:\n", "x is None:", "x"),
+    # the indentation before the cursor is not part of the prompt, so the model writes it
+    (IN_METHOD, "\n", "        self.x = item", "self.x = item"),
+    (IN_METHOD, "\n", "            item = 1\n        self.x = 2\n        y", "    item = 1")])
+def test_a_middle_ends_where_it_goes_on_too_far(infill_text, prefix, suffix, text, expected):
+    """The stream passes on nothing that the rules cut off later."""
+    assert infill_text(text, prefix, suffix) == expected
+    assert infill_text(text, prefix, suffix, guard=False) == text
+    assert "".join(infill_text.pieces) == text
 
 
 def test_the_guard_stops_repetition(infill_text):
@@ -304,7 +326,7 @@ def test_the_guard_stops_repetition(infill_text):
     for ids in ([1, 2, 3, 4] * 3, [*[1, 2, 3, 4, 5] * 3, 9], [1, 2, 3, 4, 5] * 2, []):
         assert not repeats(ids)
     line = "        self.total = total\n"
-    assert infill_text(line * 9, "", "") == line * 3
+    assert infill_text("self.x, " * 40, "", "") != "self.x, " * 40
     assert infill_text(line * 9, "", "", guard=False) == line * 9
 
 
@@ -317,7 +339,7 @@ def test_command(checkpoint, tmp_path, typed):
     assert "ground truth: total += number" in out
     out = typed(*command, "--line", "5", "--column", "9", "--repo", tmp_path).stdout
     assert "for number in numbers:\n        ⟦" in out and "⟧total += num" in out
-    assert "the most relevant last: none" in out
+    assert "takes those that fit: none" in out
     result = typed(*command)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "0 <FILL> marks" in result.stderr

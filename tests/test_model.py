@@ -9,8 +9,9 @@ import torch
 from conftest import CASES, ROOT, SMALL, YARN, fill_weights
 from safetensors.torch import load_file, save_file
 
-from model import (CONFIGS, CausalLM, Config, generate, generate_naive, load_model,
-                   parameter_count, rotary_frequencies, sample, save_model)
+from model import (CONFIGS, Batch, CausalLM, Config, Int8Linear, generate, generate_naive,
+                   load_model, parameter_count, quantize, rotary_frequencies, sample, save_model,
+                   to_int8)
 from support import distributed
 from support.files import InputError
 
@@ -95,9 +96,11 @@ def test_samples_of_a_prompt_share_its_forward_pass(small_model, monkeypatch):
         return forward(self, ids, *rest, **flags)
 
     monkeypatch.setattr(CausalLM, "forward", recorded)
-    together = generate(small_model, PROMPTS[:2], 12, samples=3, temperature=1.0, seed=5)
+    together = generate(small_model, PROMPTS[:2], 12, samples=3, temperature=1.0,
+                        seeds=range(5, 11))
     assert shapes[:2] == [(2, len(PROMPTS[1])), (6, 1)]
-    assert together == [generate(small_model, [PROMPTS[i // 3]], 12, temperature=1.0, seed=5 + i)[0]
+    assert together == [generate(small_model, [PROMPTS[i // 3]], 12, temperature=1.0,
+                                 seeds=[5 + i])[0]
                         for i in range(6)]
     assert len(set(map(tuple, together))) == 6
 
@@ -111,8 +114,11 @@ def test_stop_ids_end_a_sample_and_are_not_returned(small_model):
 
 def test_each_sample_stops_by_itself(small_model):
     streamed = [[], [], []]
-    new = generate(small_model, PROMPTS, 9, stop=lambda ids: len(ids) == ids[0] % 4 + 2,
-                   on_token=lambda i, token: streamed[i].append(token))
+    def on_token(i, token):
+        streamed[i].append(token)
+        return len(streamed[i]) == streamed[i][0] % 4 + 2
+
+    new = generate(small_model, PROMPTS, 9, on_token=on_token)
     assert [len(ids) for ids in new] == [ids[0] % 4 + 2 for ids in new]
     for prompt, ids in zip(PROMPTS, new):               # although the batch shrinks meanwhile
         assert ids == generate(small_model, [prompt], 9)[0][:len(ids)]
@@ -126,7 +132,8 @@ def test_ids_beyond_the_vocabulary_are_never_chosen(small_model):
 
 def test_samples_depend_on_the_seed_only(small_model):
     def samples(seed, top_k=0):
-        return generate(small_model, PROMPTS, 12, temperature=1.0, top_k=top_k, seed=seed)
+        return generate(small_model, PROMPTS, 12, temperature=1.0, top_k=top_k,
+                        seeds=range(seed, seed + 9))
 
     assert samples(1) == samples(1) != samples(2)
     assert samples(3, top_k=1) == generate(small_model, PROMPTS, 12)
@@ -241,18 +248,86 @@ def test_yarn_of_the_model_card_extends_the_context(small_model, tmp_path, origi
         assert torch.equal(torch.as_tensor(before), torch.as_tensor(after))
 
 
+def test_sequences_join_and_leave_a_batch(small_model):
+    """Continuous batching: whoever is beside it, each sample is what it would be alone."""
+    prompts = [*PROMPTS, PROMPTS[1] * 4, [7], PROMPTS[0]]      # a later one longer than all before
+    alone = [generate(small_model, [prompt], 15)[0] for prompt in prompts]
+    ended = []
+    for batch_size in (1, 2, 3, None):
+        streamed = [[] for _ in prompts]
+
+        def on_token(i, token, streamed=streamed):
+            streamed[i].append(token)
+            return len(streamed[i]) == streamed[i][0] % 9 + 3
+
+        together = generate(small_model, prompts, 15, batch_size=batch_size, on_token=on_token,
+                            on_end=lambda i, ids: ended.append(i))
+        lengths = [min(15, ids[0] % 9 + 3) for ids in alone]
+        assert together == [ids[:n] for ids, n in zip(alone, lengths)]
+    assert sorted(ended) == sorted(list(range(len(prompts))) * 4)
+
+
+def test_samples_that_join_later_keep_their_random_numbers(small_model):
+    options = dict(samples=3, temperature=1.0, seeds=range(5, 14))
+    assert generate(small_model, PROMPTS, 9, batch_size=2, **options) == generate(
+        small_model, PROMPTS, 9, **options)
+
+
+def test_unused_positions_are_dropped_from_the_cache(small_model):
+    with torch.inference_mode():
+        batch = Batch(small_model)
+        batch.join([PROMPTS[1] * 5, PROMPTS[0]])
+        assert batch.cache.length == 35 and batch.cache.starts.tolist() == [[0], [32]]
+        batch.step(torch.tensor([1, 2]), [1])
+        assert batch.cache.length == 4 and batch.cache.starts.tolist() == [[0]]
+        ids = torch.tensor([PROMPTS[0] + [2]])
+        assert torch.allclose(batch.logits, small_model(ids)[:, -1], atol=1e-5)
+
+
+def test_8_bit_weights(small_model):
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 5
+    int8, scale = to_int8(x)
+    assert int8.abs().amax(1).tolist() == [127] * 3                 # the largest of each row
+    assert ((int8 * scale - x).abs() <= scale / 2 + 1e-6).all()
+    assert to_int8(torch.zeros(2, 4))[0].tolist() == [[0] * 4] * 2
+
+    weight, bias = torch.randn(16, 64), torch.randn(16)
+    layer = Int8Linear(weight, bias)
+    exact = (x @ weight.T + bias)
+    assert (layer(x) - exact).norm() < 0.02 * exact.norm()
+    assert layer(x[None]).shape == (1, 3, 16)
+
+    ids = torch.tensor([PROMPTS[1]])
+    exact = small_model(ids).log_softmax(-1)
+    before = small_model.head.detach().clone()
+    quantize(small_model)
+    assert small_model.dtype_name == "int8"
+    assert not list(small_model.model.layers[0].mlp.parameters())
+    assert (small_model(ids).log_softmax(-1) - exact).abs().max() < 0.05
+    assert torch.allclose(small_model.head, before, atol=0.01)      # for losses
+    loss = small_model(ids[:, :-1], targets=ids[:, 1:]).detach()
+    assert float(loss) == pytest.approx(
+        -float(exact[0, :-1].gather(1, ids[0, 1:, None]).sum()), abs=0.1)
+    assert generate(small_model, PROMPTS, 9) == [generate(small_model, [p], 9)[0] for p in PROMPTS]
+
+
 def test_dtype_for_inference_is_measured(small_model, tmp_path, monkeypatch):
     save_model(small_model.bfloat16(), tmp_path)
-    for seconds, dtype in (((2, 1), torch.bfloat16), ((1, 2), torch.float32)):
-        measured = dict(zip((torch.float32, torch.bfloat16), seconds))
-        monkeypatch.setattr(distributed, "inference_seconds",
-                            lambda dtype, *shape: measured[dtype])
-        model = load_model(tmp_path, "cpu", "auto")
-        assert model.head.dtype == dtype and "times as long as bfloat16" in model.dtype_reason
+    for seconds, dtype in (((2, 1, 3), "bfloat16"), ((1, 2, 3), "float32"), ((2, 3, 1), "int8")):
+        remaining = dict(zip((torch.float32, torch.bfloat16, "int8"), seconds))
+
+        def measured(make_layer, *shape):
+            layer, dtype = make_layer(torch.ones(2, 3))
+            return remaining["int8" if isinstance(layer, Int8Linear) else dtype]
+
+        monkeypatch.setattr(distributed, "inference_seconds", measured)
+        model = load_model(tmp_path, "cpu", "auto", int8=True)
+        assert model.dtype_name == dtype and "times as long" in model.dtype_reason
+        assert load_model(tmp_path, "cpu", "auto").dtype_name != "int8"     # only where allowed
     monkeypatch.setattr(distributed, "available_bytes", lambda: 1000)
     assert load_model(tmp_path, "cpu", "auto").head.dtype == torch.bfloat16     # no room for fp32
     monkeypatch.undo()
-    assert 0 < distributed.inference_seconds(torch.bfloat16, 32, 48, 2) < 60
+    load_model(tmp_path, "cpu", "auto", int8=True)                              # really measured
     save_model(small_model.float(), tmp_path)
     assert load_model(tmp_path, "cpu", "auto").head.dtype == torch.float32      # never lowered
 

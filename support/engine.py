@@ -1,0 +1,88 @@
+"""Runs the model for all requests of the server at once (support/server.py)."""
+
+import queue
+import threading
+import time
+
+import torch
+
+BATCH_SIZE = 8              # requests that are answered together; the others wait
+
+
+class Generation:
+    """A text that is being generated.
+
+    ids: the prompt; stream: turns ids into text, and may end it; sampling: temperature, top_k,
+    top_p and seed; seconds: after which it ends at the next line end. events: the queue in which
+    new text arrives, and at the end None. reason: why it has ended.
+    """
+
+    def __init__(self, ids, stream, stop_ids, sampling, max_tokens, seconds):
+        self.ids, self.stream, self.stop_ids = ids, stream, stop_ids
+        self.sampling, self.max_tokens, self.seconds = sampling, max_tokens, seconds
+        self.events = queue.Queue()
+        self.count = 0                      # tokens generated so far
+        self.started = None
+        self.reason = None
+        self.cancelled = False
+
+    def accept(self, token):
+        """Take the next token -> whether the generation goes on."""
+        self.started = self.started or time.monotonic()
+        if self.cancelled or token in self.stop_ids:
+            return self.end("stop")
+        if self.count >= self.max_tokens:
+            return self.end("length")
+        self.count += 1
+        text = self.stream.add(token)
+        self.events.put(text)
+        if self.stream.stopped:
+            return self.end("stop")
+        late = time.monotonic() - self.started > self.seconds
+        return self.end("length") if late and "\n" in text else True
+
+    def end(self, reason):
+        if reason != "error":
+            self.events.put(self.stream.finish())
+        self.reason = reason
+        self.events.put(None)
+        return False
+
+
+class Engine(threading.Thread):
+    """The one thread that runs the model. A request that arrives while others are being answered
+    joins their batch.
+
+    new_batch() -> an empty model.Batch; choose(logits, samplings) -> the next id of each sequence.
+    """
+
+    def __init__(self, new_batch, choose):
+        super().__init__(daemon=True)
+        self.new_batch, self.choose = new_batch, choose
+        self.waiting = queue.Queue()        # Generations
+        self.active = []                    # those in the batch
+
+    @torch.inference_mode()
+    def run(self):
+        batch = self.new_batch()
+        while True:
+            try:
+                self.admit(batch)
+                next_ids = self.choose(batch.logits, [one.sampling for one in self.active])
+                unfinished = [b for b, token in enumerate(next_ids.tolist())
+                              if self.active[b].accept(token)]
+                self.active = [self.active[b] for b in unfinished]
+                batch.step(next_ids, unfinished)
+            except Exception as error:      # out of memory, say: these are lost, the next may work
+                print(f"error: {type(error).__name__}: {error}", flush=True)
+                for generation in self.active:
+                    generation.end("error")
+                batch, self.active = self.new_batch(), []
+
+    def admit(self, batch):
+        """Let waiting requests join the batch; if it is empty, wait for one."""
+        while len(self.active) < BATCH_SIZE and not (self.active and self.waiting.empty()):
+            generation = self.waiting.get()
+            if not generation.cancelled:
+                self.active.append(generation)
+                batch.join_one(generation.ids)
