@@ -24,7 +24,6 @@ import bz2
 import contextlib
 import gzip
 import hashlib
-import itertools
 import json
 import lzma
 import math
@@ -184,33 +183,33 @@ def edit_similarity(text, target):
 
 
 def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), samples=1,
-             cache=None, seed=0, gaps=None, **sampling):
+             cache=None, seed=0, contexts=None, **sampling):
     """Continue prompts, which are lists of ids.
 
     Returns (text, stopped) for each sample: the samples of the first prompt, then those of the
     second, and so on. A completion ends before the first of the strings `stops` or of the ids
     stop_ids; `stopped` says whether it met one. A prompt that is too long for the context loses its
-    start. cache: a file that keeps completions, which an interrupted run need not repeat. gaps: the
-    (prefix, suffix) of each prompt; then completions end as middles do, see fim.middle_end.
+    start. cache: a file that keeps completions, which an interrupted run need not repeat. contexts:
+    the (prefix, suffix) of each prompt; then completions end as infilled middles do (MiddleStream).
     """
     T = model.config.context_length
     max_new_tokens = min(max_new_tokens, T // 2)
     prompts = [prompt[-(T - max_new_tokens):] for prompt in prompts]
     # prompts of similar length next to each other need little padding
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    seeds, keys = {}, {}                    # of each (index of a prompt, number of a sample)
+    # No two samples may share random numbers, so the user's seeds are far apart.
+    seeds = {(i, number): seed * 0x9E3779B1 + i * samples + number
+             for i in order for number in range(samples)}
     weights = float(model.head.detach().float().abs().mean())   # another model, another completion
-    for i, number in itertools.product(order, range(samples)):
-        # torch uses 32 bits of a seed. No two samples may share random numbers, so the user's seeds
-        # are far apart.
-        seeds[i, number] = seed * 0x9E3779B1 + i * samples + number
-        request = [weights, prompts[i], max_new_tokens, stops, sorted(stop_ids), sampling,
-                   seeds[i, number], gaps and gaps[i]]
+    settings = [weights, max_new_tokens, stops, sorted(stop_ids), sampling]
+    keys = {}                               # of the samples in the cache
+    for (i, number), sample_seed in seeds.items():
+        request = [*settings, prompts[i], contexts and contexts[i], sample_seed]
         keys[i, number] = hashlib.sha256(json.dumps(request).encode()).hexdigest()
     cached = read_cache(cache)
     missing = [sample for sample in keys if keys[sample] not in cached]
 
-    streams = [MiddleStream(tokenizer, *gaps[i]) if gaps else TextStream(tokenizer, stops)
+    streams = [MiddleStream(tokenizer, *contexts[i]) if contexts else TextStream(tokenizer, stops)
                for i, _ in missing]
     texts = [[] for _ in missing]
 
@@ -302,9 +301,9 @@ def model_samples(model, tokenizer, name, problems, n=1, cache=None, guard=False
         print("  | " + line)
     print(f"stops: {template['stops']} and all special tokens; at most {new_tokens} new tokens; "
           f"answer: {template['answer']}")
-    gaps = None
+    contexts = None
     if guard and template["prompt"][0].startswith("<|fim_prefix|>"):
-        gaps = [(problem["prompt"], problem["suffix"]) for problem in problems.values()]
+        contexts = [(problem["prompt"], problem["suffix"]) for problem in problems.values()]
         problems = {name: {**problem, "prompt": without_indentation(problem["prompt"])}
                     for name, problem in problems.items()}
     prompts = [prompt_ids(model, tokenizer, template, problem) for problem in problems.values()]
@@ -313,7 +312,7 @@ def model_samples(model, tokenizer, name, problems, n=1, cache=None, guard=False
         print(f"{too_long} of {len(prompts)} prompts are cut to fit: the context has {T} tokens")
     completions = complete(model, tokenizer, prompts, template["max_new_tokens"],
                            template["stops"], stop_ids(tokenizer), samples=n, cache=cache,
-                           gaps=gaps, **sampling)
+                           contexts=contexts, **sampling)
     # a chat model writes the whole program; a base model continues the prompt
     field = "solution" if name == "code chat" else "completion"
     task_ids = [task_id for task_id in problems for _ in range(n)]

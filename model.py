@@ -14,7 +14,7 @@ have the names of the published checkpoints, so loading and saving need no mappi
 This file knows ids only, not text (tokenizer.py), and nothing about training (pretrain.py). It is
 imported, not run: `python fim.py FILE` and `python evaluate.py` use a trained model.
 
-Read first: eager_attention, Attention, Block, Decoder, generate_naive, generate
+Read first: eager_attention, Attention, Block, Decoder, Int8Linear, generate_naive, Batch, generate
 """
 
 import dataclasses

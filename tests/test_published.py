@@ -1,0 +1,58 @@
+"""The published Qwen2.5-Coder-0.5B-Instruct: the text and the log-probabilities of transformers.
+
+MINICODER_WEIGHTS names its folder; published.json was written by published.py. Seven minutes.
+"""
+
+import json
+import os
+
+import pytest
+import torch
+from conftest import ROOT
+from published import NEW_TOKENS, prompts
+
+from fim import load
+from model import generate
+
+PATH = ROOT / "tests" / "published.json"
+GOLDEN = json.loads(PATH.read_text())["answers"]
+pytestmark = pytest.mark.skipif("MINICODER_WEIGHTS" not in os.environ,
+                                reason="MINICODER_WEIGHTS does not name a checkpoint folder")
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16, "int8"], ids=str)
+def published(request):
+    return load(os.environ["MINICODER_WEIGHTS"], "cpu", request.param)
+
+
+def log_probs(model, prompt, ids):
+    """Of ids after a prompt, (len(ids),); and whether each is the most likely one."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + ids[:-1]]))[0, len(prompt) - 1:].float()
+    likely = logits.argmax(-1) == torch.tensor(ids)
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0], likely
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_log_probabilities_and_text(published, name):
+    """float32 gives the same text; the others come close to the same log-probabilities."""
+    model, tokenizer = published
+    prompt, expected = prompts(tokenizer)[name], GOLDEN[name]
+    assert len(prompt) == expected["prompt_tokens"]
+    computed, likely = log_probs(model, prompt, expected["ids"])
+    error = (computed - torch.tensor(expected["log_probs"])).abs()
+    if model.dtype_name == "float32":
+        assert error.max() < 1e-3 and likely.all()
+        assert generate(model, [prompt], NEW_TOKENS) == [expected["ids"]]
+    else:
+        assert error.mean() < {"bfloat16": 0.05, "int8": 0.15}[model.dtype_name]
+        assert likely.float().mean() >= {"bfloat16": 0.9, "int8": 0.8}[model.dtype_name]
+
+
+def test_text_in_a_batch_of_unequal_prompts(published):
+    model, tokenizer = published
+    if model.dtype_name != "float32":
+        pytest.skip("rounding may break ties")
+    short = {name: ids for name, ids in prompts(tokenizer).items() if len(ids) < 1000}
+    together = generate(model, list(short.values()), NEW_TOKENS, batch_size=4)
+    assert together == [GOLDEN[name]["ids"] for name in short]
