@@ -12,7 +12,7 @@ from conftest import ROOT
 from published import NEW_TOKENS, prompts
 
 from fim import load
-from model import generate
+from model import Batch, generate
 
 PATH = ROOT / "tests" / "published.json"
 GOLDEN = json.loads(PATH.read_text())["answers"]
@@ -28,7 +28,11 @@ def published(request):
 def log_probs(model, prompt, ids):
     """Of ids after a prompt, (len(ids),); and whether each is the most likely one."""
     with torch.inference_mode():
-        logits = model(torch.tensor([prompt + ids[:-1]]))[0, len(prompt) - 1:].float()
+        batch = Batch(model)                # logits of a long prompt would take gigabytes
+        batch.join([prompt])
+        after_prompt = batch.logits                                             # (1, V)
+        rest = model(torch.tensor([ids[:-1]]), cache=batch.cache)[0]            # (len(ids) - 1, V)
+        logits = torch.cat([after_prompt, rest]).float()
     likely = logits.argmax(-1) == torch.tensor(ids)
     return logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0], likely
 
