@@ -25,7 +25,7 @@ and packs them; pretrain.py trains on them.
     python fim.py FILE --line 12 --column 9 --repo DIR      # at a cursor, given other files
     python fim.py serve              # for editors: a page, and the interfaces of their plug-ins
 
-Read first: fim_document, choose_span, block_spans, argument_spans, fim_ids, infill
+Read first: fim_document, choose_span, block_spans, argument_spans, fim_ids, infill, MiddleStream
 """
 
 import argparse

@@ -74,6 +74,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(413, f"a body of at most {MAX_BODY:,} bytes is expected")
         try:
             body = json.loads(self.rfile.read(int(length)))
+            json.dumps(body, ensure_ascii=False).encode()   # refuses half of a surrogate pair
         except (ValueError, RecursionError) as error:
             raise InputError(f"not JSON: {error}") from None
         if not isinstance(body, dict):

@@ -130,6 +130,7 @@ def test_models_health_and_page(server):
 @pytest.mark.parametrize("path, body, status, message", [
     ("/infill", b"{", 400, "not JSON"), ("/infill", b"[1]", 400, "JSON object"),
     ("/infill", b"\xff", 400, "not JSON"), ("/infill", b"[" * 100_000, 400, "not JSON"),
+    ("/infill", b'{"input_prefix": "\\ud800"}', 400, "not JSON"),
     ("/infill", {"input_prefix": 5}, 400, "input_prefix: expected text"),
     ("/v1/completions", {"prompt": "a", "max_tokens": True}, 400, "max_tokens"),
     ("/v1/completions", {"prompt": "a", "temperature": "hot"}, 400, "temperature"),
