@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from data import Batches, generator, load_documents, load_tokens, made_from
 from evaluate import bits_per_byte, complete, edit_similarity
 from fim import newest_model
-from pretrain import (check_flags, dtype_of_run, fill_in, load_base, next_token_loss, size_of,
-                      train, training_flags)
+from pretrain import (check_flags, dtype_of_run, fill_in, load_base, next_token_loss,
+                      set_compute_dtype, size_of, train, training_flags)
 from sft import (ANSWER_TOKENS, answer_stop_ids, compare_models, prepare_corpus, prompt_of, solve,
                  task_conversation)
 from support.chats import ask_judge, file_hashes, normalize_pair, print_manifest, read_data
@@ -330,12 +330,12 @@ def train_round(args, number, device, build_only=False):
     if (folder / "config.json").exists() and args.stage != "dpo":
         return say(f"{folder} is finished")
     say(f"round {number}, starting from {args.init}")
-    model, tokenizer = load_base(args.init, device)
-    args.size = args.size or size_of(model)
+    model, tokenizer = load_base(args, device)
+    args.size = args.size or size_of(model.config, args.device)
     fill_in(args, PRESETS.get(args.size, PUBLISHED))
     pairs_per_step(args)                            # report bad flags before minutes of sampling
     work = folder.with_name(f"{args.stage}.unfinished")
-    model.compute_dtype, _ = dtype_of_run(args, model.config, work)
+    set_compute_dtype(model, dtype_of_run(args, model.config, work)[0])
     pairs = prepare_pairs(model.eval(), tokenizer, args, number)
     if build_only:
         return

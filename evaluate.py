@@ -54,6 +54,7 @@ from support.sandbox import REASONS, Grade, Sandbox, assemble, grades
 from tokenizer import ENDOFTEXT, TextStream
 
 TOKENS_AT_ONCE = 16384      # in a forward pass: enough to keep a device busy
+LONGEST_SEQUENCE = 4096     # for bits per byte; longer ones take much time on a CPU
 CACHE_BYTES = 1 << 30       # for the keys and values of completions, in main memory
 LARGEST_BATCH = 256         # completions generated together, at most
 
@@ -86,15 +87,21 @@ def bits_per_byte(model, tokenizer, documents):
     """How many bits the model needs to encode documents, divided by their bytes in UTF-8.
 
     Unlike the loss per token, this compares models with different tokenizers. The <|endoftext|>
-    that ends each document is counted, too. Documents are read in sequences of T tokens, the length
-    that the model was trained on; no token sees what is before its sequence.
+    that ends each document is counted, too. Documents are read in sequences of T tokens; no token
+    sees what is before its sequence.
     """
-    T = model.config.max_position_embeddings
+    T = sequence_length(model)
     nats = 0.0
     with torch.no_grad():
         for input_ids, targets in validation_batches(model, tokenizer, documents, T):
             nats += float(model(input_ids, targets=targets))                # summed over (B, T)
     return nats / math.log(2) / sum(len(document["text"].encode()) for document in documents)
+
+
+def sequence_length(model):
+    """The tokens of a sequence that is evaluated: as many as the model was trained on, but at most
+    LONGEST_SEQUENCE."""
+    return min(model.config.max_position_embeddings, LONGEST_SEQUENCE)
 
 
 def validation_batches(model, tokenizer, documents, T):
@@ -681,7 +688,7 @@ def measure_bits(model, tokenizer, documents, folder):
     """Print bits per byte of documents, next to those of compressors -> {name: bits per byte}."""
     texts = [document["text"] for document in documents]
     print(f"{len(texts)} documents, {sum(len(text.encode()) for text in texts):,} bytes, sequences "
-          f"of {model.config.max_position_embeddings} tokens; bits per byte:")
+          f"of {sequence_length(model)} tokens; bits per byte:")
     results = compressed_bits_per_byte(texts)
     results[str(folder)] = bits_per_byte(model, tokenizer, documents)
     for name, bits in results.items():
@@ -784,8 +791,8 @@ def ask_and_grade(model, tokenizer, name, problems, stem, args):
     cache = Path(f"{stem}.batches.jsonl")
     if not args.resume:
         cache.unlink(missing_ok=True)
-    samples = model_samples(model, tokenizer, prompt, problems, args.n, cache, seed=args.seed,
-                            temperature=args.temperature, top_p=args.top_p)
+    samples = model_samples(model, tokenizer, prompt, problems, args.n, cache, args.guard,
+                            seed=args.seed, temperature=args.temperature, top_p=args.top_p)
     rows = grade_samples(name, samples, problems, Path(f"{stem}.jsonl"), args)
     cache.unlink(missing_ok=True)
     scores = {**print_scores(name, rows, problems), "layers": layers}
@@ -841,7 +848,7 @@ def main():
     target = Path(args.out) / "evaluate"
     target.mkdir(parents=True, exist_ok=True)
     model_name = Path(os.path.abspath(folder)).name             # abspath: "." has no name
-    ending = "_chat" if args.chat else ""
+    ending = ("_chat" if args.chat else "") + ("_guard" if args.guard else "")
     for name in names:
         stem = target / f"{model_name}_{name}{ending}"
         if name == "needle":

@@ -537,13 +537,15 @@ def log_probabilities(logits, targets, scale=None):
 
 @torch.library.custom_op("minicoder::linear_log_probabilities", mutates_args=())
 def _linear_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor,
-                              scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+                              scale: Tensor | None = None, frozen: bool = False
+                              ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of the targets, a chunk of tokens at a time: (N, D), (V, D), (N,) -> (N,).
 
-    With scale (N,) also the gradients of -(scale * log-probabilities).sum() for hidden and weight;
-    without, these have no rows.
+    With scale (N,) also the gradients of -(scale * log-probabilities).sum() for hidden and, unless
+    it is frozen, for weight; without, these have no rows.
     """
-    out, d_hidden, d_weight = (x.zero_() for x in _linear_shapes(hidden, weight, targets, scale))
+    out, d_hidden, d_weight = (x.zero_() for x in _linear_shapes(hidden, weight, targets, scale,
+                                                                 frozen))
     d_weight, w, V = d_weight.float(), weight.to(hidden.dtype), len(weight)
     if why_not_triton(hidden.device):                   # skip targets of -100
         chunks = (targets != -100).nonzero()[:, 0].split(max(1, CHUNK_LOGITS // V))
@@ -556,17 +558,20 @@ def _linear_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor,
                                                 None if scale is None else scale[chunk])
         if scale is not None:
             d_hidden[chunk] = gradient @ w                                  # (rows, D)
-            d_weight += gradient.t() @ x                                    # (V, D)
+            if not frozen:
+                d_weight += gradient.t() @ x                                # (V, D)
         del logits, gradient            # before the next chunk's are computed
     return out, d_hidden, d_weight.to(weight.dtype)
 
 
 @_linear_log_probabilities.register_fake
-def _linear_shapes(hidden, weight, targets, scale=None):
+def _linear_shapes(hidden, weight, targets, scale=None, frozen=False):
     """Empty results: what torch.compile sees, and the buffers to fill."""
     out = hidden.new_empty(targets.shape, dtype=torch.float32)
-    rows = slice(0) if scale is None else slice(None)       # no rows, or all
-    return out, torch.empty_like(hidden[rows]), torch.empty_like(weight[rows])
+    no_rows, all_rows = slice(0), slice(None)
+    d_hidden = torch.empty_like(hidden[no_rows if scale is None else all_rows])
+    d_weight = torch.empty_like(weight[no_rows if scale is None or frozen else all_rows])
+    return out, d_hidden, d_weight
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -576,13 +581,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets):
         scale = torch.ones_like(targets).float()
-        out, *gradients = _linear_log_probabilities(hidden, weight, targets, scale)
+        ctx.frozen = not ctx.needs_input_grad[1]
+        out, *gradients = _linear_log_probabilities(hidden, weight, targets, scale, ctx.frozen)
         ctx.save_for_backward(*gradients)
         return -out.sum()
 
     @staticmethod
     def backward(ctx, d_loss):
-        return *(gradient * d_loss for gradient in ctx.saved_tensors), None
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden * d_loss, None if ctx.frozen else d_weight * d_loss, None
 
 
 class _LinearLogProbabilities(torch.autograd.Function):
@@ -591,11 +598,13 @@ class _LinearLogProbabilities(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets):
         ctx.save_for_backward(hidden, weight, targets)
+        ctx.frozen = not ctx.needs_input_grad[1]
         return _linear_log_probabilities(hidden, weight, targets)[0]
 
     @staticmethod
     def backward(ctx, d_out):
-        return *_linear_log_probabilities(*ctx.saved_tensors, -d_out)[1:], None
+        _, d_hidden, d_weight = _linear_log_probabilities(*ctx.saved_tensors, -d_out, ctx.frozen)
+        return d_hidden, None if ctx.frozen else d_weight, None
 
 
 def linear_cross_entropy(hidden, weight, targets):

@@ -14,14 +14,13 @@ have the names of the published checkpoints, so loading and saving need no mappi
 This file knows ids only, not text (tokenizer.py), and nothing about training (pretrain.py). It is
 imported, not run: `python fim.py FILE` and `python evaluate.py` use a trained model.
 
-Read first: eager_attention, Attention, Block, Decoder, Int8Linear, generate_naive, Batch, generate
+Read first: eager_attention, Attention, Block, Decoder, Int8Linear, LoRALinear, Batch, generate
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -37,7 +36,7 @@ from support.files import (InputError, hub_folder, read_config, read_json, read_
                            write_json, write_tensors)
 
 EAGER_TILE = 128            # queries per tile in eager attention on a CPU
-RECENT = 4                  # prompts whose keys and values a server keeps
+LORA_ALPHA = 32             # the update is scaled by alpha / rank; PEFT's usual value
 READ_TOKENS = 16384         # of prompts that are read together; more would take much memory
 
 
@@ -395,7 +394,9 @@ def init_weights(model, seed):
 
 
 def parameter_count(model):
-    return sum(parameter.numel() for parameter in model.parameters())
+    """The number of weights of a model as it is published: before quantize() or add_lora()."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in CausalLM(model.config).parameters())
 
 
 def choose_attention(model, requested, T):
@@ -423,7 +424,24 @@ def to_int8(x):
     of a layer, one token) that this costs little.
     """
     scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-8) / 127
-    return (x / scale).round().to(torch.int8), scale
+    return (x / scale).round_().to(torch.int8), scale
+
+
+class Int8Matmul(torch.autograd.Function):
+    """x (tokens, n) times 8-bit weights (m, n) with scale (1, m) -> (tokens, m). The gradient is
+    that of the weights as they are, as if x had not been rounded; LoRA trains through it."""
+
+    @staticmethod
+    def forward(ctx, x, int8, scale):
+        ctx.save_for_backward(int8, scale)
+        x8, x_scale = to_int8(x)                                            # (tokens, n)
+        sums = torch._int_mm(x8, int8.T)                                    # (tokens, m) int32
+        return (sums * x_scale * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, d_out):
+        int8, scale = ctx.saved_tensors
+        return (d_out * scale.to(d_out.dtype)) @ int8.to(d_out.dtype), None, None
 
 
 class Int8Linear(nn.Module):
@@ -439,17 +457,25 @@ class Int8Linear(nn.Module):
     def __init__(self, weight, bias=None):
         super().__init__()
         int8, scale = to_int8(weight.detach())
-        self.register_buffer("int8", int8)                                  # (m, n)
-        self.register_buffer("scale", scale.T.contiguous())                 # (1, m)
-        self.register_buffer("bias", None if bias is None else bias.detach())
+        bias = None if bias is None else bias.detach()
+        # no part of checkpoints, which hold the weights as they were
+        self.register_buffer("int8", int8, persistent=False)                # (m, n)
+        self.register_buffer("scale", scale.T.contiguous(), persistent=False)       # (1, m)
+        self.register_buffer("bias", bias, persistent=False)                # (m,)
 
     def forward(self, x):
-        x8, x_scale = to_int8(x.flatten(0, -2))                             # (tokens, n)
-        sums = torch._int_mm(x8, self.int8.T)                               # (tokens, m) int32
-        out = (sums * x_scale * self.scale).to(x.dtype)
+        out = Int8Matmul.apply(x.flatten(0, -2), self.int8, self.scale)     # (tokens, m)
         if self.bias is not None:
-            out += self.bias
+            out = out + self.bias.to(x.dtype)
         return out.view(*x.shape[:-1], -1)
+
+
+def replace_linear_layers(model, make):
+    """Replace each linear layer of the blocks by make(layer), in place."""
+    for block in model.model.layers:
+        for part in (block.self_attn, block.mlp):
+            for name, layer in list(part.named_children()):
+                setattr(part, name, make(layer))
 
 
 def quantize(model):
@@ -458,11 +484,66 @@ def quantize(model):
     model.output = Int8Linear(model.head)
     if not model.config.tie_word_embeddings:
         del model.lm_head
-    for block in model.model.layers:
-        for part in (block.self_attn, block.mlp):
-            for name, layer in list(part.named_children()):
-                setattr(part, name, Int8Linear(layer.weight, layer.bias))
+    replace_linear_layers(model, lambda layer: Int8Linear(layer.weight, layer.bias))
     return model
+
+
+# ------------------------------------------------------------------------------------------------
+# LoRA: fine-tuning with few trainable weights
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer with a trained update of low rank: W x + (alpha / r) B A x.
+
+    Fine-tuning changes W (m, n) little, and the product of B (m, r) and A (r, n) can express most
+    of that change with r (m + n) numbers instead of m n (arXiv 2106.09685). Only A and B have
+    gradients and optimizer state, so W may be stored in bf16 or int8. B starts at zero: training
+    begins with the unchanged model. If A did so too, neither would get a gradient.
+    """
+
+    def __init__(self, base, rank, generator):
+        super().__init__()
+        m, n = (base.int8 if isinstance(base, Int8Linear) else base.weight).shape
+        self.base = base
+        self.lora_A = Linear(n, rank, bias=False)
+        self.lora_B = Linear(rank, m, bias=False)
+        nn.init.uniform_(self.lora_A.weight, -n ** -0.5, n ** -0.5, generator)
+        nn.init.zeros_(self.lora_B.weight)
+        self.scale = LORA_ALPHA / rank      # updates of about the same size, whatever the rank
+
+    def forward(self, x):
+        return self.base(x) + self.scale * self.lora_B(self.lora_A(x))
+
+
+def add_lora(model, rank, seed=0):
+    """Freeze a model, and give all linear layers of its blocks a trainable update, in place."""
+    generator = torch.Generator().manual_seed(seed % 2 ** 63)
+    model.requires_grad_(False)
+    replace_linear_layers(model, lambda layer: LoRALinear(layer, rank, generator))
+    return model
+
+
+def merge_lora(weights, adapter, rank):
+    """Add an adapter to a model's weights, both as {name: tensor}: each W becomes
+    W + (alpha / r) B A, with which the model runs as fast as before."""
+    for layer in {name.split(".lora_")[0] for name in adapter}:
+        A, B = adapter[f"{layer}.lora_A.weight"], adapter[f"{layer}.lora_B.weight"]
+        W = weights[f"{layer}.weight"]
+        update = LORA_ALPHA / rank * B.float() @ A.float()                  # (m, n)
+        weights[f"{layer}.weight"] = (W.float() + update).to(W.dtype)
+
+
+def save_adapter(folder, adapter, rank, base):
+    """Write an adapter as a folder that `peft` opens. base: folder or hub name of the model."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = {name.split(".lora_")[0].rpartition(".")[2] for name in adapter}   # q_proj, ...
+    write_json(folder / "adapter_config.json", {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base),
+        "r": rank, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0, "bias": "none",
+        "target_modules": sorted(layers)})
+    write_tensors(folder, {f"base_model.model.{name}": tensor for name, tensor in adapter.items()},
+                  name="adapter_model", config="adapter_config.json")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -584,7 +665,6 @@ class Batch:
 
     def __init__(self, model):
         self.model, self.cache, self.logits = model, None, None
-        self.recent = []                    # (prompt, its cache) of the last calls of join_one()
 
     def read(self, input_ids, cache):
         """Feed ids (B, T) to the model -> logits for the token after them (B, V)."""
@@ -614,19 +694,17 @@ class Batch:
             logits = logits[copies]
         self.add(cache, logits)
 
-    def join_one(self, prompt):
-        """Read one prompt, but not again what it shares with the start of a recent one: an editor
-        sends nearly the same prompt after each key."""
-        common, cache = 0, None
-        for ids, recent in self.recent:
-            n = len(os.path.commonprefix([ids, prompt[:-1]]))   # the last id is read for its logits
-            if n > common:
-                common, cache = n, recent
-        start = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
-        cache = cache.first(common) if cache else KVCache(self.model, start)
-        logits = self.read(torch.tensor([prompt[common:]], device=self.model.device), cache)
-        self.recent = [(prompt, cache.first(cache.length)), *self.recent][:RECENT]
+    def join_one(self, prompt, cache=None):
+        """Read one prompt -> a copy of its cache. cache: that of its first ids, which are not read
+        again; at least one id must be left, since reading it gives the logits."""
+        if cache is None:
+            cache = KVCache(self.model, torch.zeros(1, 1, dtype=torch.long,
+                                                    device=self.model.device))
+        rest = torch.tensor([prompt[cache.length:]], device=self.model.device)      # (1, T)
+        logits = self.read(rest, cache)
+        copy = cache.first(cache.length)
         self.add(cache, logits)
+        return copy
 
     def add(self, cache, logits):
         if self.cache is None:
@@ -734,6 +812,7 @@ def load_model(folder_or_hub_name, device=None, dtype=None, int8=False):
     for name in list(state):                # one by one: each releases its memory-mapped original
         state[name] = state[name].to(device, stored if dtype in (None, "int8") else dtype)
     model.load_state_dict(state, assign=True)
+    del state                               # so that quantize() can release the weights
     if dtype == "int8":
         quantize(model)
     path = folder / "generation_config.json"

@@ -41,11 +41,12 @@ from data import (DEFAULT_SOURCES, MIXTURE, Batches, documents, load_documents, 
 from evaluate import bits_by_position, bits_per_byte, complete, compressed_bits_per_byte
 from fim import FIM_RATE, infill, load
 from kernels import CHUNK_LOGITS, CHUNK_ROWS
-from model import (CONFIGS, CausalLM, Config, check_vocabulary, choose_attention, generate,
-                   init_weights, load_model, parameter_count, save_model)
+from model import (CONFIGS, CausalLM, Config, add_lora, check_vocabulary, choose_attention,
+                   generate, init_weights, load_model, merge_lora, parameter_count, save_adapter,
+                   save_model)
 from support.checkpoint import (Log, catch_signals, check_same_run, errors_in_one_line,
-                                full_weights, load_resume, read_metrics, save_and_exit,
-                                save_resume, starting_point, stored_dtype)
+                                load_resume, read_metrics, save_and_exit, save_resume,
+                                starting_point, stored_dtype, trained_weights)
 from support.distributed import (LOCAL_RANK, RANK, WORLD, barrier, choose_training_dtype,
                                  default_device, memory, say, seconds_of, start_processes,
                                  stop_processes, sum_over_ranks)
@@ -222,6 +223,8 @@ def make_optimizers(model, kind):
     it, the embedding matrix learns at EMBEDDING_LR times the learning rate."""
     block_matrices, other_matrices, vectors = [], [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:         # frozen, with --lora
+            continue
         if parameter.dim() < 2:                 # norms and biases
             vectors.append(parameter)
         elif ".layers." in name:                # the linear layers of attention and MLP
@@ -253,6 +256,15 @@ def dtype_of_run(args, config, work):
                                  config.hidden_size, config.intermediate_size)
 
 
+def set_compute_dtype(model, dtype):
+    """Let the model compute in dtype. Frozen weights are stored in it, too, so that they need no
+    copy. Trained ones stay in fp32, since most updates are too small to change a bf16 number."""
+    model.compute_dtype = dtype
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
 def shard(model, dtype, device):
     """Distribute weights, gradients and optimizer state over the processes (FSDP2), block by block.
     A block's weights are gathered in dtype when it is computed; gradients are summed in fp32."""
@@ -272,40 +284,46 @@ def matmul_rate(device, dtype):
     return 2 * size ** 3 / seconds_of(lambda: float((matrix @ matrix)[0, 0]), rounds=20)
 
 
-def flops_per_token(config, parameters, T):
+def flops_per_token(config, parameters, T, frozen=False):
     """FLOP of a forward and backward pass: 6 per weight of a matmul (a product and a sum, three
-    times), and the causal attention in sequences of T tokens."""
+    times; twice for frozen weights, which need no gradient), and the causal attention in sequences
+    of T tokens."""
     # rows of the embedding matrix are looked up; if it is tied, it is also the output layer
     lookups = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    return 6 * (parameters - lookups) + 6 * config.num_hidden_layers * T * config.hidden_size
+    weights = (4 if frozen else 6) * (parameters - lookups)
+    return weights + 6 * config.num_hidden_layers * T * config.hidden_size
 
 
 def start_run(model, tokenizer, args, work):
     """Choose dtype and attention, shard, and resume -> (optimizers, number of steps done, Log)."""
     device, parameters = args.device, parameter_count(model)
-    model.compute_dtype, dtype_reason = dtype_of_run(args, model.config, work)
-    args.dtype = str(model.compute_dtype).removeprefix("torch.")
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    dtype, dtype_reason = dtype_of_run(args, model.config, work)
+    set_compute_dtype(model, dtype)
+    args.dtype = str(dtype).removeprefix("torch.")
     model.model.checkpointing = args.checkpoint_activations
     start = starting_point(model, tokenizer.tokens, args.out)       # while weights are whole
-    shard(model, model.compute_dtype, device)
+    shard(model, dtype, device)
     attention = choose_attention(model, args.attention, args.seq_len)
     if RANK == 0:
         if args.fresh:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
     check_same_run(work, args, start)       # other flags would mix two runs in one folder
-    peak = WORLD * matmul_rate(device, model.compute_dtype)
+    peak = WORLD * matmul_rate(device, dtype)
+    frozen = f", of which {trained:,} are trained (LoRA)" if args.lora else ""
     say(f"{args.size}: {args.batch_tokens // args.seq_len} sequences x {args.seq_len} = "
         f"{args.batch_tokens:,} tokens/step, {args.steps} steps, lr {args.lr:.1e}, "
         f"{args.optimizer}\n"
-        f"{parameters:,} parameters on {WORLD} x {device}, {peak / 1e9:,.0f} GFLOP/s in matmuls\n"
+        f"{parameters:,} parameters{frozen} on {WORLD} x {device}, {peak / 1e9:,.0f} GFLOP/s in "
+        f"matmuls\n"
         f"activations: {args.dtype} ({dtype_reason})\n{attention}")
     if args.compile:
         for block in model.model.layers:    # all alike, so each is compiled in the same way
             block.compile()
     optimizers = make_optimizers(model, args.optimizer)     # of sharded parameters: sharded state
     first_step = load_resume(work, model, optimizers)
-    flops = flops_per_token(model.config, parameters, args.seq_len)
+    flops = flops_per_token(model.config, parameters, args.seq_len, frozen=bool(args.lora))
     return optimizers, first_step, Log(work, args, first_step, flops, peak)
 
 
@@ -318,9 +336,17 @@ def pinned_batches(batches, device, step):
 
 def finish_run(model, tokenizer, args, work, folder):
     """Turn the folder of the unfinished run into a checkpoint folder."""
-    state = full_weights(model) if WORLD > 1 else None      # all processes take part
+    weights = trained_weights(model)            # all processes take part
     if RANK == 0:
-        save_model(model, work, state)
+        if args.lora:
+            save_adapter(work / "adapter", weights, args.lora, args.init)
+            base = load_model(args.init, "cpu")
+            base.config, base.generation_config = model.config, model.generation_config
+            merged = base.state_dict()
+            merge_lora(merged, weights, args.lora)
+            save_model(base, work, merged)
+        else:
+            save_model(model, work, weights)
         tokenizer.save(work)
         metrics = [{**row, "step": row["step"] + args.before} for row in read_metrics(work)]
         if args.before:             # one curve over both phases
@@ -356,6 +382,8 @@ PUBLISHED = {
     "file": dict(seq_len=8192, batch_tokens=2 ** 22, device_batch=1, steps=1_240_000, lr=3e-4),
     "repository": dict(seq_len=32768, batch_tokens=2 ** 22, device_batch=1, steps=71_500, lr=3e-4,
                        rope_theta=1e6)}
+# With --lora, for all stages; ours, measured
+LORA = dict(seq_len=512, batch_tokens=4096, device_batch=2, steps=50, lr=2e-4)
 # The base of the rotary embeddings, larger for longer sequences (report, figure 2: 1e4, then 1e6)
 ROPE_THETA = {"file": 1e4, "repository": 1e5}
 DEFAULT_SIZES = {"cpu": "tiny", "mps": "tiny", "cuda": "small"}
@@ -377,10 +405,13 @@ def training_flags(parser):
     add("--batch-tokens", type=int, help="tokens per step, on all devices")
     add("--device-batch", type=int, help="sequences in a forward pass")
     add("--seq-len", type=int, help="tokens per sequence")
+    add("--lora", type=int, metavar="RANK", help="freeze the weights of --init and train small "
+        "updates of this rank, such as 16: less memory and time")
+    add("--int8", action="store_true", help="with --lora: frozen weights in 8 bits, on a CPU")
     # how
     add("--lr", type=float, help="peak learning rate")
-    add("--optimizer", choices=["muon", "adamw"], default="muon", help="muon for the matrices "
-        "inside blocks, adamw for the rest, or adamw for everything (default: %(default)s)")
+    add("--optimizer", choices=["muon", "adamw"], help="muon for the matrices inside blocks, adamw "
+        "for the rest, or adamw for everything (default: muon; with --lora adamw)")
     add("--seed", type=int, default=0, help="of weights and data (default: 0)")
     add("--device", choices=["cuda", "mps", "cpu"], default=default_device(),
         help="default: %(default)s")
@@ -393,13 +424,14 @@ def training_flags(parser):
     add("--checkpoint-activations", action="store_true",
         help="keep only the inputs of blocks and compute the rest again: less memory, more time")
     add("--save-every", type=int, help="steps between checkpoints (default: a tenth of --steps)")
-    add("--eval-every", type=int, help="steps between evaluations (default: a fifth of --steps)")
+    add("--eval-every", type=int, help="steps between evaluations (default: a fifth of --steps, "
+        "with --lora half of them)")
 
 
 def check_flags(args):
     """Raise InputError if a number that was given is too small."""
     for name in ("steps", "batch_tokens", "device_batch", "seq_len", "save_every", "eval_every",
-                 "seed", "lr"):
+                 "lora", "seed", "lr"):
         value = getattr(args, name)
         smallest = 0 if name in ("seed", "lr") else 1
         if value is not None and not value >= smallest:     # `not >=` also rejects NaN
@@ -409,26 +441,31 @@ def check_flags(args):
 def fill_in(args, preset):
     """Check the flags of a stage and fill in those that were not given."""
     check_flags(args)
+    if args.int8 and not args.lora:
+        raise InputError("--int8: only frozen weights can be in 8 bits; give --lora 16, too")
+    preset = {"optimizer": "adamw" if args.lora else "muon", **preset}
+    if args.lora:
+        preset.update(LORA)
     for name, value in preset.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
     if args.save_every is None:
         args.save_every = max(1, args.steps // 10)
     if args.eval_every is None:
-        args.eval_every = max(1, args.steps // 5)
+        args.eval_every = max(1, args.steps // (2 if args.lora else 5))
     if args.batch_tokens % args.seq_len:
         raise InputError(f"--batch-tokens: must be a multiple of {args.seq_len}, the tokens of a "
                          "sequence")
     return args
 
 
-def size_of(model):
+def size_of(config, device):
     """The size whose presets suit a model: that of its shape, else the default."""
-    for size, config in CONFIGS.items():
-        if all(getattr(config, name) == getattr(model.config, name)
+    for size, other in CONFIGS.items():
+        if all(getattr(config, name) == getattr(other, name)
                for name in ("hidden_size", "num_hidden_layers", "intermediate_size")):
             return size
-    return DEFAULT_SIZES[model.head.device.type]
+    return DEFAULT_SIZES[device]
 
 
 def settings(args, phase, both=False):
@@ -501,10 +538,21 @@ def download(name, weights=True):
         barrier()
 
 
-def load_base(name, device):
-    """The checkpoint that a stage starts from, in fp32, and its tokenizer."""
-    download(name)
-    return load(name, device, torch.float32)
+def base_model(args, device):
+    """The checkpoint that a stage starts from, in fp32; with --lora frozen, with an adapter."""
+    download(args.init)
+    if not args.lora:
+        return load_model(args.init, device, torch.float32)
+    model = load_model(args.init, device, "int8" if args.int8 else None)
+    return add_lora(model, args.lora, args.seed)
+
+
+def load_base(args, device):
+    """base_model() and its tokenizer. InputError if they do not belong together."""
+    model = base_model(args, device)
+    tokenizer = Tokenizer.load(args.init)
+    check_vocabulary(model, tokenizer)
+    return model, tokenizer
 
 
 def data_and_tokenizer(args):
@@ -550,10 +598,10 @@ def general_documents():
 
 
 def make_model(args, tokenizer, device):
-    """The model to train, in fp32: from --init, or of --size with random weights."""
+    """The model to train: from --init, or of --size with random weights, in fp32."""
     device = device if WORLD == 1 else "cpu"        # may be too large for one device: see shard()
     if args.init:
-        model = load_model(args.init, device, torch.float32)
+        model = base_model(args, device)
         config = model.config
         config.max_position_embeddings = max(config.max_position_embeddings, args.seq_len)
         # a larger base turns channels more slowly: angles stay familiar in longer sequences
@@ -679,17 +727,22 @@ def main():
     devices = vars(args).pop("plan")
     if devices is not None:
         return show_plan(args, phase or "file", devices)
+    if args.lora and not args.init:
+        raise InputError("--lora: trains a model that exists; give --init FOLDER")
+    device = start_processes(args.device)
+    if args.init:                                   # a bad checkpoint is reported before any work
+        download(args.init, weights=False)
+        path = hub_folder(args.init, weights=False) / "config.json"
+        if RANK == 0:                               # in one line, not one per process
+            Config.from_json(path)
+        barrier()
+        args.size = args.size or size_of(Config.from_json(path), args.device)
     names = [phase] if phase else list(STAGES)
     phases = [settings(args, name, both=not phase) for name in names]
     if not phase:                                   # one learning rate schedule for both
         file_phase, repository_phase = phases
         file_phase.after = repository_phase.steps
         repository_phase.before = file_phase.steps
-    device = start_processes(args.device)
-    if args.init:                                   # a bad checkpoint is reported before any work
-        download(args.init, weights=False)
-        if RANK == 0:                               # in one line, not one per process
-            Config.from_json(hub_folder(args.init, weights=False) / "config.json")
     for one_phase in phases:
         train_phase(one_phase, device)
     stop_processes()

@@ -227,8 +227,8 @@ def train_stage(args, device):
     if folder.exists() and not args.fresh and not folder.with_name("sft.unfinished").exists():
         return say(f"{folder} is finished; --fresh trains it again")
     say(f"starting from {args.init}")
-    model, tokenizer = load_base(args.init, device)
-    args.size = args.size or size_of(model)
+    model, tokenizer = load_base(args, device)
+    args.size = args.size or size_of(model.config, args.device)
     fill_in(args, PRESETS.get(args.size, PUBLISHED))
     model.config.max_position_embeddings = max(model.config.max_position_embeddings, args.seq_len)
     # as in the generation_config.json of the published instruct models

@@ -94,7 +94,9 @@ def newest_resume(work):
 
 
 def training_state(model, optimizers):
-    weights, states = dcp_state.get_state_dict(model, optimizers)
+    """What training changes: not the frozen weights, which --init has."""
+    options = dcp_state.StateDictOptions(ignore_frozen_params=True)
+    weights, states = dcp_state.get_state_dict(model, optimizers, options=options)
     return {"model": weights, "optimizers": states}
 
 
@@ -134,8 +136,10 @@ def load_resume(work, model, optimizers):
         except (OSError, RuntimeError, EOFError, dcp.api.CheckpointException):
             say(f"{folder} is damaged; trying the one before it")
             continue
+        all_trained = all(weight.requires_grad for weight in model.parameters())
         dcp_state.set_state_dict(model, optimizers, model_state_dict=state["model"],
-                                 optim_state_dict=state["optimizers"])
+                                 optim_state_dict=state["optimizers"],
+                                 options=dcp_state.StateDictOptions(strict=all_trained))
         say(f"resuming after step {step} of {work}")
         return step
     if any(steps):
@@ -143,9 +147,10 @@ def load_resume(work, model, optimizers):
     return 0
 
 
-def full_weights(model):
-    """The whole weights on the CPU, gathered from all processes (in the first one)."""
-    options = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
+def trained_weights(model):
+    """The weights that are trained, on the CPU; with several processes whole, in the first one."""
+    options = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True,
+                                         ignore_frozen_params=True)
     return dcp_state.get_model_state_dict(model, options=options)
 
 

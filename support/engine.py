@@ -1,5 +1,6 @@
 """Runs the model for all requests of the server at once (support/server.py)."""
 
+import os
 import queue
 import threading
 import time
@@ -7,6 +8,7 @@ import time
 import torch
 
 BATCH_SIZE = 8              # requests that are answered together; the others wait
+RECENT = 4                  # prompts whose keys and values are kept
 
 
 class Generation:
@@ -49,6 +51,26 @@ class Generation:
         return False
 
 
+class PromptCache:
+    """The keys and values of recent prompts. An editor sends nearly the same prompt after each key,
+    of which only the new end has to be read."""
+
+    def __init__(self):
+        self.recent = []                    # (prompt, its model.KVCache), the newest first
+
+    def join(self, batch, prompt):
+        """Let a prompt join a batch, without reading again what it shares with a recent one."""
+        longest, start = 0, None
+        for ids, cache in self.recent:
+            # without the last id, which must be read for its logits
+            common = len(os.path.commonprefix([ids, prompt[:-1]]))
+            if common > longest:
+                longest = common
+                start = cache
+        cache = batch.join_one(prompt, start.first(longest) if start else None)
+        self.recent = [(prompt, cache), *self.recent][:RECENT]
+
+
 class Engine(threading.Thread):
     """The one thread that runs the model. A request that arrives while others are being answered
     joins their batch.
@@ -61,6 +83,7 @@ class Engine(threading.Thread):
         self.new_batch, self.choose = new_batch, choose
         self.waiting = queue.Queue()        # Generations
         self.active = []                    # those in the batch
+        self.prompts = PromptCache()
 
     @torch.inference_mode()
     def run(self):
@@ -85,4 +108,4 @@ class Engine(threading.Thread):
             generation = self.waiting.get()
             if not generation.cancelled:
                 self.active.append(generation)
-                batch.join_one(generation.ids)
+                self.prompts.join(batch, generation.ids)

@@ -395,21 +395,21 @@ def read_tensors(folder, shapes, ignored):
     return state
 
 
-def write_tensors(folder, state):
+def write_tensors(folder, state, name="model", config="config.json"):
     """Write {name: tensor} as model.safetensors, or above SHARD_BYTES as several files with an
-    index. The files get the permissions of config.json, which must exist: safetensors would let
-    only the owner read them."""
+    index. The files get the permissions of the config file, which must exist: safetensors would
+    let only the owner read them."""
     shards = [{}]
     size = 0
-    for name, tensor in state.items():
+    for tensor_name, tensor in state.items():
         if size and size + tensor.nbytes > SHARD_BYTES:
             shards.append({})
             size = 0
-        shards[-1][name] = tensor
+        shards[-1][tensor_name] = tensor
         size += tensor.nbytes
     weight_map = {}
     for i, shard in enumerate(shards, 1):
-        stem = f"model-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else "model"
+        stem = f"{name}-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else name
         weight_map.update(dict.fromkeys(shard, f"{stem}.safetensors"))
         # written under another name, as the tensors may be mapped from the file to be replaced
         writing = folder / f"{stem}.writing"
@@ -417,14 +417,14 @@ def write_tensors(folder, state):
             save_file(shard, writing, metadata={"format": "pt"})
         except SafetensorError as error:
             raise InputError(f"{folder}: cannot be written, is the disk full? ({error})") from None
-        shutil.copymode(folder / "config.json", writing)
+        shutil.copymode(folder / config, writing)
         os.replace(writing, folder / f"{stem}.safetensors")
-    for old in folder.glob("model*.safetensors*"):          # left by a checkpoint in other shards
+    for old in folder.glob(f"{name}*.safetensors*"):          # left by a checkpoint in other shards
         if old.name not in weight_map.values():
             old.unlink()
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in state.values())
-        write_json(folder / "model.safetensors.index.json",
+        write_json(folder / f"{name}.safetensors.index.json",
                    {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 

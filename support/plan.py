@@ -17,8 +17,8 @@ def memory_plan(config, shapes, args, devices, bf16, loss_rows, program_gb=0.0):
     """
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     all_weights = sum(sizes.values())
-    block_weights = sum(size for name, size in sizes.items()
-                        if ".layers." in name and len(shapes[name]) > 1)
+    block_matrices = [name for name in sizes if ".layers." in name and len(shapes[name]) > 1]
+    block_weights = sum(sizes[name] for name in block_matrices)
     other_weights = all_weights - block_weights
     V, D, F = config.vocab_size, config.hidden_size, config.intermediate_size
     L, B, T = config.num_hidden_layers, args.device_batch, args.seq_len
@@ -39,10 +39,19 @@ def memory_plan(config, shapes, args, devices, bf16, loss_rows, program_gb=0.0):
         copies = bytes_each * (2 * block_weights / L + other_weights)
     else:
         copies = bytes_each * all_weights if bf16 else 0
+    logits = (bytes_each + 4) * loss_rows * V
     parts = {"weights": 4 * all_weights / devices, "gradients": 4 * all_weights / devices,
              "optimizer": 4 * moments / devices, "copies": copies,
-             "activations": B * T * per_token,
-             "loss": 2 * 4 * V * D + (bytes_each + 4) * loss_rows * V}
+             "activations": B * T * per_token, "loss": 2 * 4 * V * D + logits}
+    if args.lora:       # frozen weights in the dtype of activations; A and B for each block matrix
+        adapter = args.lora * sum(sum(shapes[name]) for name in block_matrices)
+        frozen = bytes_each * all_weights
+        if args.int8:                           # and a second embedding matrix, the output layer
+            frozen = block_weights + bytes_each * other_weights + V * D
+            logits += bytes_each * V * D
+        parts.update(weights=(frozen + 4 * adapter) / devices, gradients=4 * adapter / devices,
+                     optimizer=2 * 4 * adapter / devices, loss=logits,
+                     copies=0 if devices == 1 else copies)
     return {"program": program_gb, **{name: size / 1e9 for name, size in parts.items()}}
 
 

@@ -15,6 +15,7 @@ import evaluate
 from evaluate import (benchmarks, bits_per_byte, bootstrap, code_block, compare, complete,
                       edit_similarity, final_number,
                       pass_at_k, plant, read_documents)
+from fim import infill
 from model import CausalLM, Config, generate, save_model
 from support.benchmarks import to_problem
 from support.files import InputError, read_rows
@@ -455,6 +456,27 @@ def test_the_newest_model_on_everything(out, model, small_tokenizer, typed):
     printed = typed(*command, "--text", out / "data" / "validation.jsonl").stdout
     bits = bits_per_byte(model, small_tokenizer, [{"text": CODE}])
     assert f"{bits:.3f}" in printed and "1 documents" in printed
+
+
+def test_guard_ends_the_middles_of_a_benchmark(out, typed, model, small_tokenizer):
+    """A row as in the published file; the middles are those of fim.py."""
+    row = {"task_id": "SingleLineInfilling/HumanEval/0/L0", "entry_point": "f", "suffix": "    b\n",
+           "prompt": "def f(a, b):\n    ", "canonical_solution": "a",
+           "test": "def check(f):\n    assert f(1, 2) is None\n"}
+    problems = out / "HumanEval-SingleLineInfilling.jsonl"
+    problems.write_text(json.dumps(row) + "\n")
+    middles = set()
+    for ending, flags in (("", []), ("_guard", ["--guard"])):
+        result = typed("evaluate.py", "--out", out, "--device", "cpu", "--problems", problems,
+                       "--benchmark", "infilling-single-line", *flags)
+        if "weak-sandbox" in result.stderr:
+            pytest.skip(result.stderr)
+        samples = out / "evaluate" / f"pretrain_infilling-single-line{ending}.jsonl"
+        expected = infill(model, small_tokenizer, row["prompt"], row["suffix"],
+                          model.config.context_length // 2, guard=bool(flags))
+        assert json.loads(samples.read_text())["completion"] == expected
+        middles.add(expected)
+    assert len(middles) == 2
 
 
 @pytest.mark.parametrize("flags, message", [

@@ -9,9 +9,9 @@ import torch
 from conftest import CASES, ROOT, SMALL, YARN, fill_weights
 from safetensors.torch import load_file, save_file
 
-from model import (CONFIGS, Batch, CausalLM, Config, Int8Linear, generate, generate_naive,
-                   load_model, parameter_count, quantize, rotary_frequencies, sample, save_model,
-                   to_int8)
+from model import (CONFIGS, Batch, CausalLM, Config, Int8Linear, add_lora, generate, generate_naive,
+                   load_model, merge_lora, parameter_count, quantize, rotary_frequencies, sample,
+                   save_model, to_int8)
 from support import distributed
 from support.files import InputError
 
@@ -309,6 +309,40 @@ def test_8_bit_weights(small_model):
     assert float(loss) == pytest.approx(
         -float(exact[0, :-1].gather(1, ids[0, 1:, None]).sum()), abs=0.1)
     assert generate(small_model, PROMPTS, 9) == [generate(small_model, [p], 9)[0] for p in PROMPTS]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_lora(small_model, int8):
+    """It starts as the base model; only A and B have gradients; merged weights give the same."""
+    weights = {name: weight.clone() for name, weight in small_model.state_dict().items()}
+    if int8:
+        quantize(small_model)
+    before = small_model(IDS).detach()
+    trained = dict(add_lora(small_model, 4, seed=1).named_parameters())
+    assert torch.equal(small_model(IDS), before)
+    small_model(IDS[:, :-1], targets=IDS[:, 1:]).backward()
+    with_gradient = {name for name, weight in trained.items() if weight.grad is not None}
+    assert with_gradient == {name for name in trained if ".lora_" in name}
+    layer = "model.layers.0.mlp.up_proj"
+    assert trained[f"{layer}.lora_B.weight"].grad.abs().max() > 0       # of A it is 0, as B is
+    for name in with_gradient:
+        torch.nn.init.normal_(trained[name], std=0.1)
+    adapter = {name: trained[name].detach() for name in with_gradient}
+    logits = small_model(IDS)
+    assert (logits - before).abs().max() > 0.1
+    merge_lora(weights, adapter, 4)
+    merged = CausalLM(small_model.config)
+    merged.load_state_dict(weights)
+    assert torch.allclose(merged(IDS), logits, atol=0.3 if int8 else 1e-5)
+
+
+def test_gradients_pass_through_8_bit_weights():
+    torch.manual_seed(0)
+    layer = Int8Linear(torch.randn(6, 8), torch.randn(6))
+    x = torch.randn(3, 8, requires_grad=True)
+    layer(x).square().sum().backward()
+    expected = 2 * layer(x).detach() @ (layer.int8 * layer.scale.T)
+    assert torch.allclose(x.grad, expected, atol=1e-5)
 
 
 def test_dtype_for_inference_is_measured(small_model, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ import bench_training
 import pytest
 import torch
 from conftest import CODE, ROOT, SMALL, fill_weights, run_script, write_code_folder
+from safetensors.torch import load_file
 
 from fim import newest_model
 from model import CONFIGS, CausalLM, Config, load_model
@@ -218,8 +219,8 @@ def train_and_save(folder):
     numbers = {}
     for optimizer in ("adamw", "muon"):
         model, numbers[optimizer] = train_two_steps(optimizer)
-    finish_run(model, Tokenizer.train([CODE], 300), argparse.Namespace(before=0, after=0), work,
-               folder / "muon")
+    args = argparse.Namespace(before=0, after=0, lora=None)
+    finish_run(model, Tokenizer.train([CODE], 300), args, work, folder / "muon")
     distributed.say(json.dumps(numbers))
     os._exit(0)     # as Python ends, a thread of gloo could still release a tensor, and crash
 
@@ -252,11 +253,62 @@ def test_starting_from_a_checkpoint(finished, code, tmp_path):
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
 
 
+def test_lora_trains_an_adapter_and_merges_it(finished, code, out):
+    """One process against two that are stopped after step 5, and one that resumes them."""
+    base = finished[0] / "pretrain"
+    flags = ["--init", str(base), "--lora", "4", "--lr", "0.003"]
+    printed = pretrain(out, code, *flags)
+    trained = 4 * 4 * (4 * 192 + 2 * (192 + 64) + 3 * (192 + 512))      # layers, rank, m + n
+    assert f"of which {trained:,} are trained (LoRA)" in printed and "adamw" in printed
+    assert losses(out)[-1] < losses(out)[0] - 0.02
+    expected = losses(out)
+    merged, before = weights(out), load_model(base, "cpu").state_dict()
+    adapter = load_file(out / "pretrain" / "adapter" / "adapter_model.safetensors")
+    assert len(adapter) == 4 * 7 * 2
+    for name, weight in before.items():
+        layer = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{layer}.lora_A.weight" in adapter:
+            A, B = (adapter[f"{layer}.lora_{matrix}.weight"] for matrix in "AB")
+            assert B.abs().max() > 0
+            weight = weight + 32 / 4 * B @ A                            # alpha / rank
+        assert torch.allclose(merged[name], weight, atol=1e-5)
+    config = read_json(out / "pretrain" / "adapter" / "adapter_config.json")
+    assert config["r"] == 4 and config["lora_alpha"] == 32 and len(config["target_modules"]) == 7
+
+    script, *flags = flags_of(out, code, *flags, "--device-batch", "2", "--fresh",
+                              "--checkpoint-activations")
+    processes = [start(ROOT / script, *flags, rank=rank, world=2) for rank in (0, 1)]
+    assert signal_after_step_5(processes[0], signal.SIGTERM) == 128 + signal.SIGTERM
+    assert processes[1].wait(200) == 128 + signal.SIGTERM
+    flags.remove("--fresh")
+    assert "resuming after step" in run_script(script, *flags).stdout
+    assert losses(out) == pytest.approx(expected, abs=1e-5)
+    assert all(torch.allclose(merged[name], weight, atol=1e-4)
+               for name, weight in weights(out).items())
+
+
+def test_lora_with_8_bit_weights(finished, code, out):
+    base = finished[0] / "pretrain"
+    flags = ["--init", str(base), "--lr", "0.003", "--steps", "4", "--lora", "4"]
+    pretrain(out, code, *flags)
+    exact = losses(out)
+    pretrain(out, code, *flags, "--int8", "--fresh")
+    assert losses(out) == pytest.approx(exact, abs=0.02) and losses(out) != exact
+    before, after = load_model(base, "cpu").state_dict(), weights(out)
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    name = "model.layers.0.mlp.up_proj.weight"
+    change = after[name] - before[name]
+    assert 0 < torch.linalg.matrix_rank(change) <= 4        # merged into what --init has stored
+
+
 # ---- bad input
 
 
 @pytest.mark.parametrize("flags,message", [
     (["--steps", "0"], "--steps: must be at least 1"),
+    (["--lora", "0"], "--lora: must be at least 1"),
+    (["--lora", "4"], "--lora: trains a model that exists; give --init"),
+    (["--int8"], "--int8: only frozen weights can be in 8 bits"),
     (["--seed", "-1"], "--seed: must be at least 0"),
     (["--batch-tokens", "100"], "--batch-tokens: must be a multiple of 32"),
     (["--plan", "0"], "--plan: must be at least 1"),
@@ -428,7 +480,7 @@ def test_the_faster_dtype_is_chosen_and_kept_when_resuming(tmp_path, monkeypatch
 def test_plan():
     """Counted by hand for the 0.5B shape: 494,032,768 weights, 136,134,656 of them embeddings."""
     args = argparse.Namespace(device_batch=2, seq_len=1024, optimizer="muon", device="cuda",
-                              checkpoint_activations=True)
+                              checkpoint_activations=True, lora=None)
     with torch.device("meta"):
         model = CausalLM(CONFIGS["0.5B"])
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -437,6 +489,17 @@ def test_plan():
     assert parts["optimizer"] == pytest.approx(4 * (357_826_560 + 2 * 136_206_208) / 8 / 1e9)
     block = 8 * 896 + 2 * (4 * 896 + 256 + 4 * 4864)
     assert parts["activations"] == pytest.approx(2 * 1024 * (24 * 2 * 896 + block) / 1e9)
+
+    args.lora, args.int8 = 16, False
+    parts = memory_plan(CONFIGS["0.5B"], shapes, args, 1, bf16=True, loss_rows=100)
+    adapter = 16 * 24 * (4 * 896 + 2 * (896 + 128) + 3 * (896 + 4864))
+    assert parts["weights"] == pytest.approx((2 * 494_032_768 + 4 * adapter) / 1e9)
+    assert parts["gradients"] + parts["optimizer"] == pytest.approx(3 * 4 * adapter / 1e9)
+    assert parts["copies"] == 0 and parts["loss"] == pytest.approx(6 * 100 * 151_936 / 1e9)
+    args.int8 = True
+    smaller = memory_plan(CONFIGS["0.5B"], shapes, args, 1, bf16=True, loss_rows=100)
+    assert parts["weights"] - smaller["weights"] == pytest.approx(
+        (357_826_560 - 151_936 * 896) / 1e9)
 
 
 def test_the_benchmark_measures_a_step():

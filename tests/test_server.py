@@ -12,7 +12,7 @@ from conftest import CODE, SMALL, fill_weights
 
 from fim import MIDDLE, PREFIX, SUFFIX, Backend, infill
 from model import Batch, CausalLM, Config
-from support.engine import Engine
+from support.engine import Engine, PromptCache
 from support.server import MAX_BODY, Server
 from tokenizer import Tokenizer
 
@@ -156,12 +156,12 @@ def test_large_bodies_are_refused_unread(server):
 def test_a_common_prefix_is_not_read_again(model_and_tokenizer):
     model, _ = model_and_tokenizer
     with torch.inference_mode():
-        batch, lengths = Batch(model), []
+        batch, cache, lengths = Batch(model), PromptCache(), []
         read = batch.read
         batch.read = lambda ids, cache: (lengths.append(ids.shape[1]), read(ids, cache))[1]
         prompts = [[1, 2, 3, 4, 5], [1, 2, 3, 9], [1, 2, 3, 4, 5, 6], [7, 8], [1, 2, 3, 9]]
         for prompt in prompts:
-            batch.join_one(prompt)
+            cache.join(batch, prompt)
         assert lengths == [5, 1, 1, 2, 1]
         for logits, prompt in zip(batch.logits, prompts):
             expected = model(torch.tensor([prompt]))[0, -1]
