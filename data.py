@@ -228,11 +228,14 @@ class Contamination:
     STATEMENTS = ("prompt", "text", "question", "problem")      # the fields of problem files
     SOLUTIONS = ("canonical_solution", "code", "solution", "answer", "test", "test_list")
 
-    def __init__(self, files):
+    def __init__(self, files, skip=()):
+        """skip: the ids of problems that may be trained on, in files that also hold others."""
         problems = defaultdict(dict)            # n -> hash of n words -> name of the problem
         for file in files:
             for number, row in read_rows(file):
                 problem_id = row.get("task_id", row.get("id", number))
+                if problem_id in skip:
+                    continue
                 name = f"{Path(file).name.split('.')[0]} {problem_id}"
                 for field in (*self.STATEMENTS, *self.SOLUTIONS):
                     for ngram, n in self.ngrams_of(row.get(field, ""), field in self.STATEMENTS):

@@ -10,6 +10,7 @@ computed once, at the start. The training loop is in pretrain.py; asking and gra
     python dpo.py --rounds 3            # three rounds, each from the model of the one before
     python dpo.py --build               # only make the pairs: out/preferences_1
     python dpo.py --data FILE           # your own pairs, in TRL's formats (JSON Lines)
+    python dpo.py --init FOLDER --lora 16 --problems mbpp.jsonl     # with tests of your own
     python dpo.py --judge http://localhost:8000/v1      # pairs from the verdicts of a larger model
 
 Read first: dpo_loss, preference_loss, closest, balanced, PairBatches
@@ -29,13 +30,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data import Batches, generator, load_documents, load_tokens, made_from
+from data import (Batches, Contamination, default_benchmarks, generator, load_documents,
+                  load_tokens, made_from)
 from evaluate import bits_per_byte, complete, edit_similarity
 from fim import newest_model
 from pretrain import (check_flags, dtype_of_run, fill_in, load_base, next_token_loss,
                       set_compute_dtype, size_of, train, training_flags)
 from sft import (ANSWER_TOKENS, answer_stop_ids, compare_models, prepare_corpus, prompt_of, solve,
-                 task_conversation)
+                 problem_prompt)
+from support.benchmarks import training_problems
 from support.chats import ask_judge, file_hashes, normalize_pair, print_manifest, read_data
 from support.checkpoint import read_metrics, starting_point
 from support.distributed import RANK, WORLD, barrier, say, start_processes, stop_processes
@@ -157,11 +160,27 @@ def balanced(pairs):
     return remaining
 
 
+def problems_of_file(path, counts):
+    """The problems of --problems that share no text with a benchmark or with MBPP's test split."""
+    problems, ids = training_problems(path)
+    contamination = Contamination([*default_benchmarks(), path], skip=ids)
+    clean = [problem for problem in problems
+             if not contamination.hit(problem["prompt"] + problem["canonical_solution"])]
+    counts.update({"problems": len(problems), "contaminated": len(problems) - len(clean)})
+    return clean
+
+
 def sampled_pairs(model, tokenizer, args, number, counts):
-    """Pairs from the model's answers to new tasks of the grammar, none of them held out."""
-    tasks = training_tasks(f"{args.seed} preferences {number}", TASKS)
-    results = solve(model, tokenizer, tasks, args.weak_sandbox, SAMPLES, temperature=TEMPERATURE,
-                    seed=args.seed)
+    """Pairs from the model's answers to --problems, or to new tasks of the grammar, none of them
+    held out."""
+    tokens = ANSWER_TOKENS
+    if args.problems:
+        tasks = problems_of_file(args.problems, counts)
+        tokens = args.seq_len // 2
+    else:
+        tasks = training_tasks(f"{args.seed} preferences {number}", TASKS)
+    results = solve(model, tokenizer, tasks, args.weak_sandbox, SAMPLES, tokens,
+                    temperature=TEMPERATURE, seed=args.seed + number - 1)
     pairs = []
     for task, samples in zip(tasks, results):
         counts["answers"] += len(samples)
@@ -173,9 +192,8 @@ def sampled_pairs(model, tokenizer, args, number, counts):
         bad = [text for text, passed in passed_by_text.items() if not passed]
         counts["tasks always solved"] += bool(good) and not bad
         counts["tasks never solved"] += bool(bad) and not good
-        prompt = task_conversation(task)["messages"][:-1]
-        pairs += [{"prompt": prompt, "chosen": chosen, "rejected": rejected, "source": "sandbox"}
-                  for chosen, rejected in closest(good, bad)]
+        pairs += [{"prompt": problem_prompt(task), "chosen": chosen, "rejected": rejected,
+                   "source": "sandbox"} for chosen, rejected in closest(good, bad)]
     return pairs
 
 
@@ -218,7 +236,8 @@ def prepare_pairs(model, tokenizer, args, number):
     """Make out/preferences_N unless it exists, print a summary -> its pairs."""
     folder = Path(args.out) / f"preferences_{number}"
     settings = {"format": FORMAT, "init": args.init, "seed": args.seed, "judge": args.judge,
-                "weights": starting_point(model, tokenizer.tokens), "data": file_hashes(args.data)}
+                "weights": starting_point(model, tokenizer.tokens), "data": file_hashes(args.data),
+                "problems": file_hashes(filter(None, [args.problems]))}
     if RANK == 0 and (args.fresh or not folder.exists()):
         pairs, summary = collect_pairs(model, tokenizer, args, number)
         with whole_folder(folder) as new:
@@ -379,6 +398,8 @@ def main():
     add = parser.add_argument
     add("--data", action="append", metavar="FILE", help="your own pairs: chosen and rejected, as "
         "answers or as conversations (repeatable)")
+    add("--problems", metavar="FILE", help="sample answers to these problems with tests, such as "
+        "those of MBPP, of which only the training split is used (default: tasks of a grammar)")
     add("--judge", metavar="URL", help="an OpenAI-compatible server with an LLM judge that says "
         "which of two answers is better")
     add("--build", action="store_true", help="only make the pairs")
@@ -396,7 +417,7 @@ def main():
     if args.rounds < 1 or not args.beta > 0 or not args.nll >= 0:
         raise InputError("--rounds and --beta must be above 0, --nll at least 0")
     check_flags(args)                               # before anything is deleted or sampled
-    file_hashes(args.data)
+    file_hashes(filter(None, [*(args.data or []), args.problems]))      # a missing file, early
     build_only = vars(args).pop("build")
     rounds = vars(args).pop("rounds")
     if build_only:                                  # the answers of later rounds need training

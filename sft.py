@@ -268,6 +268,12 @@ TEMPLATES = {"write": "Write a Python function `{name}`: {summary}",
              "complete": "Complete this function.\n```python\n{code}\n```"}
 
 
+def problem_prompt(problem):
+    """The messages with which evaluate.py asks a problem of an instruct model."""
+    return [{"role": "system", "content": SYSTEM},
+            {"role": "user", "content": REQUEST.replace("{prompt}", problem["prompt"].strip())}]
+
+
 def task_conversation(task, in_words=False):
     """A task of the grammar, asked as evaluate.py asks HumanEval's problems, or in words."""
     head, summary = task["prompt"].split("\n")[:2]
@@ -276,9 +282,8 @@ def task_conversation(task, in_words=False):
         signature = head.removeprefix("def ").removesuffix(":")
         question = TEMPLATES["write"].format(name=signature, summary=summary.strip(' "'))
         return new_conversation(question, answer, "tasks")
-    question = REQUEST.replace("{prompt}", task["prompt"].strip())
-    conversation = new_conversation(question, answer, "tasks")
-    conversation["messages"].insert(0, {"role": "system", "content": SYSTEM})
+    conversation = new_conversation("", answer, "tasks")
+    conversation["messages"][:1] = problem_prompt(task)
     return conversation
 
 
@@ -459,12 +464,12 @@ SAMPLED = 100               # problems that are answered several times, for pass
 SPANS = 50                  # of each type, to infill
 
 
-def solve(model, tokenizer, problems, weak, samples=1, **sampling):
-    """Let the model answer problems and grade the answers -> for each problem a list of samples:
-    (text, stopped by itself, passed)."""
+def solve(model, tokenizer, problems, weak, samples=1, tokens=ANSWER_TOKENS, **sampling):
+    """Let the model answer problems, each in up to so many tokens, and grade the answers -> for
+    each problem a list of samples: (text, stopped by itself, passed)."""
     template = benchmarks()["prompts"]["code chat"]
     prompts = [prompt_ids(model, tokenizer, template, problem) for problem in problems]
-    answers = complete(model, tokenizer, prompts, ANSWER_TOKENS, template["stops"],
+    answers = complete(model, tokenizer, prompts, tokens, template["stops"],
                        answer_stop_ids(tokenizer), samples=samples, **sampling)
     repeated = [problem for problem in problems for _ in range(samples)]    # one per answer
     programs = [(problem, code_block(text, problem["entry_point"]))
@@ -513,7 +518,11 @@ def table_cell(value, sign=""):
 
 
 def compare_models(before, after, args, device, samples=0):
-    """Print the scores of two checkpoints, what was gained, and three answers of the second."""
+    """Print the scores of two checkpoints, what was gained, and three answers of the second. Models
+    of a published size would need an hour on a CPU; for them, print a command."""
+    if has_published_size(after):
+        return print(f"to compare it with {before}: python evaluate.py --benchmark humaneval "
+                     f"--chat --model {after}")
     old, new = (measure(folder, args, device, samples) for folder in (before, after))
     rows = [["", Path(before).name, Path(after).name, "gain"]]
     for name, value in new.items():

@@ -22,6 +22,7 @@ from support.files import InputError, cache_folder, fetch, read_rows
 from support.functions import nodes_of
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
+MBPP_TRAINING = range(601, 975)
 # The fields of a problem that must be text, where they exist
 TEXT_FIELDS = ("prompt", "suffix", "test", "entry_point", "code", "input", "output", "question")
 
@@ -151,6 +152,17 @@ def find_problems(name, file=None, limit=None):
     if len({"test" in problem for problem in problems.values()}) > 1:
         raise InputError(f"{file}: holds programs and questions; give a file of one kind")
     return dict(itertools.islice(problems.items(), limit))
+
+
+def training_problems(file):
+    """The problems of a file that have tests and may be trained on -> (problems, their ids in the
+    file): of MBPP its training split (arXiv 2108.07732, section 2.1), of other files all."""
+    problems = [problem for problem in find_problems("", file).values() if "test" in problem]
+    if problems and problems[0]["task_id"].startswith("MBPP/"):
+        numbers = {int(problem["task_id"].removeprefix("MBPP/")): problem for problem in problems}
+        split = {number: problem for number, problem in numbers.items() if number in MBPP_TRAINING}
+        return list(split.values()), set(split)
+    return problems, {problem["task_id"] for problem in problems}
 
 
 def read_samples(path, problems):

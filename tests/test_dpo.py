@@ -118,7 +118,8 @@ def test_pairs_from_the_sandbox(monkeypatch, small_model, small_tokenizer):
                [("a", True, True)] * 4, [("b", True, False)] * 4, [("c", False, False)] * 4]
     monkeypatch.setattr(dpo, "solve", lambda *args, **sampling: samples)
     monkeypatch.setattr(dpo, "TASKS", 4)
-    args, counts = SimpleNamespace(seed=0, weak_sandbox=False), Counter()
+    args = SimpleNamespace(seed=0, weak_sandbox=False, problems=None)
+    counts = Counter()
     [pair] = dpo.sampled_pairs(small_model, small_tokenizer, args, 1, counts)
     assert pair["chosen"] == "```python\na\n```" and pair["rejected"] == "```python\nb\n```"
     assert [message["role"] for message in pair["prompt"]] == ["system", "user"]
@@ -181,6 +182,36 @@ def test_pairs_from_a_judge(monkeypatch, out, teacher):
     [(_, pair)] = read_rows(out / "preferences_1" / "pairs.jsonl")
     assert pair == {"prompt": [{"role": "user", "content": "question 0"}], "chosen": "one",
                     "rejected": "two", "source": "judge"}
+
+
+def test_pairs_from_problems_with_tests(out, monkeypatch, capsys):
+    """Of MBPP only the training split is used, without what it shares with the test split."""
+    def row(number, name, text="Return the larger number"):
+        return {"task_id": number, "text": f"{text} as {name}.",
+                "code": f"def {name}(a, b):\n    return max(a, b)",
+                "test_list": [f"assert {name}(1, 2) == 2", f"assert {name}(3, 2) == 3"]}
+
+    long_text = "Write a function that tells which one of two given numbers is the larger one."
+    rows = [row(11, "test_split", long_text), row(600, "validation"), row(601, "first"),
+            row(974, "last"), row(700, "test_split", long_text)]
+    problems = out / "mbpp.jsonl"
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = []
+
+    def complete(model, tokenizer, prompts, tokens, *rest, samples, **sampling):
+        asked.extend(map(tokenizer.decode, prompts))
+        assert tokens == 64 and samples == 4                        # half of --seq-len
+        return [(f"def first(a, b):\n    return {value}", True)
+                for _ in prompts for value in ("max(a, b)", "min(a, b)", "min(b, a)", "max(b, a)")]
+
+    monkeypatch.setattr(sft, "complete", complete)
+    script(monkeypatch, out, "--build", "--problems", str(problems))
+    assert "3 problems, 1 contaminated" in capsys.readouterr().out
+    assert [text.split("assert ")[1].split("(")[0] for text in asked] == ["first", "last"]
+    pairs = [pair for _, pair in read_rows(out / "preferences_1" / "pairs.jsonl")]
+    assert {pair["chosen"] for pair in pairs} == {
+        f"```python\ndef first(a, b):\n    return max({order})\n```" for order in ("a, b", "b, a")}
+    assert all(pair["prompt"][1]["content"].startswith("Can you complete") for pair in pairs)
 
 
 def test_pairs_of_a_file(out, monkeypatch, capsys):
