@@ -263,6 +263,19 @@ def test_training_prefers_and_resumes_exactly(out, monkeypatch, capsys):
         assert all(torch.equal(before[name], resumed[name]) for name in before)
 
 
+def test_lora(out, monkeypatch):
+    """The reference is the model before training, whose adapter changes nothing."""
+    monkeypatch.setattr(sft, "compare_models", lambda *args: None)
+    script(monkeypatch, out, "--data", str(out / "pairs.jsonl"), "--nll", "0", "--lora", "4",
+           "--lr", "0.003")
+    first, *_, last = read_metrics(out / "dpo")
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4) and last["loss"] < first["loss"]
+    assert (out / "dpo" / "adapter" / "adapter_model.safetensors").exists()
+    base, tuned = (load_model(out / stage, "cpu").state_dict() for stage in ("sft", "dpo"))
+    changed = {name for name in base if not torch.equal(base[name], tuned[name])}
+    assert changed and all(name.endswith("proj.weight") for name in changed)
+
+
 def test_a_collapse_stops_the_run(out, monkeypatch):
     monkeypatch.setattr(dpo, "COLLAPSED", -9.0)
     with pytest.raises(InputError, match="step 3: the chosen answers have lost .* lower --lr"):

@@ -301,6 +301,18 @@ def test_an_interrupted_run_is_resumed_exactly(out, monkeypatch, capsys):
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
+def test_lora(out, monkeypatch):
+    monkeypatch.setattr(sft, "compare_models", lambda *args: None)
+    script(monkeypatch, out, "--lora", "4", "--lr", "0.003")
+    special = Tokenizer.load(out / "sft").special
+    assert read_json(out / "sft" / "generation_config.json")["eos_token_id"] == [
+        special["<|im_end|>"], special["<|endoftext|>"]]
+    base, tuned = (load_model(out / stage, "cpu").state_dict() for stage in ("pretrain", "sft"))
+    changed = {name for name in base if not torch.equal(base[name], tuned[name])}
+    assert changed and all(name.endswith("proj.weight") for name in changed)
+    assert (out / "sft" / "adapter" / "adapter_config.json").exists()
+
+
 def test_only_data_of_the_user(out, monkeypatch, capsys):
     """--only-data: no tasks and no code on disk; the data and the FIM sequences are made."""
     data, batches = out / "data.jsonl", []
