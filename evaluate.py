@@ -1,7 +1,7 @@
 """Evaluation: bits per byte, benchmarks with pass@k, and infilling.
 
 The benchmarks are HumanEval, MBPP, EvalPlus, HumanEval infilling, CRUXEval and GSM8K in their
-published formats, and `ladder` (120 small problems of our own). Also measured: a needle hidden in
+published formats, and `ladder` (140 small problems of our own). Also measured: a needle hidden in
 code, and infilling of validation files (report, sections 6 and 7). assets/benchmarks.json holds the
 addresses, prompts and stop strings.
 

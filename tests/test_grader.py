@@ -411,7 +411,7 @@ def test_published_solutions_pass(file, name, count, weak, failing):
 def test_ladder():
     problems = {row["task_id"]: row for _, row in read_rows(ROOT / "assets" / "ladder.jsonl")}
     wrong = json.loads((ROOT / "tests" / "ladder_wrong.json").read_text())
-    assert len(problems) == 120 and set(wrong) == set(problems)
+    assert len(problems) == 140 and set(wrong) == set(problems)
     right = grade_all([(p, p["canonical_solution"]) for p in problems.values()])
     assert all(result.passed and not result.weak for result in right)
     bad = [(problems[name], text) for name, texts in wrong.items() for text in texts]
