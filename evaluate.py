@@ -194,22 +194,24 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), s
     """Continue prompts, which are lists of ids.
 
     Returns (text, stopped) for each sample: the samples of the first prompt, then those of the
-    second, and so on. A completion ends before the first of the strings `stops` or of the ids
-    stop_ids; `stopped` says whether it met one. A prompt that is too long for the context loses its
-    start. cache: a file that keeps completions, which an interrupted run need not repeat. contexts:
-    the (prefix, suffix) of each prompt; then completions end as infilled middles do (MiddleStream).
+    second, and so on. A completion ends before the first stop string or stop id; `stopped` says
+    whether there was one. A prompt that is too long for the context loses its start. cache: a file
+    of completions, so that an interrupted run need not repeat them. contexts: the (prefix, suffix)
+    of each prompt; then completions end as infilled middles do (MiddleStream), without `stops`.
     """
     T = model.config.context_length
     max_new_tokens = min(max_new_tokens, T // 2)
     prompts = [prompt[-(T - max_new_tokens):] for prompt in prompts]
     # prompts of similar length next to each other need little padding
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    # No two samples may share random numbers, so the user's seeds are far apart.
+    # (prompt, number) -> seed, in the order in which samples are generated. No two samples may
+    # share random numbers, so the user's seeds are far apart (by any large odd number).
     seeds = {(i, number): seed * 0x9E3779B1 + i * samples + number
              for i in order for number in range(samples)}
-    weights = float(model.head.detach().float().abs().mean())   # another model, another completion
+    # of the weights: another model must not find these completions in the cache
+    weights = float(model.head.detach().float().abs().mean())
     settings = [weights, max_new_tokens, stops, sorted(stop_ids), sampling]
-    keys = {}                               # of the samples in the cache
+    keys = {}                               # sample -> its key in the cache file
     for (i, number), sample_seed in seeds.items():
         request = [*settings, prompts[i], contexts and contexts[i], sample_seed]
         keys[i, number] = hashlib.sha256(json.dumps(request).encode()).hexdigest()
@@ -229,7 +231,7 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), s
         text = "".join(texts[index]) + streams[index].finish()
         cached[key] = text, streams[index].stopped or len(ids) < max_new_tokens
         if cache:
-            # the line feed comes first, because the line before may have been cut off
+            # the line feed first, because an interrupted run may have cut off the line before
             with open(cache, "a", encoding="utf-8") as file:
                 file.write("\n" + json.dumps([key, cached[key]]))
         progress.update()
@@ -246,7 +248,7 @@ def complete(model, tokenizer, prompts, max_new_tokens, stops=(), stop_ids=(), s
 
 
 def batch_size(model, tokens):
-    """How many sequences of so many tokens are generated together: their keys and values fit in
+    """How many sequences of `tokens` tokens are generated together: their keys and values fit in
     CACHE_BYTES, or on a GPU in half of its free memory."""
     config = model.config
     token_bytes = (2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
@@ -270,20 +272,20 @@ def batches_of(sequences):
 
 
 def read_cache(path):
-    """The finished batches in a cache file, by key. Damaged lines are ignored."""
+    """The completions in a cache file: key -> (text, stopped). Damaged lines are ignored."""
     cached = {}
     if path and path.exists():
         for line in path.read_bytes().split(b"\n"):
             with contextlib.suppress(ValueError, TypeError):
-                key, completions = json.loads(line)
-                cached[key] = completions
+                key, completion = json.loads(line)
+                cached[key] = completion
     return cached
 
 
 def prompt_ids(model, tokenizer, template, problem):
     """A prompt of assets/benchmarks.json, filled with a problem's fields, as ids."""
     if template["prompt"][0].startswith("<|fim_prefix|>"):
-        # encoded in parts, and shortened here: complete() would cut off <|fim_prefix|>
+        # encoded in parts and shortened here, because complete() would cut off <|fim_prefix|>
         T = model.config.context_length
         room = T - min(template["max_new_tokens"], T // 2)
         return infill_prompt(tokenizer, problem["prompt"], problem["suffix"], room)

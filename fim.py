@@ -210,16 +210,17 @@ def infill(model, tokenizer, prefix, suffix, max_new_tokens=64, guard=True, on_t
            name="", path="", seed=0, **sampling):
     """The middle that the model writes between prefix and suffix; greedy by default.
 
-    It ends at a special token and, with guard, where `MiddleStream` ends it. on_text(text) is
-    called with each new piece of text. files, name and path: as in `infill_prompt`. InputError: no
-    room for a prompt.
+    It ends at a special token or, with guard, where `MiddleStream` ends it earlier. on_text(text)
+    is called with each new piece of text. files, name and path: as in `infill_prompt`. InputError:
+    no room for a prompt.
     """
     room = model.config.context_length - max_new_tokens
-    if room < 4:
+    if room < 4:                            # three special tokens and one id of text
         raise InputError(f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a "
                          f"context of {model.config.context_length}")
-    shown = without_indentation(prefix) if guard else prefix
-    prompt = infill_prompt(tokenizer, shown, suffix, room, files=files, name=name, path=path)
+    prompt_prefix = without_indentation(prefix) if guard else prefix
+    prompt = infill_prompt(tokenizer, prompt_prefix, suffix, room, files=files, name=name,
+                           path=path)
     stream = MiddleStream(tokenizer, prefix, suffix) if guard else TextStream(tokenizer)
     texts = []
 
@@ -239,19 +240,19 @@ def infill(model, tokenizer, prefix, suffix, max_new_tokens=64, guard=True, on_t
 
 
 def without_indentation(prefix):
-    """A prefix without the spaces before a cursor that nothing else precedes on its line.
+    """A prefix without its last line, if that line is only the indentation before the cursor.
 
     A tokenizer puts the last space before a word into the token of the word, so a prompt that ends
-    with this space is unlike all that a model has seen. It can write the indentation itself.
+    with this space is unlike anything the model has seen. It can write the indentation itself.
     """
-    above, line_end, indentation = prefix.rpartition("\n")
-    return prefix if indentation.strip() else above + line_end
+    above, line_end, last_line = prefix.rpartition("\n")
+    return prefix if last_line.strip() else above + line_end
 
 
 class MiddleStream(TextStream):
     """The text of a middle as it is generated. The indentation that `without_indentation` removed
-    from the prompt is skipped. The middle ends where `middle_end` ends it, or where the same ids
-    come three times in a row."""
+    from the prompt is skipped when the model writes it again. The middle ends where `middle_end`
+    ends it, or where the same ids come three times in a row."""
 
     def __init__(self, tokenizer, prefix, suffix, stop_strings=()):
         super().__init__(tokenizer, stop_strings)
@@ -259,7 +260,7 @@ class MiddleStream(TextStream):
         self.ids = []
         self.indentation = len(self.prefix) - len(without_indentation(self.prefix))
         self.middle = ""                        # all of it
-        self.passed_on = 0                      # characters of it that add() has returned
+        self.passed_on = 0                      # how many of its characters add() has returned
 
     def add(self, token_id, final=False):
         if self.stopped and not final:
@@ -268,7 +269,8 @@ class MiddleStream(TextStream):
         while self.indentation and text[:1] in (" ", "\t"):
             text = text[1:]
             self.indentation -= 1
-        self.indentation = 0 if text else self.indentation
+        if text:                                # it has begun: further spaces are its own
+            self.indentation = 0
         self.middle += text
         self.ids.append(token_id)
         self.stopped = self.stopped or repeats(self.ids)
@@ -276,15 +278,16 @@ class MiddleStream(TextStream):
         if end is not None:
             self.stopped = True
             self.middle = self.middle[:end]
-        elif not final and not self.stopped:
+        elif not (final or self.stopped):       # more may come, and some of this may be cut off
             end = self.certain()
-        new = self.middle[self.passed_on:end]
+        new = self.middle[self.passed_on:end]   # None: all of it
         self.passed_on += len(new)
         return new
 
     def certain(self):
-        """How much of the middle is sure to stay: all but its last line, which may yet be cut off,
-        and but what may be the start of the text after the cursor."""
+        """How many characters of the middle are sure to stay. Of several lines all but the last,
+        which may be cut off as a whole; of one line all but an end that may be the start of the
+        text after the cursor. White space before a cut goes, too."""
         above, line_end, _ = self.middle.rpartition("\n")
         if line_end:
             return len(above.rstrip())
@@ -390,8 +393,8 @@ def show(path):
 
 
 class Backend:
-    """What support/server.py asks of a model. Each method returns the ids of a prompt of at most
-    `room` ids, a stream that turns new ids into text, and the ids that end it."""
+    """What support/server.py asks of a model. complete(), infill() and chat() return the ids of a
+    prompt, at most `room`; a stream that turns new ids into text; and the ids that end it."""
 
     def __init__(self, model, tokenizer, name):
         self.model, self.tokenizer, self.name = model, tokenizer, name
@@ -409,6 +412,7 @@ class Backend:
         return ids, TextStream(self.tokenizer, stops), stop_ids(self.tokenizer)
 
     def infill(self, prefix, suffix, room, stops, files=()):
+        # editors do not send the path of the file, which the repository format needs
         ids = infill_prompt(self.tokenizer, without_indentation(prefix), suffix, room, files,
                             path="main")
         stream = MiddleStream(self.tokenizer, prefix, suffix, stops)
@@ -425,7 +429,8 @@ class Backend:
         return ids, TextStream(self.tokenizer, stops), ends
 
     def choose(self, logits, samplings):
-        """The next id of each sequence, (B,): logits (B, V), and the settings of each."""
+        """The next id of each sequence, (B,): logits (B, V), and the settings of each, which also
+        keep its generator of random numbers."""
         logits = logits.float()
         logits[:, self.tokenizer.vocab_size:] = float("-inf")
         ids = []
@@ -503,7 +508,7 @@ def main():
     if sys.argv[1:2] == ["serve"]:
         return serve(sys.argv[2:])
     args = parse_args()
-    text = read_text(args.file).removeprefix("\ufeff")          # no column for an editor
+    text = read_text(args.file).removeprefix("\ufeff")      # editors do not count it as a column
     prefix, truth, suffix = split_at_cursor(text, args.file, args.line, args.column)
     folder = args.model or newest_model(args.out)
     model, tokenizer = load(folder, args.device, args.dtype, int8=True)

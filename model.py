@@ -37,7 +37,7 @@ from support.files import (InputError, hub_folder, read_config, read_json, read_
 
 EAGER_TILE = 128            # queries per tile in eager attention on a CPU
 LORA_ALPHA = 32             # the update is scaled by alpha / rank; PEFT's usual value
-READ_TOKENS = 16384         # of prompts that are read together; more would take much memory
+READ_TOKENS = 16384         # of prompts are read at once; more would need much memory
 
 
 @dataclasses.dataclass
@@ -420,16 +420,16 @@ def to_int8(x):
     """x (..., n) as int8 and one scale for each row, (..., 1): x is about int8 * scale.
 
     A row's largest number becomes 127 or -127. The error of each number is at most half a scale, so
-    a row with one very large number keeps little of the others. Rows are short enough (one output
-    of a layer, one token) that this costs little.
+    in a row with one very large number the others lose most of their precision. A row is only the
+    weights of one output, or one token, so this costs little.
     """
     scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-8) / 127
     return (x / scale).round_().to(torch.int8), scale
 
 
 class Int8Matmul(torch.autograd.Function):
-    """x (tokens, n) times 8-bit weights (m, n) with scale (1, m) -> (tokens, m). The gradient is
-    that of the weights as they are, as if x had not been rounded; LoRA trains through it."""
+    """x (tokens, n) times 8-bit weights (m, n) with scale (1, m) -> (tokens, m). The gradient uses
+    the 8-bit weights and ignores that x was rounded; LoRA trains through it."""
 
     @staticmethod
     def forward(ctx, x, int8, scale):
@@ -447,18 +447,19 @@ class Int8Matmul(torch.autograd.Function):
 class Int8Linear(nn.Module):
     """A linear layer with 8-bit weights: (..., n) -> (..., m).
 
-    To generate a token, a CPU has to read every weight from memory, and waits for memory more than
-    it computes. One byte per weight instead of two halves that. The input is made int8, too, each
-    token with a scale of its own, because processors multiply int8 by int8 and add up in int32:
+    To generate a token, a CPU has to read every weight from memory, and spends more time waiting
+    for memory than computing. One byte per weight instead of two halves that. The input is made
+    int8, too, each token with a scale of its own, because processors multiply int8 by int8 and add
+    up in int32:
 
-        sum_j x_j w_ij  =  x_scale * w_scale_i * sum_j x8_j w8_ij
+        sum_j x_j w_ij  is about  x_scale * w_scale_i * sum_j x8_j w8_ij
     """
 
     def __init__(self, weight, bias=None):
         super().__init__()
         int8, scale = to_int8(weight.detach())
         bias = None if bias is None else bias.detach()
-        # no part of checkpoints, which hold the weights as they were
+        # not saved: checkpoints hold the original weights
         self.register_buffer("int8", int8, persistent=False)                # (m, n)
         self.register_buffer("scale", scale.T.contiguous(), persistent=False)       # (1, m)
         self.register_buffer("bias", bias, persistent=False)                # (m,)
@@ -583,11 +584,13 @@ class KVCache:
         self.starts, self.ragged = starts, bool(starts.any())
 
     def append(self, layer, k, v):
-        """Store the keys and values of new tokens, (B, T, K, d) -> those of all, (B, S, K, d)."""
+        """Store the keys and values of new tokens, (B, T, K, d) -> those of all, (B, S, K, d).
+        Decoder.forward() raises `length` once all layers have stored theirs."""
         end = self.length + k.shape[1]
         capacity = self.k[layer].shape[1]
         if end > capacity:                  # more than needed, so that this copy is rare
-            more = (0, 0, 0, 0, 0, end + end // 2 - capacity)       # after the last position
+            # F.pad counts from the last dimension; this adds positions at the end
+            more = (0, 0, 0, 0, 0, end + end // 2 - capacity)
             self.k[layer] = F.pad(self.k[layer], more)
             self.v[layer] = F.pad(self.v[layer], more)
         self.k[layer][:, self.length:end] = k
@@ -596,7 +599,7 @@ class KVCache:
 
     def select(self, indices):
         """Keep these sequences of the batch, in this order; one that is named twice is copied.
-        Positions before the start of all of them are dropped."""
+        Positions that hold only padding, for all of them, are dropped."""
         first = int(self.starts[indices].min())
         self.set_starts(self.starts[indices] - first)
         self.k = [k[indices, first:] for k in self.k]
@@ -612,7 +615,9 @@ class KVCache:
         return copy
 
     def join(self, other):
-        """Add the sequences of another cache. The shorter one is moved to the right."""
+        """Add the sequences of another cache. The shorter one is moved to the right, so that all
+        end at the same position. Its keys stay right: they are rotated by their distance from
+        `starts`, which moves, too."""
         length = max(self.length, other.length)
 
         def joined(ours, theirs):
@@ -644,7 +649,8 @@ def sample(logits, temperature, top_k, top_p, uniform):
         before[:, 0] = -1                                   # the most likely id always stays
         probs = best.new_zeros(best.shape).scatter(1, ids, best * (before < top_p))
     uniform = torch.stack(list(uniform)).to(probs.device)                           # (B, 1)
-    cumulative = probs.cumsum(-1)                           # the first id that exceeds it
+    cumulative = probs.cumsum(-1)
+    # how many ids do not exceed the random number: the index of the first one that does
     chosen = (cumulative <= uniform * cumulative[:, -1:]).sum(-1)
     return chosen.clamp(max=logits.shape[1] - 1)
 
@@ -652,7 +658,9 @@ def sample(logits, temperature, top_k, top_p, uniform):
 def pad_left(prompts, device):
     """Prompts -> input_ids (B, T), and the position at which each prompt starts (B, 1)."""
     T = max(map(len, prompts))
-    input_ids = torch.tensor([[p[0]] * (T - len(p)) + list(p) for p in prompts], device=device)
+    # any id will do for padding, since no token attends to it
+    padded = [[prompt[0]] * (T - len(prompt)) + list(prompt) for prompt in prompts]
+    input_ids = torch.tensor(padded, device=device)                         # (B, T)
     return input_ids, torch.tensor([[T - len(prompt)] for prompt in prompts], device=device)
 
 
@@ -684,7 +692,7 @@ class Batch:
             self.join_groups(groups[first:first + at_once])
 
     def join_groups(self, groups):
-        """The same for groups of equal prompts."""
+        """Read groups of equal prompts, each prompt once."""
         input_ids, starts = pad_left([group[0] for group in groups], self.model.device)
         cache = KVCache(self.model, starts)
         logits = self.read(input_ids, cache)                                        # (groups, V)
@@ -695,14 +703,15 @@ class Batch:
         self.add(cache, logits)
 
     def join_one(self, prompt, cache=None):
-        """Read one prompt -> a copy of its cache. cache: that of its first ids, which are not read
-        again; at least one id must be left, since reading it gives the logits."""
+        """Read one prompt -> a copy of its cache, for later prompts. cache: that of its first ids,
+        which are not read again; it is changed. At least one id must be left, since reading it
+        gives the logits."""
         if cache is None:
             cache = KVCache(self.model, torch.zeros(1, 1, dtype=torch.long,
                                                     device=self.model.device))
         rest = torch.tensor([prompt[cache.length:]], device=self.model.device)      # (1, T)
         logits = self.read(rest, cache)
-        copy = cache.first(cache.length)
+        copy = cache.first(cache.length)        # the batch appends to the cache itself
         self.add(cache, logits)
         return copy
 
@@ -714,7 +723,8 @@ class Batch:
             self.logits = torch.cat([self.logits, logits])
 
     def step(self, next_ids, indices):
-        """Continue only the sequences at these indices. next_ids (B,): the next id of each."""
+        """Continue only the sequences at these indices. next_ids (B,): the next id of every
+        sequence of the batch, also of those that leave now."""
         if not indices:
             self.cache = None
             return
@@ -727,13 +737,13 @@ class Batch:
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, samples=1, temperature=0.0, top_k=0, top_p=1.0,
              stop_ids=(), vocab_size=None, seeds=None, on_token=None, on_end=None, batch_size=None):
-    """Continue prompts (lists of ids) -> the new ids of each sample, without the stop id: first the
-    `samples` of the first prompt, then those of the second, ...
+    """Continue prompts (lists of ids) -> the new ids of each sample, without the stop id, in this
+    order: the `samples` of the first prompt, those of the second, ...
 
     At most batch_size samples are generated together (None: all); when one ends, the next one
-    joins. Each gets what it would get alone. seeds: of each sample's random numbers (None: 0, 1,
-    ...). Ids from vocab_size on have no token and are never drawn. on_token(i, id) is called with
-    each id of sample i and may return True to end it; on_end(i, new_ids) is called at its end.
+    joins. Each gets what it would get alone. seeds: one per sample (None: 0, 1, ...). Ids from
+    vocab_size on have no token and are never drawn. on_token(i, id) is called with each id of
+    sample i and may return True to end it; on_end(i, new_ids) is called whenever one ends.
     """
     if not prompts or not all(prompts):
         raise InputError("generate: an empty prompt; give at least one id")

@@ -5,7 +5,7 @@ import math
 from support.engine import Generation
 from support.files import InputError
 
-DEFAULT_TOKENS = 256        # of an answer, where the request does not say
+DEFAULT_TOKENS = 256        # of an answer, if the request sets no limit
 KINDS = {str: "text", int: "a whole number", (int, float): "a number", bool: "true or false",
          list: "a list"}
 
@@ -26,21 +26,23 @@ def new_generation(backend, make_prompt, body):
     given = [name for name in ("max_tokens", "max_completion_tokens", "n_predict")
              if body.get(name) is not None]
     max_tokens = field(body, given[0], int, None) if given else DEFAULT_TOKENS
-    if max_tokens < 0:                      # llama.cpp: no limit
-        max_tokens = backend.context_length // 2
-    max_tokens = min(max_tokens, backend.context_length // 2)
+    limit = backend.context_length // 2     # the other half is for the prompt
+    if not 0 <= max_tokens <= limit:        # below 0 is llama.cpp's way to say: no limit
+        max_tokens = limit
     stops = body.get("stop") or []
     stops = [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise InputError("stop: expected a string or a list of strings")
     sampling = {"temperature": field(body, "temperature", number, 0.0),
                 "top_p": field(body, "top_p", number, 1.0),
-                "top_k": field(body, "top_k", int, 0), "seed": field(body, "seed", int, 0)}
+                "top_k": max(0, field(body, "top_k", int, 0)), "seed": field(body, "seed", int, 0)}
     if not 0 <= sampling["temperature"] <= 100:
         raise InputError("temperature: must be between 0 and 100")
+    if not sampling["top_p"] >= 0:          # NaN is not either
+        raise InputError("top_p: must be at least 0")
     ids, stream, stop_ids = make_prompt(backend, body, backend.context_length - max_tokens,
                                         [stop for stop in stops if stop])
-    seconds = field(body, "t_max_predict_ms", number, math.inf) / 1000
+    seconds = min(field(body, "t_max_predict_ms", number, math.inf), 1e9) / 1000
     return Generation(ids, stream, stop_ids, sampling, max_tokens, seconds)
 
 

@@ -1,4 +1,4 @@
-"""What an editor hands to a model: the text around a cursor, and other files that matter."""
+"""What an editor hands to a model: the text around a cursor, and the most relevant other files."""
 
 import contextlib
 import re
@@ -9,7 +9,7 @@ from support.files import InputError, read_text, walk_files
 
 FILL = "<FILL>"             # marks where to infill
 IDENTIFIER = re.compile(r"[A-Za-z_]\w{2,}")
-LARGEST = 1_000_000         # bytes of a file that is considered
+LARGEST = 1_000_000         # bytes; larger files are not considered
 # Files that use one another although their suffixes differ, such as a C file and its header
 RELATED_SUFFIXES = [
     {".c", ".h", ".cc", ".hh", ".cpp", ".hpp", ".cxx", ".hxx", ".inl", ".cu", ".cuh", ".m", ".mm"},
@@ -19,9 +19,9 @@ RELATED_SUFFIXES = [
 
 
 def split_at_cursor(text, path, line=None, column=None):
-    """Split the text of a file where to infill -> (prefix, middle, suffix).
+    """Split the text of a file at the place to infill -> (prefix, middle, suffix).
 
-    The middle is empty at the mark <FILL> and at a line and column; with a line only, it is that
+    With the mark <FILL>, or a line and column, the middle is empty; with a line only, it is that
     line. Lines and columns count from 1, as in editors.
     """
     if line is None:
@@ -48,8 +48,8 @@ def relevant_files(folder, file, prefix, suffix, count=8):
     """The (path, text) of the files in a folder that have most in common with the code around a
     cursor, the most relevant last.
 
-    Each identifier that a file shares with that code counts 1 / (number of files that have it).
-    Only text files with a related suffix are considered, no links, hidden files or installed
+    A file scores 1 / (number of files that have it) for each identifier it shares with that code.
+    Only text files with a related suffix are considered, not links, hidden files or installed
     packages. Not published; ours.
     """
     folder = Path(folder)
@@ -78,7 +78,7 @@ def relevant_files(folder, file, prefix, suffix, count=8):
 
 
 def repository_at_cursor(folder, file, prefix, suffix):
-    """What a prompt tells about the repository around a file: its name, the file's path in it, and
+    """What a prompt says about a file's repository: its name, the file's path in it, and
     other files. These are arguments of `infill_prompt` in fim.py."""
     root = Path(folder).resolve()
     path = Path(file).resolve()
@@ -94,23 +94,24 @@ def repository_at_cursor(folder, file, prefix, suffix):
 # Where a middle ends
 
 OPENING = {")": "(", "]": "[", "}": "{"}
-DISTINCT = 4                # letters and digits of a line that is recognized in the suffix; ours
+DISTINCT = 4                # word characters a line needs to be recognized in the suffix; ours
 
 
 def middle_end(middle, prefix, suffix, final=False):
-    """Where a middle ends that goes on too far, in characters; None if it does not, so far.
+    """Where to end a middle that goes on too far, in characters; None if it has not, so far.
 
-    Models often do not stop by themselves, instruct models least of all. At a cursor inside a line
-    the middle ends with its line, and earlier where it reaches the text after the cursor. Elsewhere
-    it ends before the first line, from its second on, that
+    Models often do not stop by themselves, instruct models hardly ever. At a cursor inside a line
+    the middle ends with its line, and earlier where it reaches the text after the cursor. Between
+    the indentation of a line and its text no rule applies. Elsewhere it ends before the first line,
+    from its second on, that
 
     1. is the next line of the suffix,
     2. is indented less than the line of the cursor, because the block is complete,
     3. is the third of three equal lines, or
-    4. is its second, if the suffix continues right below the cursor and at its indentation or
-       deeper: then a line is missing there, not a block.
+    4. follows a line with text, if the suffix continues right below the cursor and at its
+       indentation or deeper: then a line is missing there, not a block.
 
-    final: nothing follows. Otherwise the last line is incomplete and only rule 4 looks at it.
+    final: the middle is complete. Otherwise its last line is not, and only rule 4 applies to it.
     """
     before = prefix.rpartition("\n")[2]                     # of the line of the cursor
     after, _, below = suffix.partition("\n")
@@ -118,12 +119,13 @@ def middle_end(middle, prefix, suffix, final=False):
         return inline_end(middle, after.rstrip(), final)
     if before and after.strip():                            # between the indentation and the text
         return None
-    if after.strip():                                       # at the start of a line
+    if after.strip():       # at the start of a line, with which the rest of the file begins
         below = suffix
     lines = middle.split("\n")
     cursor = indentation(before + lines[0])
     next_line = next((line for line in below.split("\n") if line.strip()), "")
-    one_line = below and next_line == below.split("\n")[0] and indentation(next_line) >= cursor
+    directly_below = below.partition("\n")[0]
+    one_line = directly_below.strip() and indentation(directly_below) >= cursor
     position = 0                                            # of the line in the middle
     for i in range(1, len(lines)):
         position += len(lines[i - 1]) + 1
@@ -131,6 +133,7 @@ def middle_end(middle, prefix, suffix, final=False):
         if (one_line and middle[:position].strip()
                 or complete and ends_middle(lines[:i + 1], next_line, cursor)):
             kept = middle[:position]
+            # the suffix may have the line end already
             return len(kept.rstrip()) if suffix.startswith("\n") else len(kept)
     return None
 
@@ -145,21 +148,23 @@ def ends_middle(lines, next_line, cursor):
 
 
 def inline_end(middle, after, final):
-    """Where a middle ends that is followed by the text `after` on the same line; None: not yet."""
+    """Where a middle that is followed by `after` on the same line ends: at the bracket that closes
+    the one open before the cursor, else where it repeats `after`, else at the line end. None: not
+    yet."""
     line, line_end, _ = middle.partition("\n")
-    bracket = after.lstrip()[0]
-    opening = OPENING.get(bracket)
+    following = after.lstrip()[0]
+    opening = OPENING.get(following)        # None: not a closing bracket
     depth = 0                               # of brackets that were opened in the middle
     for i, character in enumerate(line):
         if character == opening:
             depth += 1
-        elif opening and character == bracket:
+        elif opening and character == following:
             depth -= 1
             if depth < 0:                   # this bracket is the one after the cursor
                 return i
     if not line_end and not final:
         return None
-    if line.rstrip().endswith(after):
+    if not opening and line.rstrip().endswith(after):
         return len(line.rstrip()) - len(after)
     return len(line) if line_end else None
 

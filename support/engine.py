@@ -15,8 +15,8 @@ class Generation:
     """A text that is being generated.
 
     ids: the prompt; stream: turns ids into text, and may end it; sampling: temperature, top_k,
-    top_p and seed; seconds: after which it ends at the next line end. events: the queue in which
-    new text arrives, and at the end None. reason: why it has ended.
+    top_p and seed; seconds: a time limit, after which it ends at the next line end. events: a queue
+    of new texts, with None after the last. reason: why it has ended.
     """
 
     def __init__(self, ids, stream, stop_ids, sampling, max_tokens, seconds):
@@ -33,17 +33,19 @@ class Generation:
         self.started = self.started or time.monotonic()
         if self.cancelled or token in self.stop_ids:
             return self.end("stop")
-        if self.count >= self.max_tokens:
+        if self.count >= self.max_tokens:   # 0: the prompt was only to be read
             return self.end("length")
         self.count += 1
         text = self.stream.add(token)
         self.events.put(text)
         if self.stream.stopped:
             return self.end("stop")
-        late = time.monotonic() - self.started > self.seconds
-        return self.end("length") if late and "\n" in text else True
+        if "\n" in text and time.monotonic() - self.started > self.seconds:
+            return self.end("length")
+        return True
 
     def end(self, reason):
+        """End the generation -> False, for accept() to return."""
         if reason != "error":
             self.events.put(self.stream.finish())
         self.reason = reason
@@ -52,22 +54,23 @@ class Generation:
 
 
 class PromptCache:
-    """The keys and values of recent prompts. An editor sends nearly the same prompt after each key,
-    of which only the new end has to be read."""
+    """The keys and values of recent prompts. After each key an editor sends nearly the same prompt;
+    only what follows the first change has to be read."""
 
     def __init__(self):
         self.recent = []                    # (prompt, its model.KVCache), the newest first
 
     def join(self, batch, prompt):
-        """Let a prompt join a batch, without reading again what it shares with a recent one."""
-        longest, start = 0, None
+        """Let a prompt join a batch, without reading again the start that it shares with a recent
+        one."""
+        longest, shared = 0, None
         for ids, cache in self.recent:
-            # without the last id, which must be read for its logits
+            # Compares lists of ids as well as paths. The last id must be read for its logits.
             common = len(os.path.commonprefix([ids, prompt[:-1]]))
             if common > longest:
                 longest = common
-                start = cache
-        cache = batch.join_one(prompt, start.first(longest) if start else None)
+                shared = cache
+        cache = batch.join_one(prompt, shared.first(longest) if shared else None)
         self.recent = [(prompt, cache), *self.recent][:RECENT]
 
 
@@ -96,7 +99,7 @@ class Engine(threading.Thread):
                               if self.active[b].accept(token)]
                 self.active = [self.active[b] for b in unfinished]
                 batch.step(next_ids, unfinished)
-            except Exception as error:      # out of memory, say: these are lost, the next may work
+            except Exception as error:      # such as out of memory; the next requests may work
                 print(f"error: {type(error).__name__}: {error}", flush=True)
                 for generation in self.active:
                     generation.end("error")
@@ -104,8 +107,10 @@ class Engine(threading.Thread):
 
     def admit(self, batch):
         """Let waiting requests join the batch; if it is empty, wait for one."""
-        while len(self.active) < BATCH_SIZE and not (self.active and self.waiting.empty()):
-            generation = self.waiting.get()
+        while len(self.active) < BATCH_SIZE:
+            if self.active and self.waiting.empty():
+                return
+            generation = self.waiting.get()             # waits only if none is active
             if not generation.cancelled:
-                self.active.append(generation)
+                self.active.append(generation)          # first, so that run() ends it if join fails
                 self.prompts.join(batch, generation.ids)

@@ -3,13 +3,14 @@
     POST /v1/completions            OpenAI's: prompt, or prompt and suffix
     POST /v1/chat/completions       OpenAI's: messages, tools
     POST /infill, /completion       llama.cpp's: input_prefix, input_suffix, ...; prompt
-    GET  /v1/models, /health        for plug-ins that ask first
+    GET  /v1/models, /health        for plug-ins that check before they send
     GET  /                          a page with an editor
 
 Each connection has a thread, which reads requests and writes answers. The model itself runs in one
 more thread for all of them (support/engine.py). Fields and formats are in support/api.py.
 """
 
+import contextlib
 import json
 import queue
 import select
@@ -22,7 +23,7 @@ from support.api import FORMATS, field, new_generation
 from support.files import InputError
 
 MAX_BODY = 4 << 20          # bytes of a request
-POLL_SECONDS = 0.2          # how often a waiting thread looks whether its client is still there
+POLL_SECONDS = 0.2          # how often a waiting thread checks whether its client is still there
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -68,11 +69,11 @@ class Handler(BaseHTTPRequestHandler):
         """The JSON object of a request; None if it has been refused."""
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > MAX_BODY:
-            self.close_connection = True    # the body stays unread
+            self.close_connection = True    # the next request could not be found after its body
             return self.refuse(413, f"a body of at most {MAX_BODY:,} bytes is expected")
         try:
             body = json.loads(self.rfile.read(int(length)))
-            json.dumps(body, ensure_ascii=False).encode()   # refuses half of a surrogate pair
+            json.dumps(body, ensure_ascii=False).encode()   # fails for half of a surrogate pair
         except (ValueError, RecursionError) as error:
             raise InputError(f"not JSON: {error}") from None
         if not isinstance(body, dict):
@@ -84,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         common = {"id": f"minicoder-{uuid.uuid4().hex}", "created": int(time.time()),
                   "model": self.server.backend.name}
         if stream:
-            self.close_connection = True    # ends the answer, whose length is not known before
+            self.close_connection = True    # ends an answer whose length is not known in advance
             self.start(200, "text/event-stream")
             self.end_headers()
         for text in self.events(generation):
@@ -101,22 +102,20 @@ class Handler(BaseHTTPRequestHandler):
         if not stream:
             return self.reply(200, last)
         self.write_event(last)
-        if "choices" in last:
+        if "choices" in last:               # OpenAI's format; llama.cpp's has no such mark
             self.wfile.write(b"data: [DONE]\n\n")
 
     def events(self, generation):
-        """The new texts of a generation; OSError when the client has closed the connection."""
+        """The new texts of a generation; OSError if the client has closed the connection."""
         while True:
-            try:
+            readable, _, _ = select.select([self.connection], [], [], 0)
+            if readable and not self.connection.recv(1, socket.MSG_PEEK):
+                raise ConnectionResetError          # readable, but no byte: it is closed
+            with contextlib.suppress(queue.Empty):
                 text = generation.events.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                readable, _, _ = select.select([self.connection], [], [], 0)
-                if readable and not self.connection.recv(1, socket.MSG_PEEK):
-                    raise ConnectionResetError from None
-                continue
-            if text is None:
-                return
-            yield text
+                if text is None:
+                    return
+                yield text
 
     def write_event(self, data):
         self.wfile.write(b"data: " + compact(data) + b"\n\n")
@@ -139,12 +138,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def compact(data):
-    """JSON without spaces: llama.vim looks for "content":" in it."""
+    """JSON without spaces: llama.vim searches it for "content":" without a space."""
     return json.dumps(data, separators=(",", ":")).encode()
 
 
 class Server(ThreadingHTTPServer):
-    """backend: makes prompts of requests, see fim.Backend."""
+    """backend: makes prompts from requests, see fim.Backend."""
 
     daemon_threads = True
     request_queue_size = 64

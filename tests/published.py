@@ -1,7 +1,7 @@
-"""Prompts for the published Qwen2.5-Coder-0.5B-Instruct, and what transformers answers.
+"""Prompts for the published Qwen2.5-Coder-0.5B-Instruct, and the answers of transformers.
 
     pip install transformers        # in an environment of its own
-    MINICODER_WEIGHTS=FOLDER python tests/published.py      # writes published.json, 10 minutes
+    MINICODER_WEIGHTS=FOLDER python tests/published.py      # writes published.json; 10 minutes
 """
 
 import json
@@ -22,7 +22,7 @@ WEATHER = [{"type": "function", "function": {
 
 
 def long_program(functions):
-    """A program whose last line has to be continued from one far above."""
+    """A program whose last line can only be completed from a line far above."""
     lines = []
     for i in range(functions):
         lines += [f"def step_{i}(value):", f"    return value * {i * 7 % 23} + {i * 5 % 17}", ""]
@@ -30,7 +30,7 @@ def long_program(functions):
 
 
 def prompts(tokenizer):
-    """name -> ids."""
+    """The prompts, {name: ids}."""
     def chat(content, tools=None):
         messages = [{"role": "user", "content": content}]
         text = tokenizer.render_chat(messages, tools, add_generation_prompt=True)

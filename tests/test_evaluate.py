@@ -310,7 +310,8 @@ def test_published_scores(model, small_tokenizer, monkeypatch, tmp_path, changes
     """Printed for a model of a published size, if all problems were solved greedily."""
     monkeypatch.setitem(benchmarks(), "sizes", [5, sum(p.numel() for p in model.parameters())])
     args = SimpleNamespace(**{"chat": False, "resume": False, "timeout": None, "n": 1, "seed": 0,
-                              "temperature": 0.0, "top_p": 1.0, "limit": None, **changes})
+                              "temperature": 0.0, "top_p": 1.0, "limit": None, "guard": False,
+                              **changes})
     ask = (model, small_tokenizer, "humaneval-fim", {"py/1": to_problem(FIM_ROW, number=1)})
     scores = evaluate.ask_and_grade(*ask, tmp_path / "a", args)
     assert scores.get("published") == published and scores["samples"] == args.n

@@ -304,10 +304,12 @@ IN_METHOD = "class Stack:\n    def push(self, item):\n        "
     ("def f():\n    a = 1\n    ", "\n    return a + b\n", "b = 2\n    c = 3", "b = 2"),
     ("def f():\n", "    return a\n", "    a = 1\n    b = 2\n", "    a = 1\n"),
     ("def f():\n    ", "\n\n    return a\n", "a = 1\n    b = 2\n", "a = 1\n    b = 2\n"),
+    ("import os\n\n", "\n\n", "def f():\n    return 1\n", "def f():\n    return 1\n"),
     # inside a line: up to its end, to the bracket after the cursor, or to the text after it
     ("x = ", "  # a comment\n", "1\ny = 2", "1"),
     ("print(", ")\n", "f(a), b)\nprint(c", "f(a), b"),
     ("print(", ").upper()\n", "a, [b for b in (c)]", "a, [b for b in (c)]"),
+    ("print(", ")\n", "f(a)", "f(a)"),
     ("if ", " is None:\n", "x is None:\n    y", "x"),
     ("if ", " is None:\n", "x is None:", "x"),
     # the indentation before the cursor is not part of the prompt, so the model writes it

@@ -1,6 +1,7 @@
-"""The published Qwen2.5-Coder-0.5B-Instruct: the text and the log-probabilities of transformers.
+"""The published Qwen2.5-Coder-0.5B-Instruct gives the text and the log-probabilities that
+transformers gives.
 
-MINICODER_WEIGHTS names its folder; published.json was written by published.py. Seven minutes.
+MINICODER_WEIGHTS names its folder; published.py wrote published.json. The tests take 15 minutes.
 """
 
 import json
@@ -26,9 +27,10 @@ def published(request):
 
 
 def log_probs(model, prompt, ids):
-    """Of ids after a prompt, (len(ids),); and whether each is the most likely one."""
+    """The log-probability of each of these ids after a prompt, and whether it is the most likely
+    one: (len(ids),) each."""
     with torch.inference_mode():
-        batch = Batch(model)                # logits of a long prompt would take gigabytes
+        batch = Batch(model)                # gives the last logits only; all would take gigabytes
         batch.join([prompt])
         after_prompt = batch.logits                                             # (1, V)
         rest = model(torch.tensor([ids[:-1]]), cache=batch.cache)[0]            # (len(ids) - 1, V)
@@ -39,7 +41,7 @@ def log_probs(model, prompt, ids):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_log_probabilities_and_text(published, name):
-    """float32 gives the same text; the others come close to the same log-probabilities."""
+    """float32 gives the same text, the other dtypes nearly the same log-probabilities."""
     model, tokenizer = published
     prompt, expected = prompts(tokenizer)[name], GOLDEN[name]
     assert len(prompt) == expected["prompt_tokens"]
@@ -56,7 +58,7 @@ def test_log_probabilities_and_text(published, name):
 def test_text_in_a_batch_of_unequal_prompts(published):
     model, tokenizer = published
     if model.dtype_name != "float32":
-        pytest.skip("rounding may break ties")
+        pytest.skip("rounding may change which id is the most likely")
     short = {name: ids for name, ids in prompts(tokenizer).items() if len(ids) < 1000}
     together = generate(model, list(short.values()), NEW_TOKENS, batch_size=4)
     assert together == [GOLDEN[name]["ids"] for name in short]

@@ -135,6 +135,8 @@ def test_models_health_and_page(server):
     ("/v1/completions", {"prompt": "a", "max_tokens": True}, 400, "max_tokens"),
     ("/v1/completions", {"prompt": "a", "temperature": "hot"}, 400, "temperature"),
     ("/v1/completions", {"prompt": "a", "temperature": -1}, 400, "temperature"),
+    ("/v1/completions", b'{"prompt": "a", "top_p": NaN, "temperature": 1}', 400, "top_p"),
+    ("/v1/completions", {"prompt": "a", "top_p": -2}, 400, "top_p"),
     ("/v1/completions", {"prompt": ["a"]}, 400, "prompt"),
     ("/v1/completions", {"prompt": "a", "stop": [1]}, 400, "stop"),
     ("/v1/chat/completions", {}, 400, "at least one message"),
@@ -168,16 +170,19 @@ def test_a_common_prefix_is_not_read_again(model_and_tokenizer):
             assert torch.allclose(logits, expected, atol=1e-4)
 
 
-def test_clients_that_leave_free_their_place(server, model_and_tokenizer):
+def test_clients_that_leave_make_room(server, model_and_tokenizer, monkeypatch):
     """30 clients, half of which leave early: the others get what they would get alone."""
-    answers = {}
+    answers, generations = {}, []
+    put = server.engine.waiting.put
+    monkeypatch.setattr(server.engine.waiting, "put", lambda generation: (
+        generations.append(generation), put(generation)))
     expected = {n: infill(*model_and_tokenizer, f"x = {n}\ny = ", "\n", 24) for n in range(15)}
 
     def stay(n):
         body = {"input_prefix": f"x = {n}\ny = ", "input_suffix": "\n", "n_predict": 24}
         answers[n] = json.loads(send(server, "/infill", body)[1])["content"]
 
-    def leave(n):
+    def leave(n):           # those that stream after the first bytes, the others at once
         body = json.dumps({"prompt": "def f", "max_tokens": 250, "stream": n % 2 == 0}).encode()
         with socket.create_connection(server.server_address) as client:
             client.sendall(b"POST /v1/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s"
@@ -195,6 +200,9 @@ def test_clients_that_leave_free_their_place(server, model_and_tokenizer):
     while server.engine.active and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not server.engine.active and server.engine.waiting.empty()
+    left = [generation for generation in generations if generation.max_tokens == 250]
+    assert len(left) == 15 and sum(generation.cancelled for generation in left) > 10
+    assert sum(generation.count for generation in left) < 15 * 200
 
 
 def test_an_error_of_the_model_is_reported_and_survived(server, monkeypatch):
