@@ -46,10 +46,11 @@ from fim import (DTYPES, SPAN_TYPES, MiddleStream, argument_spans, block_spans, 
 from model import default_device, generate, parameter_count
 from support.answers import code_block, final_number, first_line
 from support.benchmarks import benchmarks, find_problems, read_samples
-from support.files import InputError, read_rows, read_text, run, write_json, write_text
+from support.files import (InputError, read_json, read_rows, read_text, run, write_json,
+                           write_text)
 from support.functions import parse
 from support.plan import print_table
-from support.plots import plot_infilling, plot_needle
+from support.plots import plot_infilling, plot_ladder, plot_needle
 from support.sandbox import REASONS, Grade, Sandbox, assemble, grades
 from tokenizer import ENDOFTEXT, TextStream
 
@@ -810,6 +811,18 @@ def ask_and_grade(model, tokenizer, name, problems, stem, args):
     return scores
 
 
+def compare_ladders(folder):
+    """Plot the ladder scores in all result files of a folder, by level -> folder/ladder.png."""
+    models = {}
+    for path in sorted(folder.glob("*.json")):
+        scores = read_json(path).get("scores", {}).get("ladder")
+        if scores and scores["problems"] == len(find_problems("ladder")):       # no --limit
+            name = path.stem.replace("_ladder", "")
+            models[name] = [value for key, value in scores.items() if key.startswith("level")]
+    if models:
+        plot_ladder(models, folder / "ladder.png")
+
+
 def validation_documents(args):
     """The documents of --text, or of the validation set."""
     files = args.text or [Path(args.out) / "data" / "validation.jsonl"]
@@ -865,6 +878,8 @@ def main():
     # with --benchmark beside its other files, else one file for all
     name = f"{model_name}_{args.benchmark}" if args.benchmark else model_name
     save_scores(target / f"{name}{ending}", scores, args)
+    if "ladder" in scores:
+        compare_ladders(target)
 
 
 if __name__ == "__main__":

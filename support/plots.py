@@ -171,3 +171,17 @@ def plot_needle(name, rows, lengths, depths, path):
              yticks=range(len(depths)), yticklabels=[f"{depth:.0%}" for depth in depths])
     figure.colorbar(image, label=name)
     figure.savefig(path, dpi=120)
+
+
+def plot_ladder(models, path):
+    """pass@1 by level: {name of a model: its share of solved problems on each level}."""
+    figure = new_figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    by_total = sorted(models.items(), key=lambda item: sum(item[1]))
+    for name, shares in by_total:
+        levels = range(1, len(shares) + 1)
+        total = 100 * sum(shares) / len(shares)         # all levels have equally many problems
+        axes.plot(levels, [100 * share for share in shares], "o-", label=f"{name}: {total:.0f} %")
+    axes.set(title="The ladder", xlabel="level", ylabel="problems solved, %", ylim=(-2, 102))
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -18,6 +18,7 @@ from evaluate import (benchmarks, bits_per_byte, bootstrap, code_block, compare,
 from fim import infill
 from model import CausalLM, Config, generate, save_model
 from support.benchmarks import to_problem
+from support import plots
 from support.files import InputError, read_rows
 
 
@@ -457,6 +458,20 @@ def test_the_newest_model_on_everything(out, model, small_tokenizer, typed):
     printed = typed(*command, "--text", out / "data" / "validation.jsonl").stdout
     bits = bits_per_byte(model, small_tokenizer, [{"text": CODE}])
     assert f"{bits:.3f}" in printed and "1 documents" in printed
+
+
+def test_ladders_of_all_models_in_one_figure(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evaluate, "plot_ladder", lambda models, path: drawn.append(models))
+    levels = {f"level {n}": n / 7 for n in range(1, 8)}
+    for name, scores in (("a_ladder", {"ladder": {"problems": 140, **levels}}), ("b", {"x": {}}),
+                         ("c_ladder_chat", {"ladder": {"problems": 140, **levels}}),
+                         ("d_ladder", {"ladder": {"problems": 3, **levels}})):      # --limit
+        (tmp_path / f"{name}.json").write_text(json.dumps({"scores": scores}))
+    evaluate.compare_ladders(tmp_path)
+    assert drawn == [{"a": list(levels.values()), "c_chat": list(levels.values())}]
+    plots.plot_ladder(drawn[0], tmp_path / "ladder.png")
+    assert (tmp_path / "ladder.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_guard_ends_the_middles_of_a_benchmark(out, typed, model, small_tokenizer):
