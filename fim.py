@@ -38,8 +38,9 @@ import numpy as np
 import regex
 import torch
 
-from model import (Batch, check_vocabulary, choose_attention, default_device, generate, load_model,
+from model import (check_vocabulary, choose_attention, default_device, generate, load_model,
                    sample)
+from support.batching import Batch
 from support.editor import FILL, middle_end, repository_at_cursor, split_at_cursor
 from support.engine import Engine
 from support.files import InputError, read_text, run

@@ -58,7 +58,7 @@ class PromptCache:
     only what follows the first change has to be read."""
 
     def __init__(self):
-        self.recent = []                    # (prompt, its model.KVCache), the newest first
+        self.recent = []                    # (prompt, its KVCache), the newest first
 
     def join(self, batch, prompt):
         """Let a prompt join a batch, without reading again the start that it shares with a recent
@@ -78,7 +78,7 @@ class Engine(threading.Thread):
     """The one thread that runs the model. A request that arrives while others are being answered
     joins their batch.
 
-    new_batch() -> an empty model.Batch; choose(logits, samplings) -> the next id of each sequence.
+    new_batch() -> an empty Batch; choose(logits, samplings) -> the next id of each sequence.
     """
 
     def __init__(self, new_batch, choose):

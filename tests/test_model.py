@@ -9,10 +9,11 @@ import torch
 from conftest import CASES, ROOT, SMALL, YARN, fill_weights
 from safetensors.torch import load_file, save_file
 
-from model import (CONFIGS, Batch, CausalLM, Config, Int8Linear, add_lora, generate, generate_naive,
+from model import (CONFIGS, CausalLM, Config, Int8Linear, add_lora, generate, generate_naive,
                    load_model, merge_lora, parameter_count, quantize, rotary_frequencies, sample,
                    save_model, to_int8)
 from support import distributed
+from support.batching import Batch
 from support.files import InputError
 
 GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text())

@@ -13,7 +13,8 @@ from conftest import ROOT
 from published import NEW_TOKENS, prompts
 
 from fim import load
-from model import Batch, generate
+from model import generate
+from support.batching import Batch
 
 PATH = ROOT / "tests" / "published.json"
 GOLDEN = json.loads(PATH.read_text())["answers"]

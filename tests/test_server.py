@@ -11,7 +11,8 @@ import torch
 from conftest import CODE, SMALL, fill_weights
 
 from fim import MIDDLE, PREFIX, SUFFIX, Backend, infill
-from model import Batch, CausalLM, Config
+from model import CausalLM, Config
+from support.batching import Batch
 from support.engine import Engine, PromptCache
 from support.server import MAX_BODY, Server
 from tokenizer import Tokenizer
