@@ -173,7 +173,7 @@ def problems_of_file(path, counts):
 def sampled_pairs(model, tokenizer, args, number, counts):
     """Pairs from the model's answers to --problems, or to new tasks of the grammar, none of them
     held out."""
-    tokens = ANSWER_TOKENS
+    tokens = None
     if args.problems:
         tasks = problems_of_file(args.problems, counts)
         tokens = args.seq_len // 2

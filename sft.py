@@ -35,19 +35,20 @@ from pretrain import (download, fill_in, load_base, next_token_loss, size_of, tr
                       training_flags)
 from support.answers import code_block
 from support.benchmarks import benchmarks, find_problems
-from support.chats import (TEACHER_QUESTION, TEACHER_SCORE, Selection, all_text, file_hashes,
-                           is_learned, last_answer, last_question, new_conversation, next_line,
-                           normalize_conversation, print_manifest, prompt_key, read_data, scores_in)
+from support.chats import (Selection, all_text, file_hashes, is_learned, last_answer,
+                           last_question, new_conversation, next_line, normalize_conversation,
+                           print_manifest, prompt_key, read_data)
 from support.distributed import RANK, WORLD, barrier, say, start_processes, stop_processes
 from support.files import (InputError, hub_folder, read_rows, run, whole_folder, write_json,
                            write_text)
 from support.functions import (answer_language, checklist_scores, documented_functions,
                                example_problem, mutated, share)
-from support.llm_client import ask_all, user
+from support.llm_client import user
 from support.plan import print_table
 from support.plots import plot_scores
 from support.sandbox import grades
 from support.tasks import held_out_problems, training_tasks
+from support.teacher import teacher_conversations
 from tokenizer import ENDOFTEXT, TextStream, Tokenizer, assistant_parts
 
 PRESETS = {"tiny": dict(seq_len=512, batch_tokens=4096, device_batch=8, steps=500, lr=2e-3),
@@ -259,9 +260,6 @@ SYSTEM = "You are an intelligent programming assistant to produce Python algorit
 REQUEST = "Can you complete the following Python function?\n```python\n{prompt}\n```\n"
 TASKS = 8000                # conversations from the task grammar
 FUNCTIONS = 750             # conversations about functions on disk
-SNIPPET_TOKENS = 1024       # of a snippet for the LLM teacher (report, section 4.1)
-TEACHER_QUESTIONS = 200     # not published; ours
-TEACHER_ANSWERS = 3         # to each question, of which the best is kept; not published; ours
 TEMPLATES = {"write": "Write a Python function `{name}`: {summary}",
              "fix": "This function is wrong. Mend it.\n```python\n{code}\n```",
              "explain": "What does this function do?\n```python\n{code}\n```",
@@ -316,29 +314,6 @@ def code_conversations(documents, seed):
         yield new_conversation(question, answer, "code", template=template)
 
 
-def teacher_conversations(url, documents, tokenizer, seed):
-    """Questions by an LLM teacher about snippets of training documents, its answers to each, and
-    its scores of the answers."""
-    rng, snippets = random.Random(f"{seed} snippets"), []
-    for document in rng.choices(documents, k=TEACHER_QUESTIONS):
-        ids = tokenizer.encode(document["text"])
-        start = rng.randint(0, max(0, len(ids) - SNIPPET_TOKENS))   # anywhere, not only at imports
-        snippets.append(tokenizer.decode(ids[start:start + SNIPPET_TOKENS]))
-    questions = ask_all(url, [user(TEACHER_QUESTION.format(snippet)) for snippet in snippets],
-                        temperature=0.7)
-    for number in range(TEACHER_ANSWERS):
-        answers = ask_all(url, [user(question) for question in questions], temperature=0.7,
-                          seed=number)
-        replies = ask_all(url, [user(TEACHER_SCORE.format(question, answer))
-                                for question, answer in zip(questions, answers)], temperature=0.0)
-        for question, answer, reply in zip(questions, answers, replies):
-            conversation = new_conversation(question, answer, "teacher")
-            scores = scores_in(reply, len(CHECKLIST))
-            if scores:                              # otherwise set_score() uses the checklist
-                conversation["scores"] = dict(zip(CHECKLIST, scores))
-            yield conversation
-
-
 # ------------------------------------------------------------------------------------------------
 # Selecting conversations -> out/instructions
 
@@ -380,7 +355,8 @@ def all_conversations(args, documents, tokenizer):
     formats = "messages, or prompt and completion, or instruction, input and output"
     conversations, summary = read_data(args.data, normalize_conversation, assistant_parts, formats)
     if args.teacher:
-        conversations += teacher_conversations(args.teacher, documents, tokenizer, args.seed)
+        conversations += teacher_conversations(args.teacher, documents, tokenizer, args.seed,
+                                               list(CHECKLIST))
     if not args.only_data:
         from_code = itertools.islice(code_conversations(documents, args.seed), FUNCTIONS)
         conversations = task_conversations(args.seed) + list(from_code) + conversations
@@ -464,12 +440,12 @@ SAMPLED = 100               # problems that are answered several times, for pass
 SPANS = 50                  # of each type, to infill
 
 
-def solve(model, tokenizer, problems, weak, samples=1, tokens=ANSWER_TOKENS, **sampling):
-    """Let the model answer problems, each in up to so many tokens, and grade the answers -> for
-    each problem a list of samples: (text, stopped by itself, passed)."""
+def solve(model, tokenizer, problems, weak, samples=1, tokens=None, **sampling):
+    """Let the model answer problems and grade the answers -> for each problem a list of samples:
+    (text, stopped by itself, passed). tokens: of an answer, at most (None: ANSWER_TOKENS)."""
     template = benchmarks()["prompts"]["code chat"]
     prompts = [prompt_ids(model, tokenizer, template, problem) for problem in problems]
-    answers = complete(model, tokenizer, prompts, tokens, template["stops"],
+    answers = complete(model, tokenizer, prompts, tokens or ANSWER_TOKENS, template["stops"],
                        answer_stop_ids(tokenizer), samples=samples, **sampling)
     repeated = [problem for problem in problems for _ in range(samples)]    # one per answer
     programs = [(problem, code_block(text, problem["entry_point"]))

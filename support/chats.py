@@ -389,20 +389,8 @@ def next_line():
 # LLM teacher and LLM judge
 
 # Prompt templates; the report does not publish its own; ours
-TEACHER_QUESTION = ("Here is a piece of a program:\n\n{}\n\nWrite one task for a programmer that "
-                    "has to do with it and can be solved by one self-contained function. Answer "
-                    "the task alone.")
-TEACHER_SCORE = ("Question:\n{}\n\nAnswer:\n{}\n\nMark the answer from 0 to 10 in each of these: "
-                 "consistency, relevance, difficulty, code exists, correctness, form, clarity, "
-                 "comments, easy to learn. Answer with nine numbers separated by blanks.")
 JUDGE = ("Which answer to the question is better?\n\nQuestion:\n{}\n\nAnswer A:\n{}\n\nAnswer B:\n"
          "{}\n\nAnswer with the one letter A or B, or with the word tie.")
-
-
-def scores_in(reply, count):
-    """The scores from 0 to 1 in an LLM teacher's reply; None unless there are `count` of them."""
-    scores = [min(10, int(digits[:9])) / 10 for digits in re.findall(r"\d+", reply)]
-    return scores if len(scores) == count else None
 
 
 def preferred(reply):

@@ -136,8 +136,9 @@ def script_folder(out, stage, monkeypatch):
     save_model(CausalLM(Config(32, 2, 4, 2, 48, vocab_size=tokenizer.vocab_size,
                                max_position_embeddings=512)), out / stage)
     tokenizer.save(out / stage)
-    smaller = dict(TASKS=100, FUNCTIONS=20, SPANS=1, ANSWER_TOKENS=4, TEACHER_ANSWERS=2,
-                   TEACHER_QUESTIONS=4)
+    smaller = dict(TASKS=100, FUNCTIONS=20, SPANS=1, ANSWER_TOKENS=4)
+    monkeypatch.setattr("support.teacher.TEACHER_ANSWERS", 2)
+    monkeypatch.setattr("support.teacher.TEACHER_QUESTIONS", 4)
     for name, value in smaller.items():
         monkeypatch.setattr(sft, name, value)
     problems, ladder = sft.held_out_problems, sft.find_problems

@@ -16,6 +16,7 @@ import sft
 from data import tokens_in_memory
 from model import CausalLM, Config, load_model
 from sft import chat_ids, code_conversations, new_conversation, packed_sequence
+from support import teacher as teacher_module
 from support.benchmarks import ASSETS, benchmarks
 from support.chats import all_text
 from support.files import InputError, read_json, read_rows
@@ -266,6 +267,29 @@ def test_build_from_every_source(out, monkeypatch, teacher, capsys):
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": None}))
     with pytest.raises(InputError, match="instructions was made from format None, not 2"):
         script(monkeypatch, out, *flags)
+
+
+def test_a_teacher_is_asked_about_all_languages_and_shown_its_questions(small_tokenizer,
+                                                                          monkeypatch):
+    """Equally many questions per language; of each only its own last five are shown."""
+    prompts = []
+
+    def ask_all(url, conversations, **options):
+        prompts.extend(chat[0]["content"] for chat in conversations)
+        return [f"task {len(prompts) - len(conversations) + i}" for i in range(len(conversations))]
+
+    monkeypatch.setattr(teacher_module, "ask_all", ask_all)
+    documents = [{"language": language, "text": f"some {language} code"}
+                 for language in ("java", "python", "go", "rust", "python")]
+    questions = teacher_module.teacher_questions("", documents, small_tokenizer, 0)
+    assert sorted(questions) == sorted(f"task {i}" for i in range(200))
+    for language in ("java", "python", "go"):
+        assert sum(f"piece of a {language} program:\n\nsome {language} code" in prompt
+                   for prompt in prompts) in (66, 67)
+    assert "differ from" not in prompts[24]                     # the first round of 25
+    shown = re.findall(r"task \d+", prompts[25])               # the next one, about java
+    assert shown == [f"task {i}" for i in (10, 13, 16, 19, 22)]
+    assert teacher_module.teacher_questions("", documents[3:4], small_tokenizer, 0) == []
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -1,0 +1,75 @@
+"""Conversations by an LLM teacher: questions about snippets of code, answers, and their scores."""
+
+import itertools
+import random
+import re
+from collections import defaultdict
+
+from support.chats import new_conversation
+from support.llm_client import ask_all, user
+
+TEACHER_QUESTIONS = 200     # not published; ours
+TEACHER_LANGUAGES = ("python", "javascript", "go", "java", "c++")   # of snippets; ours
+TEACHER_ROUND = 25          # questions that are asked at once; ours
+MEMORY = 5                  # earlier questions of a language that the teacher is shown; ours
+SNIPPET_TOKENS = 1024       # of a snippet for the LLM teacher (report, section 4.1)
+TEACHER_ANSWERS = 3         # to each question, of which the best is kept; not published; ours
+# The report does not publish its prompts; ours
+TEACHER_QUESTION = ("Here is a piece of a {language} program:\n\n{snippet}\n\nWrite one task for a "
+                    "programmer that has to do with it and can be solved by one self-contained "
+                    "{language} function. {earlier}Answer the task alone.")
+EARLIER_QUESTIONS = "It must differ from these tasks:\n{}\n\n"
+TEACHER_SCORE = ("Question:\n{}\n\nAnswer:\n{}\n\nMark the answer from 0 to 10 in each of these: "
+                 "consistency, relevance, difficulty, code exists, correctness, form, clarity, "
+                 "comments, easy to learn. Answer with nine numbers separated by blanks.")
+
+
+def teacher_questions(url, documents, tokenizer, seed):
+    """Questions by an LLM teacher about snippets of training documents, equally many for each of
+    TEACHER_LANGUAGES. It is shown its last questions about the language, so that it does not repeat
+    itself (in the report, agents for each language have a memory; section 4.1)."""
+    rng = random.Random(f"{seed} snippets")
+    by_language = defaultdict(list)
+    for document in documents:
+        if document["language"] in TEACHER_LANGUAGES:
+            by_language[document["language"]].append(document)
+    languages = itertools.cycle(sorted(by_language))
+    questions = defaultdict(list)               # language -> its questions so far
+    for first in range(0, TEACHER_QUESTIONS if by_language else 0, TEACHER_ROUND):
+        round_languages = list(itertools.islice(
+            languages, min(TEACHER_ROUND, TEACHER_QUESTIONS - first)))
+        prompts = []
+        for language in round_languages:
+            ids = tokenizer.encode(rng.choice(by_language[language])["text"])
+            start = rng.randint(0, max(0, len(ids) - SNIPPET_TOKENS))   # not only at imports
+            snippet = tokenizer.decode(ids[start:start + SNIPPET_TOKENS])
+            earlier = "\n".join(questions[language][-MEMORY:])
+            prompts.append(user(TEACHER_QUESTION.format(
+                language=language, snippet=snippet,
+                earlier=EARLIER_QUESTIONS.format(earlier) if earlier else "")))
+        for language, question in zip(round_languages, ask_all(url, prompts, temperature=0.7)):
+            questions[language].append(question)
+    return [question for of_language in questions.values() for question in of_language]
+
+
+def teacher_conversations(url, documents, tokenizer, seed, checklist):
+    """Yield conversations: questions by an LLM teacher, its answers to each, and its scores of the
+    answers on the items of a checklist."""
+    questions = teacher_questions(url, documents, tokenizer, seed)
+    for number in range(TEACHER_ANSWERS):
+        answers = ask_all(url, [user(question) for question in questions], temperature=0.7,
+                          seed=number)
+        replies = ask_all(url, [user(TEACHER_SCORE.format(question, answer))
+                                for question, answer in zip(questions, answers)], temperature=0.0)
+        for question, answer, reply in zip(questions, answers, replies):
+            conversation = new_conversation(question, answer, "teacher")
+            scores = scores_in(reply, len(checklist))
+            if scores:                              # otherwise sft.set_score() gives them
+                conversation["scores"] = dict(zip(checklist, scores))
+            yield conversation
+
+
+def scores_in(reply, count):
+    """The scores from 0 to 1 in an LLM teacher's reply; None unless there are `count` of them."""
+    scores = [min(10, int(digits[:9])) / 10 for digits in re.findall(r"\d+", reply)]
+    return scores if len(scores) == count else None
