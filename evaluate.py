@@ -54,7 +54,8 @@ from support.plots import plot_infilling, plot_ladder, plot_needle
 from support.sandbox import REASONS, Grade, Sandbox, assemble, grades
 from tokenizer import ENDOFTEXT, TextStream
 
-TOKENS_AT_ONCE = 16384      # in a forward pass: enough to keep a device busy
+# Tokens of a forward pass: enough to keep the device busy, and little memory on a CPU
+TOKENS_AT_ONCE = 16384 if torch.cuda.is_available() else 4096
 LONGEST_SEQUENCE = 4096     # for bits per byte; longer ones take much time on a CPU
 CACHE_BYTES = 1 << 30       # for the keys and values of completions, in main memory
 LARGEST_BATCH = 256         # completions generated together, at most

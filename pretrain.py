@@ -515,7 +515,8 @@ def show_plan(args, phase, devices):
         memories[size] = parts, sum(plan().values())
         flops[size] = flops_per_token(config, parameter_count(model), one.seq_len)
     print_plan(f"GB on each of {devices} x {args.device}, sequences of {one.seq_len} tokens, "
-               f"--device-batch {one.device_batch}, {str(dtype)[6:]} activations, {args.optimizer}",
+               f"--device-batch {one.device_batch}, {str(dtype)[6:]} activations, {one.optimizer}"
+               + (f", LoRA of rank {args.lora}" if args.lora else ""),
                memories, flops, devices)
 
 
