@@ -430,16 +430,21 @@ def to_int8(x):
     return (x / scale).round_().to(torch.int8), scale
 
 
+def int8_matmul(x, int8, scale):
+    """x (tokens, n) times 8-bit weights (m, n) with scale (1, m) -> (tokens, m)."""
+    x8, x_scale = to_int8(x)                                                # (tokens, n)
+    sums = torch._int_mm(x8, int8.T)                                        # (tokens, m) int32
+    return (sums * x_scale * scale).to(x.dtype)
+
+
 class Int8Matmul(torch.autograd.Function):
-    """x (tokens, n) times 8-bit weights (m, n) with scale (1, m) -> (tokens, m). The gradient uses
-    the 8-bit weights and ignores that x was rounded; LoRA trains through it."""
+    """int8_matmul() for LoRA, which trains through it. The gradient uses the 8-bit weights and
+    ignores that x was rounded."""
 
     @staticmethod
     def forward(ctx, x, int8, scale):
         ctx.save_for_backward(int8, scale)
-        x8, x_scale = to_int8(x)                                            # (tokens, n)
-        sums = torch._int_mm(x8, int8.T)                                    # (tokens, m) int32
-        return (sums * x_scale * scale).to(x.dtype)
+        return int8_matmul(x, int8, scale)
 
     @staticmethod
     def backward(ctx, d_out):
@@ -468,7 +473,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", bias, persistent=False)                # (m,)
 
     def forward(self, x):
-        out = Int8Matmul.apply(x.flatten(0, -2), self.int8, self.scale)     # (tokens, m)
+        multiply = Int8Matmul.apply if torch.is_grad_enabled() else int8_matmul
+        out = multiply(x.flatten(0, -2), self.int8, self.scale)             # (tokens, m)
         if self.bias is not None:
             out = out + self.bias.to(x.dtype)
         return out.view(*x.shape[:-1], -1)
