@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from fim import (DTYPES, SPAN_TYPES, MiddleStream, argument_spans, block_spans, choose_span,
                  infill_prompt, load, newest_model, normalize, print_model, stop_ids,
-                 without_indentation)
+                 without_last_space)
 from model import default_device, generate, parameter_count
 from support.answers import code_block, final_number, first_line
 from support.benchmarks import benchmarks, find_problems, read_samples
@@ -315,7 +315,7 @@ def model_samples(model, tokenizer, name, problems, n=1, cache=None, guard=False
     contexts = None
     if guard and template["prompt"][0].startswith("<|fim_prefix|>"):
         contexts = [(problem["prompt"], problem["suffix"]) for problem in problems.values()]
-        problems = {name: {**problem, "prompt": without_indentation(problem["prompt"])}
+        problems = {name: {**problem, "prompt": without_last_space(problem["prompt"])}
                     for name, problem in problems.items()}
     prompts = [prompt_ids(model, tokenizer, template, problem) for problem in problems.values()]
     too_long = sum(len(ids) > T - new_tokens for ids in prompts)

@@ -219,7 +219,7 @@ def infill(model, tokenizer, prefix, suffix, max_new_tokens=64, guard=True, on_t
     if room < 4:                            # three special tokens and one id of text
         raise InputError(f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a "
                          f"context of {model.config.context_length}")
-    prompt_prefix = without_indentation(prefix) if guard else prefix
+    prompt_prefix = without_last_space(prefix) if guard else prefix
     prompt = infill_prompt(tokenizer, prompt_prefix, suffix, room, files=files, name=name,
                            path=path)
     stream = MiddleStream(tokenizer, prefix, suffix) if guard else TextStream(tokenizer)
@@ -240,26 +240,27 @@ def infill(model, tokenizer, prefix, suffix, max_new_tokens=64, guard=True, on_t
     return "".join(texts)
 
 
-def without_indentation(prefix):
-    """A prefix without its last line, if that line is only the indentation before the cursor.
+def without_last_space(prefix):
+    """A prefix without the space or tab right before a cursor that stands in the indentation.
 
     A tokenizer puts the last space before a word into the token of the word, so a prompt that ends
-    with this space is unlike anything the model has seen. It can write the indentation itself.
+    with this space is unlike nearly all that the model has seen. It can write the space itself.
+    After a word that made no difference.
     """
-    above, line_end, last_line = prefix.rpartition("\n")
-    return prefix if last_line.strip() else above + line_end
+    last_line = prefix.rpartition("\n")[2]
+    return prefix[:-1] if last_line and not last_line.strip() else prefix
 
 
 class MiddleStream(TextStream):
-    """The text of a middle as it is generated. The indentation that `without_indentation` removed
-    from the prompt is skipped when the model writes it again. The middle ends where `middle_end`
-    ends it, or where the same ids come three times in a row."""
+    """The text of a middle as it is generated. The space that `without_last_space` removed from the
+    prompt is skipped when the model writes it. The middle ends where `middle_end` ends it, or where
+    the same ids come three times in a row."""
 
     def __init__(self, tokenizer, prefix, suffix, stop_strings=()):
         super().__init__(tokenizer, stop_strings)
         self.prefix, self.suffix = normalize(prefix), normalize(suffix)
         self.ids = []
-        self.indentation = len(self.prefix) - len(without_indentation(self.prefix))
+        self.skip_space = without_last_space(self.prefix) != self.prefix
         self.middle = ""                        # all of it
         self.passed_on = 0                      # how many of its characters add() has returned
 
@@ -267,11 +268,9 @@ class MiddleStream(TextStream):
         if self.stopped and not final:
             return ""
         text = super().add(token_id, final)
-        while self.indentation and text[:1] in (" ", "\t"):
-            text = text[1:]
-            self.indentation -= 1
-        if text:                                # it has begun: further spaces are its own
-            self.indentation = 0
+        if self.skip_space and text:
+            text = text[1:] if text[0] in " \t" else text
+            self.skip_space = False
         self.middle += text
         self.ids.append(token_id)
         self.stopped = self.stopped or repeats(self.ids)
@@ -414,7 +413,7 @@ class Backend:
 
     def infill(self, prefix, suffix, room, stops, files=()):
         # editors do not send the path of the file, which the repository format needs
-        ids = infill_prompt(self.tokenizer, without_indentation(prefix), suffix, room, files,
+        ids = infill_prompt(self.tokenizer, without_last_space(prefix), suffix, room, files,
                             path="main")
         stream = MiddleStream(self.tokenizer, prefix, suffix, stops)
         return ids, stream, stop_ids(self.tokenizer)

@@ -312,9 +312,10 @@ IN_METHOD = "class Stack:\n    def push(self, item):\n        "
     ("print(", ")\n", "f(a)", "f(a)"),
     ("if ", " is None:\n", "x is None:\n    y", "x"),
     ("if ", " is None:\n", "x is None:", "x"),
-    # the indentation before the cursor is not part of the prompt, so the model writes it
-    (IN_METHOD, "\n", "        self.x = item", "self.x = item"),
-    (IN_METHOD, "\n", "            item = 1\n        self.x = 2\n        y", "    item = 1")])
+    # the space before the cursor is not part of the prompt, so the model writes it
+    (IN_METHOD, "\n", " self.x = item", "self.x = item"),
+    (IN_METHOD, "\n", "     item = 1\n        self.x = 2\n        y", "    item = 1"),
+    ("a\n\t", "\n", "\tx", "x"), ("return ", "\n", " x", " x")])
 def test_a_middle_ends_where_it_goes_on_too_far(infill_text, prefix, suffix, text, expected):
     """The stream passes on nothing that the rules cut off later."""
     assert infill_text(text, prefix, suffix) == expected
