@@ -795,8 +795,9 @@ def ask_and_grade(model, tokenizer, name, problems, stem, args):
     cache = Path(f"{stem}.batches.jsonl")
     if not args.resume:
         cache.unlink(missing_ok=True)
-    samples = model_samples(model, tokenizer, prompt, problems, args.n, cache, args.guard,
-                            seed=args.seed, temperature=args.temperature, top_p=args.top_p)
+    samples = model_samples(model, tokenizer, prompt, problems, n=args.n, cache=cache,
+                            guard=args.guard, seed=args.seed, temperature=args.temperature,
+                            top_p=args.top_p)
     rows = grade_samples(name, samples, problems, Path(f"{stem}.jsonl"), args)
     cache.unlink(missing_ok=True)
     scores = {**print_scores(name, rows, problems), "layers": layers}
