@@ -50,7 +50,7 @@ from tokenizer import ENDOFTEXT, PATTERN, TextStream, Tokenizer
 PREFIX, MIDDLE, SUFFIX = "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"
 REPO_NAME, FILE_SEP = "<|repo_name|>", "<|file_sep|>"
 FIM_RATE = 0.5              # not published; value from DeepSeek-Coder (arXiv 2401.14196, 3.1)
-# Types of spans and how often each is chosen. Not published; ours, measured (README)
+# Types of spans and how often each is chosen. Not published; ours, measured (docs/experiments.md)
 SPAN_TYPES = {"characters": 0.35, "lines": 0.25, "words": 0.1, "block": 0.2, "arguments": 0.1}
 FALLBACK = {"arguments": "lines", "block": "lines", "words": "characters", "lines": "characters"}
 MAX_LINES = 10              # in a span of type lines; value from ExecRepoBench

@@ -26,7 +26,7 @@ def blocks(page, language):
 
 
 def commands(page):
-    """The commands of a page that run one of the lessons, each a list of words from the script on."""
+    """The commands of a page that run a lesson, each a list of words from the script on."""
     found = []
     inline = re.findall(r"`((?:python|torchrun) [^`]+)`", FENCE.sub("", page.read_text()))
     for block in blocks(page, "bash") + [code.replace("\n", " ") for code in inline]:
