@@ -190,10 +190,11 @@ def candidate_pairs(signatures):
 
 
 def near_duplicates(signatures, load):
-    """For each document the index of the first near duplicate, which may be itself.
+    """For each document the index of the first near duplicate, which may be itself -> list.
 
-    load(i): the shingles of document i. Candidate pairs are verified (`jaccard` of at least NEAR)
-    and joined into groups, so that a chain of copies has one first document.
+    load(i): the shingles of document i. The pairs of candidate_pairs() are verified (`jaccard` of
+    at least NEAR) and joined into groups, so that a chain of copies has one first document: if 0
+    resembles 2, and 1 resembles 2, all three are a group, whose first document is 0.
     """
     first = list(range(len(signatures)))
 
@@ -508,7 +509,11 @@ def document_bounds(ids, end):
 
 
 def interleaved(weights):
-    """The kinds of a mixture {kind: weight} in turns, each spread as evenly as possible."""
+    """The kinds of a mixture {kind: weight} in turns, each spread as evenly as possible -> list.
+
+    The list is one round, which is then repeated: each kind occurs in it in proportion to its
+    weight, a positive integer. {"a": 20, "b": 10} -> ["a", "b", "a"].
+    """
     total = sum(weights.values())
     kinds = []
     used = Counter()
@@ -668,8 +673,8 @@ PROSE = {"py", "md", "markdown", "rst", "txt", "METADATA"}      # endings of fil
 SHORTEST_PROSE = 200                                            # characters; not published; ours
 
 
-def clean(file, batch, contamination):
-    """A file as {"text", "language"}, or as {"reason", "value"} if it is dropped."""
+def decoded(file, batch):
+    """A file as {"text", "language"}, or as {"reason", "value"} if it holds no text to train on."""
     ending = file.path.rpartition("/")[2].rpartition(".")[2]
     language = "text"
     if batch.kind == "code":
@@ -684,14 +689,22 @@ def clean(file, batch, contamination):
     text, reason = text_of(file, batch.kind, language, ending)
     if reason:
         return {"reason": reason, "value": None}
-    broken = broken_rule(text, language)
+    return {"text": text, "language": language}
+
+
+def clean(file, batch, contamination):
+    """A file as {"text", "language"}, or as {"reason", "value"} if it is dropped."""
+    row = decoded(file, batch)
+    if "reason" in row:
+        return row
+    broken = broken_rule(row["text"], row["language"])
     if broken:
         name, value = broken
         return {"reason": name, "value": value}
-    hit = contamination.hit(text)
+    hit = contamination.hit(row["text"])
     if hit:
         return {"reason": "contaminated", "value": hit}
-    return {"text": replace_private(text), "language": language}
+    return {"text": replace_private(row["text"]), "language": row["language"]}
 
 
 def text_of(file, kind, language, ending):
@@ -718,12 +731,17 @@ def text_of(file, kind, language, ending):
     return text, None if text.strip() else "empty"
 
 
+def describe(file, batch):
+    """What is known of a file without reading it, as the start of its row."""
+    path, repo = (name.encode(errors="replace").decode() for name in (file.path, file.repo))
+    return {"path": path, "repo": repo, "source": batch.source, "kind": batch.kind,
+            "bytes": file.size}
+
+
 def cleaned(batch, contamination):
     """Yield a row for each file of a batch: what is known of the file, and what `clean` gives."""
     for file in read_batch(batch):
-        path, repo = (name.encode(errors="replace").decode() for name in (file.path, file.repo))
-        yield {"path": path, "repo": repo, "source": batch.source, "kind": batch.kind,
-               "bytes": file.size, **clean(file, batch, contamination)}
+        yield {**describe(file, batch), **clean(file, batch, contamination)}
 
 
 def documents(source, dropped=None, contamination=None):
@@ -738,17 +756,18 @@ def documents(source, dropped=None, contamination=None):
                 dropped.append(row)
 
 
+def fingerprints(text):
+    """What is needed to find duplicates of a text. `same` ignores blanks at the ends of lines."""
+    same = "\n".join(line.rstrip() for line in text.split("\n")).strip()
+    return {"text_bytes": len(text.encode()), "same": hashlib.sha256(same.encode()).digest(),
+            "signature": signature(shingles(text))}
+
+
 def clean_batch(batch, benchmark_files):
-    """The rows of a batch; those of documents include what is needed to find duplicates."""
-    rows = []
-    for row in cleaned(batch, load_contamination(benchmark_files)):
-        if "text" in row:
-            text = row["text"]
-            same = "\n".join(line.rstrip() for line in text.split("\n")).strip()
-            row["text_bytes"] = len(text.encode())
-            row["same"] = hashlib.sha256(same.encode()).digest()
-            row["signature"] = signature(shingles(text))
-        rows.append(row)
+    """The rows of a batch; those of documents have fingerprints."""
+    rows = list(cleaned(batch, load_contamination(benchmark_files)))
+    for row in remaining(rows):
+        row.update(fingerprints(row["text"]))
     return rows
 
 
@@ -872,10 +891,9 @@ def default_benchmarks():
     return [path for path in sorted(files) if Path(path).exists()]
 
 
-def build_corpus(batches, sources, benchmark_files, workers, teacher):
-    """Clean, filter and split -> (all rows, {part: documents}, a dict per grounding stage)."""
-    clean_one = functools.partial(clean_batch, benchmark_files=benchmark_files)
-    rows = [row for rows in in_processes(clean_one, batches, workers) for row in rows]
+def build_corpus(rows, sources, teacher=None):
+    """Drop duplicates, filter grounding, split -> (all rows, {part: documents}, a dict per
+    grounding stage). rows: of all files, those of documents with fingerprints."""
     dropped = [row for row in rows if "reason" in row]
     # of several copies the first is kept; grounding comes last, since a later stage may drop it
     rows = sorted(remaining(rows), key=lambda row: (
@@ -913,14 +931,16 @@ def prepare_data(out, sources, fresh=False, benchmark_files=None, workers=None, 
         benchmark_files = tuple(benchmark_files or default_benchmarks())
         batches = [batch for source in sources for batch in file_batches(source)]
         batches += teacher_batches
-        rows, parts, stages = build_corpus(batches, sources, benchmark_files,
-                                           workers or cores(), teacher)
-        manifest = {"sources": sources, "teacher": teacher,
-                    "benchmarks": [Path(file).name for file in benchmark_files],
-                    "rules": [rule.name for rule in RULES], "python": sys.version.split()[0],
-                    "data.py": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-                    "funnel": funnel(rows), "grounding": stages}
-        write_corpus(folder, rows, parts, manifest)
+        clean_one = functools.partial(clean_batch, benchmark_files=benchmark_files)
+        results = in_processes(clean_one, batches, workers or cores())
+        rows = [row for rows_of_batch in results for row in rows_of_batch]
+        rows, parts, stages = build_corpus(rows, sources, teacher)
+        write_corpus(folder, rows, parts, {
+            "sources": sources, "teacher": teacher,
+            "benchmarks": [Path(file).name for file in benchmark_files],
+            "rules": [rule.name for rule in RULES], "python": sys.version.split()[0],
+            "data.py": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            "funnel": funnel(rows), "grounding": stages})
     return made_from(folder, expected)
 
 

@@ -133,8 +133,10 @@ FORMAT = 2                  # of out/preferences_N; an older one is refused
 
 
 def closest(passed, failed, most=PAIRS_PER_TASK):
-    """Pairs of an answer that passed and one that failed, the most similar first; no answer is used
-    twice. The fewer the differences, the clearer why one of them failed."""
+    """At most `most` pairs of an answer that passed and one that failed: the most similar pair,
+    then the most similar one of the answers that are left, and so on; no answer is used twice. The
+    fewer the differences, the clearer why one of them failed. Similarity: `edit_similarity` of
+    their words."""
     words = {text: re.findall(r"\w+|[^\w\s]", text) for text in passed + failed}
     ranked = sorted(itertools.product(passed, failed), reverse=True,
                     key=lambda pair: edit_similarity(*(words[text] for text in pair)))

@@ -174,7 +174,7 @@ def answer_bits(model, prompts, answers):
 
 def edit_similarity(text, target):
     """100 x 2 M / T, where M is the length of the longest common subsequence and T the sum of both
-    lengths (InDel ratio)."""
+    lengths (InDel ratio); 100 if both are empty. text, target: strings, or lists of words."""
     if not text and not target:
         return 100.0
     # row[j]: the longest common subsequence of what was read of the text and target[:j]

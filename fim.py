@@ -89,7 +89,11 @@ def fim_document(text, rng):
 def choose_span(text, span_type, rng):
     """Choose a span of one of SPAN_TYPES in a text -> (start, end), in characters.
 
-    If the text has no span of that type, one of its FALLBACK type is chosen.
+    characters: both ends are uniform in 0 ... len(text). words: 1 to MAX_WORDS consecutive matches
+    of PATTERN. lines: 1 to MAX_LINES consecutive matches of LINE, so the last line feed stays in
+    the suffix. block, arguments: one of block_spans() or argument_spans(). Lines and blocks may
+    start after their indentation, which an editor may already have inserted. If the text has no
+    span of the type, one of its FALLBACK type is chosen. rng: a numpy Generator.
     """
     if span_type == "characters":
         return tuple(sorted(rng.integers(0, len(text) + 1, size=2).tolist()))

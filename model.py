@@ -186,7 +186,11 @@ def rotary_frequencies(config):
 
 def rotate(x, cos, sin):
     """Rotate each pair of channels (i, i + d/2) of x (B, T, H, d): (x1, x2) becomes
-    (x1 cos - x2 sin, x2 cos + x1 sin). cos and sin come from Decoder.rotary(): (B, T, 1, d)."""
+    (x1 cos - x2 sin, x2 cos + x1 sin).
+
+    cos and sin come from Decoder.rotary(): (B, T, 1, d), the d/2 angles twice. The first half of
+    `sin` holds -sin, the second half +sin.
+    """
     swapped = x.roll(x.shape[-1] // 2, dims=-1)                             # (x2, x1)
     return torch.addcmul(x * cos, swapped, sin)         # the first half of sin is negative
 
@@ -642,10 +646,12 @@ class KVCache:
 
 
 def sample(logits, temperature, top_k, top_p, uniform):
-    """Draw one id per sequence: logits (B, V), uniform: B random numbers in [0, 1) -> (B,).
+    """Draw one id per sequence: logits (B, V) -> (B,).
 
-    Temperature 0 takes the most likely id. top_k keeps only the k most likely ids (0: all). top_p
-    keeps only the smallest set of most likely ids whose probabilities reach it.
+    uniform: for each sequence a tensor (1,) with a random number in [0, 1), as a list or stacked
+    (B, 1); not used at temperature 0, which takes the most likely id. top_k keeps only the k most
+    likely ids (0: all), whose probabilities are then divided by their sum. top_p keeps only the
+    smallest set of most likely ids whose probabilities reach it, at least one.
     """
     if temperature == 0:
         return logits.argmax(-1)

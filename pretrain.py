@@ -78,7 +78,11 @@ def next_token_loss(model, batch):
 
 
 def learning_rate(step, steps, peak, warmup=WARMUP, decay=DECAY):
-    """Linear warmup, constant, then linear decay to zero over the last part of the run."""
+    """Linear warmup, constant, then linear decay to zero over the last part of the run.
+
+    step counts from 0. warmup, decay: shares of `steps`, which stand for w and d steps, at least
+    1. The first step has the rate peak / w, the last one peak / d: none is 0.
+    """
     rise = (step + 1) / max(1, warmup * steps)              # 1 once the warmup is over
     fall = (steps - step) / max(1, decay * steps)           # below 1 once the decay has begun
     return peak * min(1, rise, fall)
@@ -88,10 +92,12 @@ def one_step(model, optimizers, device_batches, loss_fn, count, lr):
     """Forward and backward over the batches of a step, then one update -> (sums, gradient norm).
 
     device_batches: this process's share of the step, in batches of --device-batch sequences. count:
-    the number of targets of the whole step, over which the loss is averaged. lr: the learning rate,
-    which each parameter group multiplies by its `scale`. sums: of the loss and of each metric. The
-    results are tensors on the device: reading them would make the CPU wait for the GPU, so the
-    caller reads them one step later.
+    the number of targets of the whole step, over which the loss is averaged. loss_fn: as in
+    train(). lr: the learning rate, which each parameter group multiplies by its `scale`, if it has
+    one. Gradients are clipped to the norm CLIP (with WORLD processes FSDP has averaged them; here
+    they are summed) and are cleared after the update. sums: a dict with the sum of "loss" and of
+    each metric over the batches. norm: before clipping. The results are tensors on the device:
+    reading them would make the CPU wait for the GPU, so the caller reads them one step later.
     """
     device = model.head.device
     sums = {}
@@ -176,7 +182,8 @@ def orthogonalize(matrix, dtype):
 
     An iteration replaces x = U S V^T by a x + b (x x^T) x + c (x x^T)^2 x, which is U p(S) V^T with
     p(s) = a s + b s^3 + c s^5: all directions U and V stay. With the a, b and c of NEWTON_SCHULZ,
-    small s grow fast, and those above 0.01 end between 0.68 and 1.14.
+    small s grow fast, and those above 0.01 end between 0.68 and 1.14. It starts from the matrix
+    divided by its norm (all s are then at most 1; larger ones would diverge), in dtype.
     """
     a, b, c = NEWTON_SCHULZ
     wide = matrix.size(0) <= matrix.size(1)                 # else transpose: a smaller x x^T

@@ -69,8 +69,8 @@ def chat_ids(tokenizer, messages, tools=None, last_turn=False, published_mask=Fa
     """A conversation in ChatML -> (ids, learned): learned[i] tells whether ids[i] is a target.
 
     Targets are the text of the assistant and the <|im_end|> after it. Turns with "weight": 0 have
-    none; with last_turn, only the last turn has any. published_mask: as in the released script, the
-    <|im_start|>, <|im_end|> and line feeds of all turns are targets, too.
+    none; with last_turn, only the last message has any. published_mask: as in the released script,
+    the <|im_start|>, the <|im_end|> and the line feed after it are targets in all turns, too.
     """
     learn_turns = iter([is_learned(turn) and (turn is messages[-1] or not last_turn)
                         for turn in messages if turn["role"] == "assistant"])   # one per answer

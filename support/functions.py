@@ -50,8 +50,10 @@ def documented_functions(text):
 
 
 def mutated(code, rng):
-    """A function with one operator (MUTATIONS), integer or truth value changed, and otherwise the
-    same text; None if it has none of these."""
+    """The source code of a function with one change, chosen by rng (random.Random): an operator
+    becomes another (MUTATIONS), an integer grows by one, or a truth value is negated. Other lines,
+    and comments, keep their text. None if there is nothing to change, or a character is not ASCII
+    (`ast` counts columns in bytes)."""
     if not code.isascii():                                  # ast counts columns in bytes
         return None
     candidates = []

@@ -187,6 +187,10 @@ def test_the_first_of_a_chain_of_copies_remains():
     chain = [values[:100], values[10:110], values[20:120], values[30:130]]      # 0.82 to the next
     first = near_duplicates(np.array([signature(v) for v in chain]), lambda i: chain[i])
     assert first == [0, 0, 0, 0] and jaccard(chain[0], chain[3]) < 0.7
+    # 0 and 1 are joined only later, by 2, which resembles both
+    joined = [chain[0], chain[2], chain[1]]
+    assert near_duplicates(np.array(list(map(signature, joined))), joined.__getitem__) == [0, 0, 0]
+    assert jaccard(chain[0], chain[2]) < 0.7
     same = np.zeros((50, BANDS * ROWS), np.uint32)              # a bucket of many documents
     assert len(data.candidate_pairs(same)) == sum(49 - i for i in range(32))
 

@@ -32,7 +32,7 @@ WORDS = ["def f(x):", "\n", "    ", "return", " ", "日本", "☃", "\r\n", "e\u
          "<|fim_middle|>", "<|endoftext|>", "(", ")", "\ufeff", "if x:\n        pass", "\0", "😀"]
 
 
-def test_a_document_survives_splitting_and_encoding(small_tokenizer):
+def test_the_file_format_keeps_every_character(small_tokenizer):
     rng = np.random.default_rng(0)
     special = small_tokenizer.special
     for _ in range(500):

@@ -127,6 +127,11 @@ def test_the_mask_shows_the_past_of_the_same_document():
                              [False, False, True, False], [False, False, True, True]]
     later = attention_mask(starts[:, 2:], 4, torch.float32)[0, 0] == 0      # the last two queries
     assert later.tolist() == seen[2:].tolist()
+    # each sequence has its own documents; what is not seen is -inf
+    mask = attention_mask(torch.tensor([[0, 0, 2], [0, 1, 1]]), 3, torch.float64)
+    assert mask.shape == (2, 1, 3, 3) and mask.dtype == torch.float64
+    assert mask[0, 0, 2].tolist() == [-float("inf"), -float("inf"), 0]
+    assert mask[1, 0, 2].tolist() == [-float("inf"), 0, 0]
 
 
 @pytest.mark.parametrize("change,given", [

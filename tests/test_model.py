@@ -88,6 +88,15 @@ def test_generation_with_a_cache_equals_naive_generation(small_model):
         assert generate(small_model, [prompt], 20) == [ids]
 
 
+def test_logits_with_a_cache_are_those_without(small_model):
+    """Read in parts of several sizes; a wrong position would change the logits of later tokens."""
+    ids = torch.tensor([PROMPTS[1] * 4])                                        # (1, 28)
+    cache = small_model.new_cache(torch.zeros(1, 1, dtype=torch.long))
+    with torch.no_grad():
+        parts = [small_model(part, cache=cache) for part in ids.split([9, 1, 1, 12, 5], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), small_model(ids), atol=1e-5, rtol=0)
+
+
 def test_samples_of_a_prompt_share_its_forward_pass(small_model, monkeypatch):
     shapes = []
     forward = CausalLM.forward
