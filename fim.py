@@ -184,7 +184,7 @@ def argument_spans(text):
 
 def fim_ids(tokenizer, prefix_ids, suffix_ids, middle_ids=()):
     """The file format, without the final <|endoftext|>. The three parts must have been encoded
-    separately, because at inference the middle is unknown when the others are encoded."""
+    separately, because at inference the middle is unknown when prefix and suffix are encoded."""
     prefix, middle, suffix = (tokenizer.special[name] for name in (PREFIX, MIDDLE, SUFFIX))
     return [prefix, *prefix_ids, suffix, *suffix_ids, middle, *middle_ids]
 
@@ -245,7 +245,7 @@ def infill(model, tokenizer, prefix, suffix, max_new_tokens=64, guard=True, on_t
 
 
 def without_last_space(prefix):
-    """A prefix without the space or tab right before a cursor that stands in the indentation.
+    """A prefix without the space or tab right before a cursor inside the indentation.
 
     A tokenizer puts the last space before a word into the token of the word, so a prompt that ends
     with this space is unlike nearly all that the model has seen. It can write the space itself.
@@ -265,7 +265,7 @@ class MiddleStream(TextStream):
         self.prefix, self.suffix = normalize(prefix), normalize(suffix)
         self.ids = []
         self.skip_space = without_last_space(self.prefix) != self.prefix
-        self.middle = ""                        # all of it
+        self.middle = ""                        # so far
         self.passed_on = 0                      # how many of its characters add() has returned
 
     def add(self, token_id, final=False):
@@ -284,7 +284,7 @@ class MiddleStream(TextStream):
             self.middle = self.middle[:end]
         elif not (final or self.stopped):       # more may come, and some of this may be cut off
             end = self.certain()
-        new = self.middle[self.passed_on:end]   # None: all of it
+        new = self.middle[self.passed_on:end]   # None: to the end
         self.passed_on += len(new)
         return new
 

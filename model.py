@@ -427,8 +427,8 @@ def to_int8(x):
     """x (..., n) as int8 and one scale for each row, (..., 1): x is about int8 * scale.
 
     A row's largest number becomes 127 or -127. The error of each number is at most half a scale, so
-    in a row with one very large number the others lose most of their precision. A row is only the
-    weights of one output, or one token, so this costs little.
+    in a row with one very large number all other numbers lose most of their precision. A row is
+    only the weights of one output, or one token, so this costs little.
     """
     scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-8) / 127
     return (x / scale).round_().to(torch.int8), scale
@@ -688,7 +688,7 @@ def generate(model, prompts, max_new_tokens, samples=1, temperature=0.0, top_k=0
                   for seed in seeds or range(len(outputs))]
 
     def accept(i, token):
-        """Take the next id of sample i -> whether the sample goes on."""
+        """Take the next id of sample i -> whether the sample continues."""
         if token not in stop_ids:
             outputs[i].append(token)
             ended = on_token is not None and on_token(i, token)

@@ -80,8 +80,8 @@ def next_token_loss(model, batch):
 def learning_rate(step, steps, peak, warmup=WARMUP, decay=DECAY):
     """Linear warmup, constant, then linear decay to zero over the last part of the run.
 
-    step counts from 0. warmup, decay: shares of `steps`, which stand for w and d steps, at least
-    1. The first step has the rate peak / w, the last one peak / d: none is 0.
+    step counts from 0. warmup, decay: shares of `steps`; with w and d steps (at least 1) of each,
+    the first step has the rate peak / w, the last one peak / d, and no step has 0.
     """
     rise = (step + 1) / max(1, warmup * steps)              # 1 once the warmup is over
     fall = (steps - step) / max(1, decay * steps)           # below 1 once the decay has begun

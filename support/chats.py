@@ -204,7 +204,7 @@ def normalize_conversation(row):
 
 
 def split_system(turns):
-    """Turns -> (a list with the system message that they begin with, if any; the other turns)."""
+    """Turns -> (a list with the system message that they begin with, if any; all other turns)."""
     count = 1 if turns and turns[0]["role"] == "system" else 0
     return turns[:count], turns[count:]
 

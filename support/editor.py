@@ -98,7 +98,7 @@ DISTINCT = 4                # word characters a line needs to be recognized in t
 
 
 def middle_end(middle, prefix, suffix, final=False):
-    """Where to end a middle that goes on too far, in characters; None if it has not, so far.
+    """Where to end a middle that is too long, in characters; None if it has not, so far.
 
     Models often do not stop by themselves, instruct models hardly ever. At a cursor inside a line
     the middle ends with its line, and earlier where it reaches the text after the cursor. Between

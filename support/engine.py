@@ -7,7 +7,7 @@ import time
 
 import torch
 
-BATCH_SIZE = 8              # requests that are answered together; the others wait
+BATCH_SIZE = 8              # requests that are answered together; further ones wait
 RECENT = 4                  # prompts whose keys and values are kept
 
 
@@ -29,7 +29,7 @@ class Generation:
         self.cancelled = False
 
     def accept(self, token):
-        """Take the next token -> whether the generation goes on."""
+        """Take the next token -> whether the generation continues."""
         self.started = self.started or time.monotonic()
         if self.cancelled or token in self.stop_ids:
             return self.end("stop")
