@@ -840,13 +840,14 @@ def split(rows):
     (train, validation).
 
     With `packages` the modules are those of the standard library only, so that every size is
-    measured on the same text. A corpus of one module is split by file. The prose of a module goes
-    where its code goes; mathematics, and text from sources without code, is split by file.
+    measured on the same text. Where modules are too large, as in most projects of one's own, files
+    are chosen instead. The prose of a module goes where its code goes; mathematics, and text from
+    sources without code, is split by file.
     """
     def location(row):
         return row["source"].removeprefix(row["kind"] + ":")
 
-    def module(row):
+    def unit(row, by_module):
         return location(row), row["path"].split("/")[0] if by_module else row["path"]
 
     def hash_of(name):
@@ -854,22 +855,25 @@ def split(rows):
 
     code = [row for row in rows if row["kind"] == "code"]
     candidates = [row for row in code if row["source"] == "stdlib"] or code
-    by_module = len({row["path"].split("/")[0] for row in candidates}) > 1
-    sizes = Counter()
-    for row in candidates:
-        sizes[module(row)] += row["text_bytes"]
-    room = VALIDATION_SHARE * sizes.total()
-    chosen = set()
-    for name in sorted(sizes, key=hash_of):
-        if sizes[name] <= room:
-            chosen.add(name)
-            room -= sizes[name]
+    for by_module in (True, False):
+        sizes = Counter()
+        for row in candidates:
+            sizes[unit(row, by_module)] += row["text_bytes"]
+        share = VALIDATION_SHARE * sizes.total()
+        room = share
+        chosen = set()
+        for name in sorted(sizes, key=hash_of):
+            if sizes[name] <= room:
+                chosen.add(name)
+                room -= sizes[name]
+        if room < share / 2:                                # enough to measure on
+            break
     if not chosen and len(sizes) > 1:
         chosen = {min(sizes, key=sizes.get)}
     code_locations = {location(row) for row in rows if row["kind"] in ("code", "grounding")}
     train, validation = [], []
     for row in rows:
-        is_validation = module(row) in chosen
+        is_validation = unit(row, by_module) in chosen
         has_no_code = row["kind"] == "text" and location(row) not in code_locations
         if row["kind"] == "math" or has_no_code:
             is_validation |= hash_of(row["path"])[0] < 256 * VALIDATION_SHARE

@@ -166,8 +166,9 @@ def problems_of_file(path, counts):
     """The problems of --problems that share no text with a benchmark or with MBPP's test split."""
     problems, ids = training_problems(path)
     contamination = Contamination([*default_benchmarks(), path], skip=ids)
-    clean = [problem for problem in problems
-             if not contamination.hit(problem["prompt"] + problem["canonical_solution"])]
+    clean = [problem for problem in problems         # a solution is not needed
+             if not contamination.hit(problem["prompt"]
+                                      + (problem.get("canonical_solution") or ""))]
     counts.update({"problems": len(problems), "contaminated": len(problems) - len(clean)})
     return clean
 

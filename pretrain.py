@@ -414,7 +414,8 @@ def training_flags(parser):
     add("--device-batch", type=int, help="sequences in a forward pass")
     add("--seq-len", type=int, help="tokens per sequence")
     add("--lora", type=int, metavar="RANK", help="freeze the weights of --init and train small "
-        "updates of this rank, such as 16: less memory and time")
+        "updates of this rank, such as 16: less memory and time (default size: 50 steps of 4,096 "
+        "tokens in sequences of 512)")
     add("--int8", action="store_true", help="with --lora: frozen weights in 8 bits, on a CPU")
     # how
     add("--lr", type=float, help="peak learning rate")

@@ -1,5 +1,6 @@
 """pytest tests/test_data.py"""
 
+import itertools
 import json
 import random
 import re
@@ -377,6 +378,13 @@ def test_a_corpus_of_one_module_is_split_by_file():
         split(rows_of("code", "s", ["a.py"]))
 
 
+def test_a_project_with_one_large_folder_is_split_by_file():
+    """Else a single setup.py would be all there is to measure on."""
+    paths = [f"src/f{i}.py" for i in range(90)] + [f"tests/t{i}.py" for i in range(9)]
+    train, validation = split(rows_of("code", "s", [*paths, "setup.py"]))
+    assert 3 <= len(validation) <= 5 and {d["path"][:3] for d in validation} & {"src"}
+
+
 def test_packages_do_not_change_the_validation_set():
     packages = rows_of("code", "packages", [f"p{i}/a.py" for i in range(40)])
     text = rows_of("text", "text:packages", [f"p{i}/a.py" for i in range(40)])
@@ -428,18 +436,16 @@ def test_every_file_is_accounted_for(folder_with_copies, tmp_path, monkeypatch):
     assert (tmp_path / "out/data/funnel.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_training_text_like_a_validation_document_is_dropped(code_folder, tmp_path):
+def test_training_text_like_a_validation_document_is_dropped(code_folder):
     """At a similarity from 0.5 to 0.7: no duplicate, but too near to the validation set."""
-    manifest = prepare_data(tmp_path / "out", [code_folder])
-    [document, *_] = load_documents(tmp_path / "out", "validation")
-    parts = document["text"].split("\n\n")[:18] + CODE.split("\n\n")
-    half = "\n\n".join(parts)
+    document, other = itertools.islice(documents(str(code_folder)), 2)
+    half = "\n\n".join(document["text"].split("\n\n")[:18] + CODE.split("\n\n"))
     assert 0.5 < jaccard(shingles(half), shingles(document["text"])) < 0.7
-    other_module = "b" if document["path"].startswith("a") else "a"
-    (code_folder / other_module / "half.py").write_text(half)
-    again = prepare_data(tmp_path / "new", [code_folder])
-    assert again["validation"]["sha256"] == manifest["validation"]["sha256"]
-    assert again["funnel"]["reason"]["like a validation document"]["documents"] == 1
+    train = [{**other, "text": half}, other]
+    data.drop_near_validation(train, [document])
+    assert (train[0]["reason"], train[0]["value"]) == ("like a validation document",
+                                                       document["path"])
+    assert "reason" not in other
 
 
 def test_finished_stages_are_not_repeated(code_folder, tmp_path):

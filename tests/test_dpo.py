@@ -214,6 +214,16 @@ def test_pairs_from_problems_with_tests(out, monkeypatch, capsys):
     assert all(pair["prompt"][1]["content"].startswith("Can you complete") for pair in pairs)
 
 
+@pytest.mark.parametrize("solution", [{}, {"canonical_solution": None}])
+def test_problems_need_no_solution(tmp_path, solution):
+    problem = {"task_id": "my/0", "prompt": 'def double(x):\n    """Twice x."""\n',
+               "entry_point": "double", **solution,
+               "test": "def check(candidate):\n    assert candidate(2) == 4\n"}
+    (tmp_path / "problems.jsonl").write_text(json.dumps(problem))
+    [read] = dpo.problems_of_file(tmp_path / "problems.jsonl", {})
+    assert read["prompt"] == problem["prompt"]
+
+
 def test_pairs_of_a_file(out, monkeypatch, capsys):
     """They stay whatever their lengths; skipped rows are reported; other settings are refused."""
     path = out / "own.jsonl"
