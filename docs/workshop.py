@@ -27,6 +27,19 @@ COPIED = ["*.py", "README.md", "pyproject.toml", "requirements.txt", "support", 
 PLANTED = ".planted"            # in a copy: the number of its bug
 TRAIN = "python pretrain.py --phase file --steps 60 --eval-every 20 --out run"
 INFILL = f"{TRAIN} && python evaluate.py --benchmark infilling --out run"
+TOKENIZER = "from tokenizer import Tokenizer; t = Tokenizer.train(['Hello'] * 9, 290); "
+FORMAT = (f'python -c "{TOKENIZER}from fim import fim_ids; '
+          "print(t.decode(fim_ids(t, t.encode('before'), t.encode('after'))))\"")
+TARGETS = (f'python -c "{TOKENIZER}from sft import chat_ids; '
+           "ids, learned = chat_ids(t, [{'role': 'user', 'content': 'Hi'}, "
+           "{'role': 'assistant', 'content': 'Hello'}]); "
+           "print([t.decode([i]) for i, x in zip(ids, learned) if x])\"")
+MARGIN = ('python -c "from torch import tensor as x; from dpo import dpo_loss; '
+          'print(dpo_loss(x([-5.]), x([-9.]), x([-5.]), x([-5.])))"')
+WORDS = ('python -c "from tokenizer import Tokenizer, encode_word; '
+         "t = Tokenizer.train(['banana bandana cabana and a band'] * 9, 290); "
+         "ids = {token: i for i, token in enumerate(t.tokens)}; "
+         "print(encode_word(b'cabana', ids), t.encode('cabana'))\"")
 
 
 class Bug(NamedTuple):
@@ -84,8 +97,8 @@ BUGS = [
     Bug("fim.py", "return [prefix, *prefix_ids, suffix, *suffix_ids, middle, *middle_ids]",
         "return [prefix, *suffix_ids, suffix, *prefix_ids, middle, *middle_ids]",
         "Prefix and suffix are swapped, in training and at inference alike.",
-        "None as long as one's own models are used. A published checkpoint infills nonsense.",
-        "python fim.py show data.py", "tests/test_fim.py -k format"),
+        "The prompt has the suffix first; a published checkpoint would infill nonsense.",
+        FORMAT, "tests/test_fim.py -k format"),
     Bug("fim.py", "while open_blocks and indentation <= open_blocks[-1][0]:",
         "while open_blocks and indentation < open_blocks[-1][0]:",
         "A block does not end at a line that is indented like the line above the block.",
@@ -114,17 +127,17 @@ BUGS = [
     Bug("sft.py", "is_target = learn_turn or published_mask", "is_target = published_mask",
         "<|im_end|> after an answer is not a target: the model never learns to stop.",
         "Answers are right at first and then continue up to the limit.",
-        "python sft.py --build", "tests/test_sft.py -k 'targets or only_answers'"),
+        TARGETS, "tests/test_sft.py -k 'targets or only_answers'"),
     Bug("sft.py", "learn_turn = next(learn_turns) if role == \"assistant\" else False",
         "learn_turn = next(learn_turns) if role == \"assistant\" else True",
         "The text of questions is learned, too.",
         "The loss mixes questions and answers, and the model writes questions.",
-        "python sft.py --build", "tests/test_sft.py -k 'targets or only_answers'"),
+        TARGETS, "tests/test_sft.py -k 'targets or only_answers'"),
     Bug("dpo.py", "(policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)",
         "(policy_chosen - reference_chosen) - (reference_rejected - policy_rejected)",
         "The rejected answer's gain is added instead of subtracted: both become more likely.",
         "The loss falls, but rewards of rejected answers rise with those of chosen ones.",
-        "python dpo.py", "tests/test_dpo.py -k losses"),
+        MARGIN, "tests/test_dpo.py -k losses"),
     Bug("evaluate.py", "for i in range(n - c + 1, n + 1))", "for i in range(n - c, n))",
         "pass@k off by one: the product runs over the wrong numbers.",
         "pass@k is too high; for n = 10 and c = 1, pass@1 is not 10 %.",
@@ -137,7 +150,7 @@ BUGS = [
     Bug("tokenizer.py", "_, i = min(mergeable)", "_, i = max(mergeable)",
         "The reference encoder applies the latest merge first instead of the earliest one.",
         "Its ids differ from those of tiktoken, which Tokenizer.encode uses.",
-        "python tokenizer.py fim.py", "tests/test_tokenizer.py -k reference_encoding"),
+        WORDS, "tests/test_tokenizer.py -k reference_encoding"),
 ]
 
 EXERCISES = [           # file, function, its tests: arguments of pytest
@@ -203,7 +216,8 @@ def parse_args():
     parser = argparse.ArgumentParser(description="Plant a bug, or remove a function to write.")
     commands = parser.add_subparsers(dest="command", required=True)
     bug = commands.add_parser("bug", help="copy the project and plant a bug")
-    bug.add_argument("number", nargs="?", type=int, help=f"1 to {len(BUGS)} (default: at random)")
+    bug.add_argument("number", nargs="?", type=int, help=f"1 to {len(BUGS)} "
+                     "(default: at random, one with a visible symptom)")
     bug.add_argument("--copy", required=True, metavar="FOLDER", help="a new folder")
     reveal = commands.add_parser("reveal", help="show the bug of a copy")
     reveal.add_argument("folder")
@@ -221,7 +235,9 @@ def main():
         for file, function, tests in EXERCISES:
             print(f"{file:22} {function:16} python -m pytest -q {tests}")
     elif args.command == "bug":
-        number = args.number or random.randint(1, len(BUGS))
+        visible = [number for number, bug in enumerate(BUGS, 1)
+                   if not bug.symptom.startswith(("None", "Hardly"))]
+        number = args.number or random.choice(visible)
         if not 1 <= number <= len(BUGS):
             raise InputError(f"bug {number}: there are 1 to {len(BUGS)}")
         folder = copy_project(args.copy)
@@ -231,8 +247,9 @@ def main():
         print(f"Then: python docs/workshop.py reveal {folder}")
     elif args.command == "reveal":
         planted = Path(args.folder) / PLANTED
-        if not planted.exists():
-            raise InputError(f"{args.folder}: no copy made by `python docs/workshop.py bug`")
+        if not planted.exists() or Path(args.folder).resolve() == ROOT:
+            raise InputError(f"{args.folder}: no copy made by `python docs/workshop.py bug`; "
+                             "run `reveal` in the project, not in the copy")
         bug = BUGS[int(planted.read_text()) - 1]
         before = (ROOT / bug.file).read_text()
         after = before.replace(bug.before, bug.after)
