@@ -11,7 +11,7 @@ and which loss is used. How a batch is made is in data.py, the model in model.py
     python pretrain.py                            # size tiny: 6 to 25 minutes on 2 CPU cores
     torchrun --nproc-per-node 8 pretrain.py       # size small on the GPUs of one machine
     python pretrain.py --source ~/my/code --out mine
-    python pretrain.py --init FOLDER --lora 16 --source ~/my/code --out tuned   # half an hour
+    python pretrain.py --init FOLDER --lora 16 --source ~/my/code --out tuned   # docs/finetuning.md
     python pretrain.py --size mini                # an hour on 2 CPU cores
     python pretrain.py --plan 64 --device cuda    # what the published sizes would need; a second
 
