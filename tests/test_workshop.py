@@ -55,6 +55,9 @@ def test_a_bug_is_planted_and_revealed(tmp_path):
     planted = run_tool("bug", "18", "--copy", str(copy))
     assert planted.returncode == 0 and "pass_at_k(10, 1, 1)" in planted.stdout
     assert "range(n - c, n)" in (copy / "evaluate.py").read_text()
+    # these would name the bug: in the copy they fail for its number
+    assert not (copy / "docs/workshop.py").exists()
+    assert not (copy / "tests/test_workshop.py").exists()
     assert "range(n - c + 1, n + 1)" in (ROOT / "evaluate.py").read_text()
     revealed = run_tool("reveal", str(copy)).stdout
     assert "-    return 1.0 - math.prod(1 - k / i for i in range(n - c + 1, n + 1))" in revealed
@@ -62,9 +65,20 @@ def test_a_bug_is_planted_and_revealed(tmp_path):
     assert "off by one" in revealed and "test_evaluate.py -k pass_at_k" in revealed
 
 
+def test_an_exercise_is_made(tmp_path):
+    copy = tmp_path / "copy"
+    made = run_tool("exercise", "fim.py", "fim_ids", "--copy", str(copy))
+    assert made.returncode == 0 and "pytest -q tests/test_fim.py -k format" in made.stdout
+    assert (copy / "fim.py").read_text().count("raise NotImplementedError") == 1
+    assert "raise NotImplementedError" not in (ROOT / "fim.py").read_text()
+    assert len(run_tool("list").stdout.splitlines()) == len(workshop.EXERCISES)
+
+
 def test_bad_input(tmp_path):
     (tmp_path / "file").write_text("mine")
     for flags, message in [(["bug", "--copy", str(tmp_path)], "exists; give a new folder"),
+                           (["bug", "--copy", str(ROOT / "copy")], "is inside the project"),
+                           (["bug", "0", "--copy", str(tmp_path / "new")], "there are 1 to 20"),
                            (["bug", "21", "--copy", str(tmp_path / "new")], "there are 1 to 20"),
                            (["reveal", str(tmp_path)], "no copy made by"),
                            (["exercise", "fim.py", "main", "--copy", str(tmp_path / "new")],
