@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import (broken_rule, build_corpus, decoded, default_benchmarks,  # noqa: E402
                   describe, drop, fingerprints, load_contamination)
 from support.corpus import funnel, write_corpus  # noqa: E402
-from support.files import made_from, run, write_json  # noqa: E402
+from support.files import InputError, read_json, run, write_json  # noqa: E402
 from support.private_data import replace_private  # noqa: E402
 from support.sources import file_batches, read_batch  # noqa: E402
 
@@ -142,7 +142,8 @@ def main():
     if not logs.exists():
         logs.mkdir(parents=True)
         write_json(logs / "manifest.json", settings)
-    made_from(logs, settings)
+    if read_json(logs / "manifest.json") != settings:
+        raise InputError(f"{args.out} has other sources or workers; give another --out")
     cleaned = str(args.out / "cleaned")                     # between the stages: a file per task
     blocks = [ReadFiles(batches), EachFile(apply_rules), EachFile(decontaminate, benchmark_files),
               EachFile(replace_private_data), EachFile(add_fingerprints), JsonlWriter(cleaned)]
