@@ -462,6 +462,33 @@ def print_scores(name, rows, problems):
     return scores
 
 
+def pass_rates(results):
+    """The rows of a results file -> {task_id: the share of its samples that pass}."""
+    passed = defaultdict(list)
+    for _, row in read_rows(results):
+        if isinstance(row.get("task_id"), str) and isinstance(row.get("passed"), bool):
+            passed[row["task_id"]].append(row["passed"])
+    return {task_id: sum(values) / len(values) for task_id, values in passed.items()}
+
+
+def print_difference(baseline, results):
+    """Print how many more or fewer problems are solved than in an earlier results file. Most are
+    solved in both or in neither, so the interval of the difference is narrower than those of the
+    two scores."""
+    before, after = pass_rates(baseline), pass_rates(results)
+    differences = {task_id: after[task_id] - before[task_id] for task_id in after
+                   if task_id in before}
+    if not differences:
+        raise InputError(f"{baseline}: none of these problems is graded in it")
+    values = list(differences.values())
+    low, high = bootstrap(values)
+    print(f"  {sum(values) / len(values):+.4f} compared with {baseline} (95 % between {low:+.3f} and "
+          f"{high:+.3f}, {len(values)} problems)")
+    gained = [printable(task_id) for task_id in differences if differences[task_id] > 0]
+    lost = [printable(task_id) for task_id in differences if differences[task_id] < 0]
+    print(f"  better at {len(gained)}: {' '.join(gained)}\n  worse at {len(lost)}: {' '.join(lost)}")
+
+
 # ------------------------------------------------------------------------------------------------
 # Infilling: spans of each type in validation documents
 
@@ -741,6 +768,8 @@ def parse_args():
     add("--weak-sandbox", action="store_true", help="where the system has no sandbox: run programs "
         "under resource limits only")
     add("--model", help="checkpoint folder or hub name (default: newest in --out)")
+    add("--baseline", type=Path, metavar="FILE", help="results of an earlier run with the same "
+        "--benchmark, such as out/evaluate/NAME.jsonl: print the difference and its interval")
     add("--text", nargs="+", help="only bits per byte of these text files or .jsonl; with needle: "
         "the code around it")
     add("--out", default="out", help="root folder of the stages (default: out)")
@@ -755,6 +784,9 @@ def parse_args():
         raise InputError(f"--n {args.n}: equal samples at temperature 0; give --temperature 0.8")
     if args.problems and not args.benchmark:
         raise InputError("--problems: give the --benchmark of these problems")
+    if args.baseline and (args.benchmark in (None, "infilling", "needle")
+                          or not pass_rates(args.baseline)):
+        raise InputError("--baseline: needs a --benchmark, and a file with its graded samples")
     return args
 
 
@@ -770,6 +802,8 @@ def score(args):
     results = args.samples.with_name(f"{args.samples.name}_results.jsonl")
     rows = grade_samples(args.benchmark, samples, problems, results, args)
     print_scores(args.benchmark, rows, problems)
+    if args.baseline:
+        print_difference(args.baseline, results)
     print(f"written: {results}")
 
 
@@ -877,6 +911,8 @@ def main():
                 scores[f"infilling, {span_type}"] = values
         else:
             scores[name] = ask_and_grade(model, tokenizer, name, problems[name], stem, args)
+            if args.baseline:
+                print_difference(args.baseline, f"{stem}.jsonl")
     # with --benchmark beside its other files, else one file for all
     name = f"{model_name}_{args.benchmark}" if args.benchmark else model_name
     save_scores(target / f"{name}{ending}", scores, args)

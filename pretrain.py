@@ -574,7 +574,7 @@ def data_and_tokenizer(args):
         name = Path(args.out) / "tokenizer"
     sources = args.source
     manifest = Path(args.out) / "data" / "manifest.json"
-    if not sources and args.phase == "repository" and manifest.exists():
+    if not sources and (args.init or args.phase == "repository") and manifest.exists():
         sources = read_json(manifest).get("sources")
     if not sources:
         larger = [] if args.size in ("tiny", "mini") else ["packages", "text:packages"]

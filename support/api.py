@@ -5,7 +5,8 @@ import math
 from support.engine import Generation
 from support.files import InputError
 
-DEFAULT_TOKENS = 256        # of an answer, if the request sets no limit
+DEFAULT_TOKENS = 256        # of a completion or middle, if the request sets no limit
+CHAT_TOKENS = 2048          # of an answer in a chat, if the request sets no limit
 KINDS = {str: "text", int: "a whole number", (int, float): "a number", bool: "true or false",
          list: "a list"}
 
@@ -25,7 +26,8 @@ def new_generation(backend, make_prompt, body):
     number = (int, float)
     given = [name for name in ("max_tokens", "max_completion_tokens", "n_predict")
              if body.get(name) is not None]
-    max_tokens = field(body, given[0], int, None) if given else DEFAULT_TOKENS
+    default = CHAT_TOKENS if make_prompt is chat else DEFAULT_TOKENS
+    max_tokens = field(body, given[0], int, None) if given else default
     limit = backend.context_length // 2     # the other half is for the prompt
     if not 0 <= max_tokens <= limit:        # below 0 is llama.cpp's way to say: no limit
         max_tokens = limit

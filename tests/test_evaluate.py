@@ -358,6 +358,36 @@ def test_resumed_grading_ignores_damaged_rows(tmp_path, typed):
         assert json.loads(results.read_text()) == graded
 
 
+def test_comparison_with_a_baseline(tmp_path, typed):
+    (tmp_path / "p.jsonl").write_text((json.dumps(FIM_ROW) + "\n") * 4)     # py/1 to py/4
+    command = ["evaluate.py", "score", "--benchmark", "humaneval-fim", "--problems",
+               tmp_path / "p.jsonl", "--samples"]
+    answer = FIM_ROW["canonical_solution"]
+
+    def samples(name, answers):
+        (tmp_path / name).write_text("".join(
+            json.dumps({"task_id": f"py/{number}", "completion": text}) + "\n"
+            for number, text in enumerate(answers, 1)))
+        return tmp_path / name
+
+    typed(*command, samples("before", ["?", "?", answer, answer]))
+    after = samples("after", [answer, answer, "?", answer])
+    baseline = tmp_path / "before_results.jsonl"
+    low, high = bootstrap([1, 1, -1, 0])
+    assert typed(*command, after, "--baseline", baseline).stdout.endswith(
+        f"  +0.2500 compared with {baseline} (95 % between {low:+.3f} and {high:+.3f}, 4 problems)\n"
+        "  better at 2: py/1 py/2\n  worse at 1: py/3\n"
+        f"written: {tmp_path}/after_results.jsonl\n")
+
+    (tmp_path / "other").write_text(json.dumps({"task_id": "other", "passed": True}))
+    for arguments, problem in (
+            ([*command, after, "--baseline", after], "--baseline: needs"),        # is not graded
+            (["evaluate.py", "--baseline", baseline], "--baseline: needs"),
+            ([*command, after, "--baseline", tmp_path / "other"], "none of these problems")):
+        run = typed(*arguments)
+        assert run.returncode == 2 and problem in run.stderr
+
+
 def test_needle(model, small_tokenizer, tmp_path, monkeypatch):
     haystack = small_tokenizer.encode(CODE * 20)
     for depth in (0, 0.5, 1):

@@ -12,6 +12,7 @@ from conftest import CODE, SMALL, fill_weights
 
 from fim import MIDDLE, PREFIX, SUFFIX, Backend, infill
 from model import CausalLM, Config
+from support.api import FORMATS, new_generation
 from support.batching import Batch
 from support.engine import Engine, PromptCache
 from support.server import MAX_BODY, Server
@@ -119,6 +120,18 @@ def test_chat(server):
     assert last["choices"][0]["finish_reason"] and done == "[DONE]"
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     assert send(server, "/v1/chat/completions", {**CHAT, "tools": tools})[0] == 200
+
+
+def test_limits_of_requests_without_one(model_and_tokenizer):
+    backend = Backend(*model_and_tokenizer, "test")
+    chat, completion = FORMATS["/v1/chat/completions"][0], FORMATS["/v1/completions"][0]
+    short = {"prompt": "a", "messages": CHAT["messages"]}
+    assert new_generation(backend, completion, short).max_tokens == 256
+    assert new_generation(backend, chat, short).max_tokens == 256   # half of a context of 512
+    backend.context_length = 32_768
+    assert new_generation(backend, completion, short).max_tokens == 256
+    assert new_generation(backend, chat, short).max_tokens == 2048
+    assert new_generation(backend, chat, {**short, "max_tokens": 5}).max_tokens == 5
 
 
 def test_models_health_and_page(server):
