@@ -482,11 +482,11 @@ def print_difference(baseline, results):
         raise InputError(f"{baseline}: none of these problems is graded in it")
     values = list(differences.values())
     low, high = bootstrap(values)
-    print(f"  {sum(values) / len(values):+.4f} compared with {baseline} (95 % between {low:+.3f} and "
-          f"{high:+.3f}, {len(values)} problems)")
-    gained = [printable(task_id) for task_id in differences if differences[task_id] > 0]
-    lost = [printable(task_id) for task_id in differences if differences[task_id] < 0]
-    print(f"  better at {len(gained)}: {' '.join(gained)}\n  worse at {len(lost)}: {' '.join(lost)}")
+    print(f"  {sum(values) / len(values):+.4f} compared with {baseline} (95 % between {low:+.3f} "
+          f"and {high:+.3f}, {len(values)} problems)")
+    for word, sign in (("better", 1), ("worse", -1)):
+        changed = [printable(task_id) for task_id in differences if sign * differences[task_id] > 0]
+        print(f"  {word} at {len(changed)}: {' '.join(changed)}")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -375,7 +375,8 @@ def test_comparison_with_a_baseline(tmp_path, typed):
     baseline = tmp_path / "before_results.jsonl"
     low, high = bootstrap([1, 1, -1, 0])
     assert typed(*command, after, "--baseline", baseline).stdout.endswith(
-        f"  +0.2500 compared with {baseline} (95 % between {low:+.3f} and {high:+.3f}, 4 problems)\n"
+        f"  +0.2500 compared with {baseline} (95 % between {low:+.3f} and {high:+.3f}, "
+        "4 problems)\n"
         "  better at 2: py/1 py/2\n  worse at 1: py/3\n"
         f"written: {tmp_path}/after_results.jsonl\n")
 

@@ -251,7 +251,8 @@ def test_starting_from_a_checkpoint(finished, code, tmp_path):
     assert losses(tmp_path)[0] < losses(out)[0] - 0.5
     first, second = weights(out), weights(tmp_path)
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
-    flags = flags_of(tmp_path, code, "--init", str(out / "pretrain"), "--lr", "1e-9", "--steps", "2")
+    flags = flags_of(tmp_path, code, "--init", str(out / "pretrain"), "--lr", "1e-9",
+                     "--steps", "2")
     at = flags.index("--source")
     again = run_script(*flags[:at], *flags[at + 2:])            # with the corpus that is there
     assert again.returncode == 0 and "finished" in again.stdout, again.stderr
