@@ -497,9 +497,12 @@ def settings(args, phase, both=False):
 
 
 def show_plan(args, phase, devices):
-    """Print memory, time and cost of the published sizes, or of --size."""
+    """Print memory, time and cost of the published sizes, or of --size or the size of --init."""
     if devices < 1:
         raise InputError("--plan: must be at least 1")
+    if args.init and not args.size:
+        config = Config.from_json(hub_folder(args.init, weights=False) / "config.json")
+        args.size = size_of(config, args.device)
     sizes = [args.size] if args.size else [size for size in CONFIGS if size not in PRESETS["file"]]
     on_gpu = args.device == "cuda"              # which need not be in this machine
     dtype = torch.bfloat16
@@ -728,7 +731,7 @@ def main():
     add("--phase", choices=STAGES, help="file: single files; repository: then whole repositories "
         "in long sequences, into out/repository (default: both; file with --init)")
     add("--plan", type=int, metavar="N", help="print memory, days and cost of the published "
-        "sizes, or of --size, on N devices; train nothing")
+        "sizes, or of --size or --init, on N devices; train nothing")
     args = parser.parse_args()
     parse_mixture(args.mixture)
     if not 0 <= args.fim_rate <= 1:

@@ -507,6 +507,12 @@ def test_the_faster_dtype_is_chosen_and_kept_when_resuming(tmp_path, monkeypatch
     assert dtype_of_run(args, Config(**SMALL), tmp_path) == (torch.bfloat16, "--dtype")
 
 
+def test_plan_for_a_checkpoint(finished):
+    flags = ["pretrain.py", "--device", "cpu", "--dtype", "float32", "--plan", "1"]
+    of_checkpoint = run_script(*flags, "--init", str(finished[0] / "pretrain")).stdout
+    assert of_checkpoint == run_script(*flags, "--size", "tiny").stdout != run_script(*flags).stdout
+
+
 def test_plan():
     """Counted by hand for the 0.5B shape: 494,032,768 weights, 136,134,656 of them embeddings."""
     args = argparse.Namespace(device_batch=2, seq_len=1024, optimizer="muon", device="cuda",
