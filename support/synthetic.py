@@ -67,15 +67,14 @@ def grammar_programs():
 TEACHER_PROGRAM = (             # the report does not publish its prompts; ours
     "Here is a piece of a program:\n\n{snippet}\n\nWrite a short, self-contained Python program "
     "that has to do with it. It reads nothing, uses the standard library alone, and prints some "
-    "results. Answer with the program in a ```python block, and then exactly what it prints in a "
-    "```text block.")
+    "results. Answer with the program in a ```python block.")
 
 
 def teacher_programs(url, files):
     """Programs by an LLM teacher, each inspired by 40 lines of one of the files.
 
-    Yields FILES pairs (program, None), or (program, reason) if it is dropped: it must print in the
-    sandbox what the teacher said it prints (the report checks synthetic code with an executor).
+    Yields FILES pairs (program, None), or (answer, reason) if it is dropped: it must run in the
+    sandbox and print something (the report checks synthetic code with an executor).
     """
     conversations = []
     for number in range(FILES):
@@ -90,13 +89,17 @@ def teacher_programs(url, files):
         raise InputError(f"--teacher runs programs: {str(error).partition(';')[0]}") from None
     with contextlib.closing(sandbox):
         for answer in ask_all(url, conversations, temperature=0.7):
-            blocks = re.findall(r"^```\w*\n(.*?)^```", answer, re.DOTALL | re.MULTILINE)
-            if len(blocks) != 2:
-                yield answer, "program without a result"
-            elif sandbox.run(blocks[0]) != (blocks[1], "ok"):
-                yield blocks[0], "program prints something else"
+            block = re.search(r"^```\w*\n(.*?)^```", answer, re.DOTALL | re.MULTILINE)
+            if not block:
+                yield answer, "answer without a program"
+                continue
+            printed, outcome = sandbox.run(block[1])
+            if outcome != "ok":
+                yield block[1], "program fails"
+            elif not printed.strip():
+                yield block[1], "program prints nothing"
             else:
-                yield blocks[0], None
+                yield block[1], None
 
 
 TEACHER_SCORE = ("How well does this document explain its code to a reader who wants to learn "

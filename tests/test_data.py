@@ -101,11 +101,11 @@ def test_generated_programs_pass_their_tests():
 
 
 def test_programs_of_a_teacher(teacher, code_folder, tmp_path, monkeypatch):
-    """A program is kept if it prints what the teacher said."""
+    """A program is kept if it runs and prints something."""
     monkeypatch.setattr(synthetic, "FILES", 4)
     replies = ["Sure.\n```python\nprint(6 * 7)\n```\nIt prints:\n```text\n42\n```\n",
-               "```python\nprint(6 * 7)\n```\n```text\n43\n```", "I cannot.",
-               "```python\nimport os\nprint(os.listdir('/etc'))\n```\n```text\n[]\n```"]
+               "```python\nanswer = 6 * 7\n```", "I cannot.",
+               "```python\nprint(1)\nprint(open('/etc/passwd').read())\n```"]
     questions = []
     lock = threading.Lock()
 
@@ -118,7 +118,7 @@ def test_programs_of_a_teacher(teacher, code_folder, tmp_path, monkeypatch):
     manifest = prepare_data(tmp_path / "out", [code_folder], teacher=teacher.url)
     dropped = [row for _, row in read_rows(tmp_path / "out/data/dropped.jsonl")]
     assert Counter(row["reason"] for row in dropped) == {
-        "program prints something else": 2, "program without a result": 1}
+        "program prints nothing": 1, "program fails": 1, "answer without a program": 1}
     texts = [d["text"] for part in ("train", "validation")
              for d in load_documents(tmp_path / "out", part)]
     assert texts.count("print(6 * 7)\n") == 1 and len(texts) == 17
