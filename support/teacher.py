@@ -13,12 +13,15 @@ TEACHER_LANGUAGES = ("python", "javascript", "go", "java", "c++")   # of snippet
 TEACHER_ROUND = 25          # questions that are asked at once; ours
 MEMORY = 5                  # earlier questions of a language that the teacher is shown; ours
 SNIPPET_TOKENS = 1024       # of a snippet for the LLM teacher (report, section 4.1)
+QUESTION_TOKENS = 200       # of a question, at most; ours
 TEACHER_ANSWERS = 3         # to each question, of which the best is kept; not published; ours
 # The report does not publish its prompts; ours
-TEACHER_QUESTION = ("Here is a piece of a {language} program:\n\n{snippet}\n\nWrite one task for a "
-                    "programmer that has to do with it and can be solved by one self-contained "
-                    "{language} function. {earlier}Answer the task alone.")
-EARLIER_QUESTIONS = "It must differ from these tasks:\n{}\n\n"
+TEACHER_QUESTION = ("Here is a piece of a {language} program:\n\n{snippet}\n\nInspired by it, "
+                    "write one exercise for a programming course that asks for a self-contained "
+                    "{language} function. {earlier}State the exercise in one to three sentences, "
+                    "without code and without a solution. It begins with \"Write a {language} "
+                    "function that\".")
+EARLIER_QUESTIONS = "It must differ from these exercises:\n{}\n\n"
 TEACHER_SCORE = ("Question:\n{}\n\nAnswer:\n{}\n\nMark the answer from 0 to 10 in each of these: "
                  "consistency, relevance, difficulty, code exists, correctness, form, clarity, "
                  "comments, easy to learn. Answer with nine numbers separated by blanks.")
@@ -47,7 +50,8 @@ def teacher_questions(url, documents, tokenizer, seed):
             prompts.append(user(TEACHER_QUESTION.format(
                 language=language, snippet=snippet,
                 earlier=EARLIER_QUESTIONS.format(earlier) if earlier else "")))
-        for language, question in zip(round_languages, ask_all(url, prompts, temperature=0.7)):
+        replies = ask_all(url, prompts, temperature=0.7, max_tokens=QUESTION_TOKENS)
+        for language, question in zip(round_languages, replies):
             questions[language].append(question)
     return [question for of_language in questions.values() for question in of_language]
 
