@@ -82,6 +82,7 @@ def online_softmax(scores, values, tile=4):
 
     This is the loop of _forward() for one query and one channel. A tile is never seen again, yet
     the result is exact: whenever a larger score appears, the sums so far are scaled down to it.
+    scores, values: lists of floats; scores may be so large that e^score overflows.
     """
     top = -math.inf             # the largest score so far
     total = 0.0                 # sum of e^(score - top) so far

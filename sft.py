@@ -114,8 +114,14 @@ def answer_stop_ids(tokenizer):
 
 
 def packed_sequence(encoded, T, end):
-    """Conversations, each as (ids, learned), one after another in a sequence -> input_ids, targets
-    and document_starts, (T,) each. Like documents, they do not attend to one another."""
+    """Conversations, each as (ids, learned), one after another -> input_ids, targets and
+    document_starts, NumPy arrays of T integers each.
+
+    Conversations do not attend to one another: document_starts holds, for each token, the index at
+    which its conversation begins. The target of a token is the next one of its conversation, or
+    -100 if that one is not learned or does not exist. The rest is padding: a document of `end`
+    tokens without targets.
+    """
     sequence = Sequence()
     for ids, learned in encoded:
         # the target of a position is the id after it; the last position has none

@@ -67,10 +67,12 @@ def test_kernels_compile_well(case, tmp_path, monkeypatch):
 # ---- the reference implementations of attention, and the choice
 
 
+@pytest.mark.parametrize("shift", [0, 1000, -1000])      # e^1000 overflows, and e^-1000 is 0
 @pytest.mark.parametrize("tile", [1, 3, 4, 100])
-def test_online_softmax_is_exact(tile):
+def test_online_softmax_is_exact(tile, shift):
     generator = torch.Generator().manual_seed(0)
     scores, values = 30 * torch.randn(2, 11, generator=generator, dtype=torch.float64)
+    scores += shift
     expected = float(scores.softmax(0) @ values)
     result = kernels.online_softmax(scores.tolist(), values.tolist(), tile)
     assert result == pytest.approx(expected, rel=1e-12)

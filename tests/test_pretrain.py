@@ -292,11 +292,16 @@ def test_lora_trains_an_adapter_and_merges_it(finished, code, out):
                for name, weight in weights(out).items())
 
 
-def test_lora_with_8_bit_weights(finished, code, out):
+def test_lora_with_8_bit_weights_and_half_of_the_update(finished, code, out):
     base = finished[0] / "pretrain"
     flags = ["--init", str(base), "--lr", "0.003", "--steps", "4", "--lora", "4"]
     pretrain(out, code, *flags)
     exact = losses(out)
+    half = load_file(out / "pretrain" / "adapter" / "adapter_model.safetensors")
+    printed = pretrain(out, code, *flags, "--update-share", "1", "--fresh")
+    assert "saved with 100% of the update: bpb " in printed and losses(out) == exact
+    for name, weight in load_file(out / "pretrain/adapter/adapter_model.safetensors").items():
+        assert torch.equal(half[name], weight / 2 if "lora_B" in name else weight)
     pretrain(out, code, *flags, "--int8", "--fresh")
     assert losses(out) == pytest.approx(exact, abs=0.02) and losses(out) != exact
     before, after = load_model(base, "cpu").state_dict(), weights(out)

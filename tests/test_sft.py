@@ -72,6 +72,15 @@ def test_the_published_mask_and_what_ends_an_answer(small_tokenizer):
         special["<tool_call>"], special["</tool_call>"]}
 
 
+def test_packed_sequence_by_hand():
+    """A first id that is learned (--published-mask) is no target of the conversation before it."""
+    encoded = [([5, 6, 7, 8], [False, False, True, True]), ([9, 5, 6], [True, True, False])]
+    input_ids, targets, document_starts = packed_sequence(encoded, 9, 1)
+    assert input_ids.tolist() == [5, 6, 7, 8, 9, 5, 6, 1, 1]
+    assert targets.tolist() == [-100, 7, 8, -100, 5, -100, -100, -100, -100]
+    assert document_starts.tolist() == [0, 0, 0, 0, 4, 4, 4, 7, 7]
+
+
 def test_packed_loss_is_that_of_each_alone(small_tokenizer):
     torch.manual_seed(0)
     model = CausalLM(Config(32, 2, 4, 2, 48, vocab_size=small_tokenizer.vocab_size))
