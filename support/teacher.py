@@ -10,50 +10,39 @@ from support.llm_client import ask_all, user
 
 TEACHER_QUESTIONS = 200     # not published; ours
 TEACHER_LANGUAGES = ("python", "javascript", "go", "java", "c++")   # of snippets; ours
-TEACHER_ROUND = 25          # questions that are asked at once; ours
-MEMORY = 5                  # earlier questions of a language that the teacher is shown; ours
 SNIPPET_TOKENS = 1024       # of a snippet for the LLM teacher (report, section 4.1)
 QUESTION_TOKENS = 200       # of a question, at most; ours
 TEACHER_ANSWERS = 3         # to each question, of which the best is kept; not published; ours
 # The report does not publish its prompts; ours
 TEACHER_QUESTION = ("Here is a piece of a {language} program:\n\n{snippet}\n\nInspired by it, "
                     "write one exercise for a programming course that asks for a self-contained "
-                    "{language} function. {earlier}State the exercise in one to three sentences, "
+                    "{language} function. State the exercise in one to three sentences, "
                     "without code and without a solution. It begins with \"Write a {language} "
                     "function that\".")
-EARLIER_QUESTIONS = "It must differ from these exercises:\n{}\n\n"
 TEACHER_SCORE = ("Question:\n{}\n\nAnswer:\n{}\n\nMark the answer from 0 to 10 in each of these: "
                  "consistency, relevance, difficulty, code exists, correctness, form, clarity, "
                  "comments, easy to learn. Answer with nine numbers separated by blanks.")
 
 
 def teacher_questions(url, documents, tokenizer, seed):
-    """Questions by an LLM teacher about snippets of training documents, equally many for each of
-    TEACHER_LANGUAGES. It is shown its last questions about the language, so that it does not repeat
-    itself (in the report, agents for each language have a memory; section 4.1)."""
+    """Different questions by an LLM teacher about snippets of training documents, about equally
+    many for each of TEACHER_LANGUAGES. (In the report agents for each language have a memory of
+    their earlier questions, section 4.1; shown those, a teacher of 0.5B repeats them.)"""
     rng = random.Random(f"{seed} snippets")
     by_language = defaultdict(list)
     for document in documents:
         if document["language"] in TEACHER_LANGUAGES:
             by_language[document["language"]].append(document)
-    languages = itertools.cycle(sorted(by_language))
-    questions = defaultdict(list)               # language -> its questions so far
-    for first in range(0, TEACHER_QUESTIONS if by_language else 0, TEACHER_ROUND):
-        round_languages = list(itertools.islice(
-            languages, min(TEACHER_ROUND, TEACHER_QUESTIONS - first)))
-        prompts = []
-        for language in round_languages:
-            ids = tokenizer.encode(rng.choice(by_language[language])["text"])
-            start = rng.randint(0, max(0, len(ids) - SNIPPET_TOKENS))   # not only at imports
-            snippet = tokenizer.decode(ids[start:start + SNIPPET_TOKENS])
-            earlier = "\n".join(questions[language][-MEMORY:])
-            prompts.append(user(TEACHER_QUESTION.format(
-                language=language, snippet=snippet,
-                earlier=EARLIER_QUESTIONS.format(earlier) if earlier else "")))
-        replies = ask_all(url, prompts, temperature=0.7, max_tokens=QUESTION_TOKENS)
-        for language, question in zip(round_languages, replies):
-            questions[language].append(question)
-    return [question for of_language in questions.values() for question in of_language]
+    if not by_language:
+        return []
+    prompts = []
+    for language in itertools.islice(itertools.cycle(sorted(by_language)), TEACHER_QUESTIONS):
+        ids = tokenizer.encode(rng.choice(by_language[language])["text"])
+        start = rng.randint(0, max(0, len(ids) - SNIPPET_TOKENS))       # not only at imports
+        snippet = tokenizer.decode(ids[start:start + SNIPPET_TOKENS])
+        prompts.append(user(TEACHER_QUESTION.format(language=language, snippet=snippet)))
+    questions = ask_all(url, prompts, temperature=0.7, max_tokens=QUESTION_TOKENS)
+    return list(dict.fromkeys(question for question in questions if "```" not in question))
 
 
 def teacher_conversations(url, documents, tokenizer, seed, checklist):
