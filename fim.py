@@ -463,8 +463,9 @@ def serve(flags):
     engine = Engine(lambda: Batch(model), backend.choose)
     try:
         server = Server((args.host, args.port), backend, engine, page)
-    except OSError as error:
-        raise InputError(f"--port {args.port}: {error.strerror}; choose another one") from None
+    except (OSError, OverflowError) as error:               # taken, forbidden, or above 65535
+        problem = getattr(error, "strerror", None) or error
+        raise InputError(f"--host {args.host} --port {args.port}: {problem}") from None
     print(f"open http://{args.host}:{args.port}/, or give that address to an editor plug-in; "
           "Ctrl-C ends the server", flush=True)
     with server:

@@ -28,11 +28,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from datatrove.data import Document
-from datatrove.executor import LocalPipelineExecutor
-from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.readers import JsonlReader
-from datatrove.pipeline.writers import JsonlWriter
+
+try:
+    from datatrove.data import Document
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.base import PipelineStep
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.writers import JsonlWriter
+except ImportError as error:
+    sys.exit(f"{error}; pip install datatrove orjson")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

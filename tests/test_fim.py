@@ -362,6 +362,14 @@ def test_show(tmp_path, typed):
     assert result.returncode == 2 and "expected: python fim.py show FILE" in result.stderr
 
 
+def test_serving_at_a_port_that_does_not_exist(checkpoint, typed):
+    result = typed("fim.py", "serve", "--model", checkpoint, "--device", "cpu", "--dtype",
+                   "float32", "--port", "99999")
+    assert result.returncode == 2
+    assert result.stderr == ("fim.py: --host 127.0.0.1 --port 99999: bind(): port must be "
+                             "0-65535.\n")
+
+
 def test_newest_model(checkpoint, tmp_path):
     assert newest_model(tmp_path / "out") == checkpoint
     with pytest.raises(InputError, match="no finished model of dpo or sft or repository or pret"):
